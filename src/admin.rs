@@ -1,0 +1,1 @@
+//! Probes, metrics, state dump, on their own port.

@@ -1,0 +1,1 @@
+//! Composition root: the one place where real things are built, joined and spawned.

@@ -1,0 +1,38 @@
+//! hearth: warm, hibernating sandboxes for AI agents on one Kubernetes node.
+//!
+//! The house and its arrows are drawn in `docs/architecture.md` and enforced by `tests/arch.rs`.
+
+/// Probes, metrics, state dump.
+#[cfg(feature = "daemon")]
+pub mod admin;
+/// Types of `hearth.v1`, generated from `proto/hearth/v1`.
+#[cfg(feature = "daemon")]
+pub mod api;
+/// Composition root: the one place where real things are built, joined and spawned.
+#[cfg(feature = "daemon")]
+pub mod app;
+/// Freeze, thaw, usage of a sandbox's cgroup; v1 and v2.
+pub mod cgroup;
+/// Typed configuration of hearthd.
+#[cfg(feature = "daemon")]
+pub mod config;
+/// The one task that owns the machine, and the door to it.
+#[cfg(feature = "daemon")]
+pub mod driver;
+/// The channel to hearth-init.
+pub mod guest;
+/// The durable record.
+#[cfg(feature = "daemon")]
+pub mod journal;
+/// The pure core: decisions without I/O, clock or randomness.
+#[cfg(feature = "daemon")]
+pub mod machine;
+/// The runc-shaped command line of hearth-runsc.
+#[cfg(feature = "runsc")]
+pub mod ociwrap;
+/// gRPC services.
+#[cfg(feature = "daemon")]
+pub mod rpc;
+/// containerd and the runtime handlers.
+#[cfg(feature = "daemon")]
+pub mod runtime;

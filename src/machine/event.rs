@@ -1,0 +1,278 @@
+//! What the machine is told, and what it asks for.
+
+use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
+use super::record::Op;
+use super::refusal::Refusal;
+use super::spec::{ClaimRequest, Fence, PoolSet, Template};
+use super::view::{Answer, ClaimView};
+use std::sync::Arc;
+
+/// A call of a caller. Mutating calls carry their fence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// Claims.Claim; the members of a batch arrive one by one.
+    Claim(Fence, Box<ClaimRequest>),
+    /// Claims.Release.
+    Release(Fence, ClaimId),
+    /// Claims.Renew with the new ttl in milliseconds, 0: never expires.
+    Renew(Fence, ClaimId, u64),
+    /// Claims.Get.
+    Get(ClaimId),
+    /// Claims.List: of one pool or all, after an id, at most so many.
+    List {
+        /// Only this pool.
+        pool: Option<PoolName>,
+        /// Start after this id.
+        after: Option<ClaimId>,
+        /// Page size.
+        limit: usize,
+    },
+    /// Pools.SetPools.
+    SetPools(Fence, PoolSet),
+    /// Pools.GetPools.
+    GetPools,
+    /// Which sandbox serves an acknowledged claim? For Sandboxes.*.
+    Locate(ClaimId),
+    /// The whole state. For the dump, Node.Info and Node.Orphans.
+    Inspect,
+    /// Node.Orphans with destroy: only ids listed as orphans are destroyed.
+    DestroyOrphans(Vec<SandboxId>),
+}
+
+/// Why a creation did not succeed. Whatever it left is destroyed by the machine's decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreateFailure {
+    /// The template is at fault (image, command, readiness, limits): counts towards the breaker.
+    Template(String),
+    /// containerd cannot be reached: not the template's fault; the machine waits for it to come back.
+    RuntimeUnavailable,
+}
+
+/// What the guest said to a personalization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestFailure {
+    /// No answer in time, channel dead or babbling: the sandbox is lost, another member may serve.
+    Lost(String),
+    /// The guest understood and cannot apply it: no other member would; the sandbox is spent.
+    Refused(String),
+}
+
+/// What a guest holds, asked by recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing: never personalized.
+    Nothing,
+    /// This claim's personalization.
+    Claim(ClaimId),
+    /// It does not answer (yet). The machine asks again after a pause.
+    Silent,
+}
+
+/// How a sandbox ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitCause {
+    /// Its init ended.
+    Exited,
+    /// The kernel's OOM killer.
+    OutOfMemory,
+    /// The guest channel broke its rules or fell silent for good.
+    GuestLost,
+}
+
+/// What the runtime shows of one sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// Its id.
+    pub id: SandboxId,
+    /// Its task runs (or is frozen): verified alive.
+    pub alive: bool,
+}
+
+/// What the machine is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A call. Answered exactly once.
+    Request(RequestId, Call),
+    /// A creation ended. `Ok`: runs, guest answers, warm command and readiness have passed.
+    Created(SandboxId, Result<(), CreateFailure>),
+    /// A destruction ended. `Ok`: verified that nothing is left. `Err`: it is not known to be gone.
+    Destroyed(SandboxId, Result<(), String>),
+    /// The guest answered a personalization.
+    Personalized(SandboxId, ClaimId, Result<(), GuestFailure>),
+    /// The guest answered recovery's question.
+    Witnessed(SandboxId, Held),
+    /// A sandbox ended by itself (also during an operation).
+    Ended(SandboxId, ExitCause),
+    /// Everything the runtime holds of hearth's. Sent after every (re)connection, and now and then.
+    Listed {
+        /// Ordered by id.
+        observed: Vec<Observed>,
+        /// Largest sandbox id whose creation had been started when the listing began: absence of a later one means
+        /// nothing.
+        complete_up_to: u64,
+    },
+    /// containerd is reachable, or not.
+    Runtime {
+        /// Reachable.
+        available: bool,
+    },
+    /// The data directory's reserve is reached, or free again.
+    Disk {
+        /// Reached.
+        reserve_reached: bool,
+    },
+    /// hearthd begins to shut down: refuse mutating calls, start nothing new.
+    ShuttingDown,
+    /// Time passed; see `Node::next_wakeup`.
+    Tick,
+}
+
+/// What the machine asks for. Effects `after` a ticket wait until that batch is durable; others start at once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Make durable, in this batch's commit.
+    Persist(Op),
+    /// Make durable with the next commit there is; nothing waits for it.
+    PersistLazily(Op),
+    /// Answer a request.
+    Reply {
+        /// Which.
+        to: RequestId,
+        /// What.
+        answer: Result<Answer, Refusal>,
+        /// When.
+        after: Ticket,
+    },
+    /// Make a sandbox and prove it ready; ends with `Event::Created`.
+    Create {
+        /// Its id.
+        sandbox: SandboxId,
+        /// Its pool (cgroup parent, labels).
+        pool: PoolName,
+        /// The pool's generation.
+        generation: u64,
+        /// What it is.
+        template: Arc<Template>,
+        /// When: the intent is durable.
+        after: Ticket,
+    },
+    /// Destroy whatever there is of a sandbox; ends with `Event::Destroyed`.
+    Destroy {
+        /// Which.
+        sandbox: SandboxId,
+        /// When: the intent is durable.
+        after: Ticket,
+    },
+    /// Personalize a member for a claim, with the personalization that came with `request`; ends with
+    /// `Event::Personalized`. Runs ahead of the commit: recovery can undo it.
+    Personalize {
+        /// The member.
+        sandbox: SandboxId,
+        /// The claim.
+        claim: ClaimId,
+        /// Whose personalization.
+        request: RequestId,
+    },
+    /// Ask a guest what it holds; ends with `Event::Witnessed`.
+    Witness {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// List the runtime; ends with `Event::Listed`.
+    List,
+    /// A claim changed or went: for watchers.
+    ClaimChanged {
+        /// As it stands, or its last state.
+        view: Box<ClaimView>,
+        /// It is gone.
+        removed: bool,
+        /// When: the change is durable.
+        after: Ticket,
+    },
+    /// Some pool's status changed: watchers may look.
+    PoolsChanged,
+    /// Something for operators and metrics.
+    Notice(Notice),
+}
+
+/// What operators should see; bounded kinds, for logs and counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A pool's breaker opened.
+    BreakerOpened {
+        /// Pool.
+        pool: PoolName,
+        /// The last failure.
+        reason: String,
+    },
+    /// A pool's breaker closed.
+    BreakerClosed {
+        /// Pool.
+        pool: PoolName,
+    },
+    /// A member was lost while unclaimed.
+    MemberLost {
+        /// Pool.
+        pool: PoolName,
+        /// Sandbox.
+        sandbox: SandboxId,
+        /// How.
+        cause: ExitCause,
+    },
+    /// A claim expired.
+    ClaimExpired {
+        /// Claim.
+        claim: ClaimId,
+    },
+    /// A claim's sandbox ended by itself.
+    ClaimFailed {
+        /// Claim.
+        claim: ClaimId,
+        /// How.
+        cause: ExitCause,
+    },
+    /// A sandbox of this data directory without a record was found and is being destroyed.
+    OrphanDestroyed {
+        /// Sandbox.
+        sandbox: SandboxId,
+    },
+    /// A sandbox of another data directory was found; it is left alone.
+    OrphanFound {
+        /// Sandbox.
+        sandbox: SandboxId,
+    },
+    /// A destruction failed and will be tried again.
+    DestroyRetried {
+        /// Sandbox.
+        sandbox: SandboxId,
+        /// Why.
+        error: String,
+    },
+    /// Recovery has finished.
+    Recovered {
+        /// Sandboxes adopted.
+        adopted: usize,
+        /// Sandboxes undone.
+        undone: usize,
+        /// Claims still to be confirmed by their guests.
+        unknown: usize,
+    },
+    /// A creation ended: how long it took.
+    Created {
+        /// Pool.
+        pool: PoolName,
+        /// Milliseconds, failure is `None`.
+        took_ms: Option<u64>,
+    },
+    /// A tombstone was forgotten before its time: the bound was reached.
+    TombstoneForgottenEarly,
+}
+
+/// What a step knows besides the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// One for the whole batch.
+    pub now: Now,
+    /// Of the batch under way: effects that must wait for what this step persists carry it.
+    pub ticket: Ticket,
+}

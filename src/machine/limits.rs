@@ -1,0 +1,80 @@
+//! Every bound of the node, as documented constants. Overload is an answer, never a latency tail.
+
+/// Requests waiting in the driver's queue; one more gets RESOURCE_EXHAUSTED `QUEUE_FULL`.
+pub const DRIVER_QUEUE: usize = 1024;
+/// Events handled in one batch (one `now`, one commit).
+pub const BATCH_EVENTS: usize = 256;
+/// Callers that may wait for one pending claim (the first and those that join).
+pub const JOINERS_PER_CLAIM: usize = 16;
+/// Claims waiting for a member of one pool (`ON_EMPTY_WAIT`).
+pub const WAITERS_PER_POOL: usize = 256;
+/// Longest `wait_timeout`, milliseconds.
+pub const MAX_WAIT_MS: u64 = 10 * 60 * 1000;
+/// Claims in one `ClaimBatch`.
+pub const BATCH_CLAIMS: usize = 64;
+/// Released claims remembered, at most; the oldest goes first once it is older than [`TOMBSTONE_MIN_AGE_MS`].
+/// Beyond the bound the oldest goes even earlier, and that is counted.
+pub const TOMBSTONES: usize = 100_000;
+/// Released claims are remembered at least this long, milliseconds (24 h).
+pub const TOMBSTONE_MIN_AGE_MS: u64 = 24 * 60 * 60 * 1000;
+/// Longest ttl, milliseconds (30 days).
+pub const MAX_TTL_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// Pools in one set.
+pub const POOLS: usize = 64;
+/// Members a template's pool may ask for.
+pub const POOL_MAX_TOTAL: u32 = 4096;
+/// Creations in flight in one pool when it does not say.
+pub const DEFAULT_PARALLEL_REFILLS: u32 = 2;
+/// Most creations in flight that a pool may ask for.
+pub const MAX_PARALLEL_REFILLS: u32 = 16;
+/// Creations in flight on the whole node, cold claims included.
+pub const NODE_PARALLEL_CREATES: usize = 4;
+/// Destructions in flight on the whole node.
+pub const NODE_PARALLEL_DESTROYS: usize = 4;
+/// Failed creations in a row that open a pool's breaker.
+pub const BREAKER_FAILURES: u32 = 5;
+/// First rest of an open breaker, milliseconds; doubles with every failed probe.
+pub const BREAKER_FIRST_MS: u64 = 10_000;
+/// Longest rest of an open breaker, milliseconds.
+pub const BREAKER_MAX_MS: u64 = 5 * 60 * 1000;
+/// Pause between a failed creation and the next, milliseconds.
+pub const REFILL_PAUSE_MS: u64 = 200;
+/// Members tried for one claim before it is refused: each one's guest failed to acknowledge.
+pub const CLAIM_ATTEMPTS: u32 = 3;
+/// Refill estimate told to callers before any creation was measured, milliseconds.
+pub const REFILL_ESTIMATE_MS: u64 = 500;
+/// A failed destruction is tried again after this, milliseconds; doubles up to [`DESTROY_RETRY_MAX_MS`], for ever:
+/// a sandbox that may be alive is never forgotten.
+pub const DESTROY_RETRY_MS: u64 = 500;
+/// Longest pause between two tries of a destruction, milliseconds.
+pub const DESTROY_RETRY_MAX_MS: u64 = 60_000;
+/// Bytes of a failure's text that are kept.
+pub const REASON_BYTES: usize = 512;
+/// Claims on one page of List.
+pub const PAGE: usize = 1000;
+/// Changes remembered for a resumed watch.
+pub const WATCH_HISTORY: usize = 4096;
+/// Watchers at once, claims and pools each.
+pub const WATCHERS: usize = 64;
+/// Holder field, bytes.
+pub const HOLDER_BYTES: usize = 253;
+/// Environment variables of a template or a claim.
+pub const ENV_VARS: usize = 256;
+/// Environment bytes (names and values) of a template or a claim.
+pub const ENV_BYTES: usize = 256 * 1024;
+/// Files of one claim.
+pub const CLAIM_FILES: usize = 64;
+/// Bytes of all files of one claim.
+pub const CLAIM_FILE_BYTES: usize = 1024 * 1024;
+/// Secrets of one claim.
+pub const CLAIM_SECRETS: usize = 64;
+/// Bytes of one secret.
+pub const SECRET_BYTES: usize = 64 * 1024;
+/// Path inside a sandbox, bytes.
+pub const PATH_BYTES: usize = 4096;
+/// Arguments of a command.
+pub const COMMAND_ARGS: usize = 1024;
+/// Bytes of a command.
+pub const COMMAND_BYTES: usize = 128 * 1024;
+/// One piece of a stream, bytes.
+pub const CHUNK_BYTES: usize = 64 * 1024;

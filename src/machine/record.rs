@@ -1,0 +1,118 @@
+//! What is durable: the records of the journal, keyed, one each. `journal` encodes them; `recovery` reads them back.
+
+use super::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
+use super::spec::{ContentDigest, Fence, Holder, PoolSet};
+use super::view::Source;
+use serde::{Deserialize, Serialize};
+
+/// Who a sandbox belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Owner {
+    /// Unclaimed member of its pool.
+    Pool,
+    /// Belongs to a claim.
+    Claimed(ClaimId),
+    /// To be destroyed, or being destroyed.
+    Releasing,
+}
+
+/// How far the outside has come with a sandbox, as committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Residency {
+    /// The intent to create is committed; the outside may hold anything.
+    Creating,
+    /// It was made and proved ready.
+    Running,
+}
+
+/// A sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// Its id.
+    pub id: SandboxId,
+    /// Its pool.
+    pub pool: PoolName,
+    /// The pool's generation it was made for.
+    pub generation: u64,
+    /// Whose it is.
+    pub owner: Owner,
+    /// How far it has come.
+    pub residency: Residency,
+    /// When its creation was decided.
+    pub created_at: Now,
+}
+
+/// A claim with a sandbox. Claims that wait for a member are not durable: their callers saw nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// Its id.
+    pub id: ClaimId,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Who it is for.
+    pub holder: Holder,
+    /// For rule 2.
+    pub content: ContentDigest,
+    /// Its sandbox.
+    pub sandbox: SandboxId,
+    /// Generation of the pool the sandbox was made for.
+    pub generation: u64,
+    /// How the sandbox came to be.
+    pub source: Source,
+    /// When the sandbox was assigned.
+    pub claimed_at: Now,
+    /// `None`: never.
+    pub expires_at: Option<Now>,
+    /// The guest's acknowledgement is known to the journal. Written lazily: a claim may be acknowledged to its caller
+    /// while this still says false; recovery then asks the guest, who remembers the claim id.
+    pub confirmed: bool,
+    /// The sandbox ended by itself: why.
+    pub failed: Option<String>,
+}
+
+/// One thing to make durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Replace the sandbox's record.
+    PutSandbox(SandboxRecord),
+    /// The sandbox is verified gone.
+    DeleteSandbox(SandboxId),
+    /// Replace the claim's record.
+    PutClaim(ClaimRecord),
+    /// The claim is gone.
+    DeleteClaim(ClaimId),
+    /// The claim was released at this time; remembered.
+    PutTombstone(ClaimId, Now),
+    /// Forget a released claim.
+    DeleteTombstone(ClaimId),
+    /// The set of pools.
+    PutPools(PoolSet),
+    /// The largest epoch seen and whose it is.
+    PutFence(Fence),
+    /// No sequence number at or beyond this has been used. Reserved in blocks, ahead of use.
+    PutSequence(u64),
+}
+
+/// Everything the journal holds, as read at start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Records {
+    /// Ordered by id.
+    pub sandboxes: Vec<SandboxRecord>,
+    /// Ordered by id.
+    pub claims: Vec<ClaimRecord>,
+    /// Ordered by id.
+    pub tombstones: Vec<(ClaimId, Now)>,
+    /// The set.
+    pub pools: PoolSet,
+    /// The largest epoch seen.
+    pub fence: Option<Fence>,
+    /// First sequence number that is free.
+    pub next_sequence: u64,
+}
+
+/// What identifies a data directory; made once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Part of every sandbox id.
+    pub tag: NodeTag,
+}

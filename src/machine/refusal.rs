@@ -1,0 +1,259 @@
+//! Why a request is refused: a closed enum. `rpc/status.rs` maps each to a status, exhaustively.
+
+use super::ids::SandboxId;
+
+/// Why a request is refused. The name in upper snake case is the machine-readable reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Fields are bad or missing; all of them, as (field path, what is wrong).
+    #[error("invalid request: {}", .0.iter().map(|(f, d)| format!("{f}: {d}")).collect::<Vec<_>>().join("; "))]
+    InvalidArgument(Vec<(String, String)>),
+    /// No such pool.
+    #[error("there is no pool {pool:?}; GetPools lists them")]
+    PoolUnknown {
+        /// As asked.
+        pool: String,
+    },
+    /// No such claim.
+    #[error("there is no claim {claim}")]
+    ClaimUnknown {
+        /// As asked.
+        claim: String,
+    },
+    /// The claim was released (or expired); the id is spent.
+    #[error("claim {claim} was released; use a new claim_id")]
+    ClaimReleased {
+        /// As asked.
+        claim: String,
+    },
+    /// Same claim id, other content.
+    #[error("claim {claim} exists with other content: {field} differs")]
+    ClaimContentDiffers {
+        /// As asked.
+        claim: String,
+        /// The first field that differs.
+        field: String,
+    },
+    /// The claim is not acknowledged yet.
+    #[error("claim {claim} is pending; retry Claim to join it")]
+    ClaimPending {
+        /// As asked.
+        claim: String,
+    },
+    /// The claim's sandbox ended by itself.
+    #[error("the sandbox of claim {claim} has ended ({reason}); release the claim")]
+    SandboxEnded {
+        /// As asked.
+        claim: String,
+        /// SANDBOX_EXITED, OOM, GUEST_LOST.
+        reason: String,
+    },
+    /// After a restart the guest has not been heard yet; nothing was destroyed.
+    #[error("claim {claim} is being recovered")]
+    ClaimRecovering {
+        /// As asked.
+        claim: String,
+    },
+    /// A smaller epoch than one seen.
+    #[error("epoch is stale: the current one is {current}")]
+    EpochStale {
+        /// The largest seen.
+        current: u64,
+    },
+    /// The current epoch belongs to another caller.
+    #[error("epoch {current} belongs to another caller; take a larger one")]
+    EpochConflict {
+        /// The epoch.
+        current: u64,
+    },
+    /// The claim was released while it was being made.
+    #[error("claim {claim} was released while it was in flight")]
+    ReleasedInFlight {
+        /// As asked.
+        claim: String,
+    },
+    /// The pool has no warm member.
+    #[error("pool {pool} has no warm member")]
+    PoolEmpty {
+        /// The pool.
+        pool: String,
+        /// Refill estimate, milliseconds.
+        retry_ms: u64,
+    },
+    /// The pool (or node) holds as many sandboxes as it may.
+    #[error("pool {pool} is at its limit of {limit} sandboxes")]
+    PoolFull {
+        /// The pool.
+        pool: String,
+        /// `max_total`.
+        limit: u32,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The wait for a member ended without one.
+    #[error("no member of pool {pool} became free in time")]
+    WaitTimedOut {
+        /// The pool.
+        pool: String,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// A queue has no room.
+    #[error("{queue} is full")]
+    QueueFull {
+        /// Which one: "requests", "waiters", "joiners", "watchers", "executions".
+        queue: &'static str,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The disk reserve is reached: claims are refused, releases go on.
+    #[error("the data directory's disk is full up to hearth's reserve")]
+    DiskReserve {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// No member acknowledged its personalization.
+    #[error("{attempts} members of pool {pool} failed to take the claim: {last}")]
+    GuestFailed {
+        /// The pool.
+        pool: String,
+        /// Members tried.
+        attempts: u32,
+        /// The last failure, bounded.
+        last: String,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The guest understood the personalization and cannot apply it (for example a bad path).
+    #[error("the sandbox cannot apply the personalization: {detail}")]
+    PersonalizationRefused {
+        /// As the guest says, bounded and escaped.
+        detail: String,
+    },
+    /// A cold creation failed.
+    #[error("creating a sandbox for pool {pool} failed: {detail}")]
+    CreateFailed {
+        /// The pool.
+        pool: String,
+        /// Bounded.
+        detail: String,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The pool's breaker is open.
+    #[error("pool {pool} keeps failing: {detail}")]
+    PoolFailing {
+        /// The pool.
+        pool: String,
+        /// The last failure, bounded.
+        detail: String,
+        /// Milliseconds until the next probe.
+        retry_ms: u64,
+    },
+    /// Something asked for is not served by this node (yet).
+    #[error("{what} is not served here")]
+    Unsupported {
+        /// What.
+        what: String,
+    },
+    /// Network policy that cannot be applied to a warm member.
+    #[error("network policy {policy:?} cannot be applied")]
+    NetworkPolicyUnsupported {
+        /// As asked.
+        policy: String,
+    },
+    /// A lower generation than the one in force.
+    #[error("{what} generation is stale: the current one is {current}")]
+    GenerationStale {
+        /// "set" or the pool.
+        what: String,
+        /// In force.
+        current: u64,
+    },
+    /// The same generation with other content.
+    #[error("{what} has other content under the same generation {current}; raise it")]
+    GenerationConflict {
+        /// "set" or the pool.
+        what: String,
+        /// In force.
+        current: u64,
+    },
+    /// hearthd has not finished recovery.
+    #[error("hearthd is starting")]
+    Starting {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// hearthd is shutting down.
+    #[error("hearthd is shutting down")]
+    ShuttingDown {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// containerd cannot be reached.
+    #[error("containerd is unreachable")]
+    RuntimeUnavailable {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The guest of this sandbox does not answer.
+    #[error("the guest of sandbox {sandbox} does not answer")]
+    GuestUnavailable {
+        /// Which.
+        sandbox: SandboxId,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The guest's own answer to an exec, file or connect call: not found inside.
+    #[error("not found in the sandbox: {detail}")]
+    InsideNotFound {
+        /// Bounded and escaped.
+        detail: String,
+    },
+    /// The guest refused a call for another reason.
+    #[error("refused in the sandbox: {detail}")]
+    InsideRefused {
+        /// Bounded and escaped.
+        detail: String,
+    },
+    /// No identity.
+    #[error("no identity: {detail}")]
+    Unauthenticated {
+        /// What is missing.
+        detail: &'static str,
+    },
+    /// Not allowed.
+    #[error("not allowed: {detail}")]
+    NotAllowed {
+        /// What.
+        detail: &'static str,
+    },
+    /// An image operation failed.
+    #[error("image {image:?}: {detail}")]
+    ImageFailed {
+        /// Reference.
+        image: String,
+        /// Bounded.
+        detail: String,
+    },
+    /// No such image.
+    #[error("there is no image {image:?}; `hearthctl image import` or `pull` brings one")]
+    ImageUnknown {
+        /// Reference.
+        image: String,
+    },
+    /// A pool names the image.
+    #[error("image {image:?} is named by pool {pool}")]
+    ImageInUse {
+        /// Reference.
+        image: String,
+        /// The pool.
+        pool: String,
+    },
+    /// Our bug.
+    #[error("internal error: {detail}")]
+    Internal {
+        /// Bounded.
+        detail: String,
+    },
+}

@@ -1,0 +1,162 @@
+//! What is asked for: pools, templates, claims. Values are already checked by `rpc` (shape and bounds); the machine
+//! checks what depends on its state.
+
+use super::ids::{ClaimId, PoolName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Limits of one sandbox. Units in the names; all are filled in (defaults applied by rpc).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Thousandths of a core; 0: unlimited.
+    pub cpu_millis: u64,
+    /// Bytes promised to the workload; the runtime adds its own overhead.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Writable disk in bytes.
+    pub disk_bytes: u64,
+}
+
+/// The proof of readiness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// A command that must exit 0; empty: the guest's answer is the proof.
+    pub command: Vec<String>,
+    /// Milliseconds for the whole of warm command and readiness.
+    pub timeout_ms: u64,
+}
+
+/// What a sandbox of a pool is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    /// Image reference.
+    pub image: String,
+    /// Runtime handler.
+    pub runtime_handler: String,
+    /// Process started when the member is made; empty: none.
+    pub command: Vec<String>,
+    /// Environment beneath the claim's.
+    pub env: BTreeMap<String, String>,
+    /// Working directory; empty: the image's.
+    pub working_dir: String,
+    /// Limits.
+    pub resources: Resources,
+    /// Network policy: "none".
+    pub network_policy: String,
+    /// Run once before the member counts as warm; empty: none.
+    pub warm_command: Vec<String>,
+    /// The proof of readiness.
+    pub readiness: Readiness,
+}
+
+/// What happens to unclaimed members when the template changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpdateStrategy {
+    /// Old members stay claimable; refills follow the new template.
+    OnReplenish,
+    /// Old members are destroyed at once.
+    Recreate,
+}
+
+/// A pool as declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSpec {
+    /// Name.
+    pub name: PoolName,
+    /// Generation of this pool.
+    pub generation: u64,
+    /// What its members are.
+    pub template: Template,
+    /// How many to keep warm.
+    pub min_warm: u32,
+    /// How many sandboxes at once, claimed included.
+    pub max_total: u32,
+    /// What happens on a change of template.
+    pub update_strategy: UpdateStrategy,
+    /// Creations in flight, at most.
+    pub max_parallel_refills: u32,
+}
+
+/// The whole set of pools under its generation, ordered by name without duplicates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct PoolSet {
+    /// 0: never set.
+    pub generation: u64,
+    /// Ordered by name.
+    pub pools: Vec<PoolSpec>,
+}
+
+/// Who a claim is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Holder {
+    /// Scope.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Unique id.
+    pub uid: String,
+}
+
+/// Keyed digests (HMAC-SHA256 under the node's key, first 16 bytes) of the fields of a claim request, in the order of
+/// the proto, without epoch and deadlines. Equal digests mean equal content; secrets are never stored to compare them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentDigest {
+    /// (field name, digest), in proto order: `pool`, `holder`, `ttl`, `personalization.env`, `.files`, `.secrets`,
+    /// `.hostname`, `.network_policy`, `on_empty`.
+    pub fields: Vec<(String, [u8; 16])>,
+}
+
+impl ContentDigest {
+    /// The first field that differs from `other`, if any.
+    #[must_use]
+    pub fn first_difference(&self, other: &Self) -> Option<&str> {
+        if self.fields.len() != other.fields.len() {
+            return Some("(schema)");
+        }
+        let mut pairs = self.fields.iter().zip(&other.fields);
+        pairs.find(|(mine, theirs)| mine != theirs).map(|(mine, _)| mine.0.as_str())
+    }
+}
+
+/// What to do when the pool is dry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnEmpty {
+    /// Refuse.
+    Fail,
+    /// Wait in the pool's queue for this many milliseconds.
+    Wait {
+        /// Milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Create for this claim.
+    Cold,
+}
+
+/// A claim as asked for. The personalization itself stays with the driver, under the request's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRequest {
+    /// The idempotency key.
+    pub claim_id: ClaimId,
+    /// The pool.
+    pub pool: PoolName,
+    /// Who it is for.
+    pub holder: Holder,
+    /// Milliseconds; 0: never expires.
+    pub ttl_ms: u64,
+    /// For rule 2.
+    pub content: ContentDigest,
+    /// For rule 7.
+    pub on_empty: OnEmpty,
+    /// The claim asks for a network policy other than the template's.
+    pub network_policy: Option<String>,
+}
+
+/// Who calls, as far as fencing is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// The allocator's epoch, at least 1.
+    pub epoch: u64,
+    /// Identity of the caller, for example "uid:0".
+    pub caller: String,
+}

@@ -1,0 +1,185 @@
+//! What callers see: answers and views.
+
+use super::ids::{ClaimId, Now, PoolName, SandboxId};
+use super::spec::{Holder, PoolSpec};
+use serde::{Deserialize, Serialize};
+
+/// How the sandbox of a claim came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A running member.
+    Warm,
+    /// Created for the claim.
+    Cold,
+}
+
+/// The life of a claim as a caller sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum ClaimState {
+    /// Waiting for a member or for the guest.
+    Pending,
+    /// Acknowledged.
+    Claimed,
+    /// The sandbox ended by itself.
+    Failed,
+    /// After a restart: not yet known.
+    Unknown,
+}
+
+/// A claim as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClaimView {
+    /// Id.
+    pub id: ClaimId,
+    /// Pool.
+    pub pool: PoolName,
+    /// Who it is for.
+    pub holder: Holder,
+    /// State.
+    pub state: ClaimState,
+    /// Why, when failed: SANDBOX_EXITED, OOM, GUEST_LOST.
+    pub reason: Option<String>,
+    /// `None` while pending without a sandbox.
+    pub sandbox: Option<SandboxId>,
+    /// Generation of the pool the sandbox was made for; 0 without a sandbox.
+    pub generation: u64,
+    /// `None` without a sandbox.
+    pub source: Option<Source>,
+    /// `None` while pending.
+    pub claimed_at: Option<Now>,
+    /// `None`: never.
+    pub expires_at: Option<Now>,
+}
+
+/// The answer to an acknowledged Claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The claim.
+    pub claim: ClaimId,
+    /// Its sandbox.
+    pub sandbox: SandboxId,
+    /// Generation of the pool the sandbox was made for.
+    pub generation: u64,
+    /// How the sandbox came to be.
+    pub source: Source,
+    /// `None`: never.
+    pub expires_at: Option<Now>,
+}
+
+/// State of a breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum BreakerView {
+    /// Refill goes on.
+    Closed,
+    /// Refill rests until then.
+    Open(Now),
+    /// One probe is under way.
+    HalfOpen,
+}
+
+/// A pool as declared and as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PoolView {
+    /// As declared.
+    pub spec: PoolSpec,
+    /// Members that can be claimed now.
+    pub warm: u32,
+    /// Members being made.
+    pub creating: u32,
+    /// Sandboxes that belong to claims.
+    pub claimed: u32,
+    /// Sandboxes being destroyed.
+    pub releasing: u32,
+    /// Claims waiting.
+    pub waiting: u32,
+    /// Members made from an older template.
+    pub outdated: u32,
+    /// The breaker.
+    pub breaker: BreakerView,
+    /// The last failure, bounded; empty: none.
+    pub breaker_reason: String,
+    /// Creations failed in a row.
+    pub consecutive_failures: u32,
+}
+
+/// A sandbox, for the state dump and for `top`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SandboxView {
+    /// Id.
+    pub id: SandboxId,
+    /// Pool.
+    pub pool: PoolName,
+    /// "pool", "claimed", "releasing".
+    pub owner: &'static str,
+    /// The claim, if it has one.
+    pub claim: Option<ClaimId>,
+    /// "creating", "running", "unknown", "gone".
+    pub residency: &'static str,
+    /// When its creation was decided.
+    pub created_at: Now,
+}
+
+/// The node in one look.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeView {
+    /// "recovering", "ready", "degraded".
+    pub phase: &'static str,
+    /// Largest epoch seen, 0: none.
+    pub epoch: u64,
+    /// Generation of the set of pools.
+    pub pools_generation: u64,
+    /// Ordered by name.
+    pub pools: Vec<PoolView>,
+    /// Ordered by id.
+    pub sandboxes: Vec<SandboxView>,
+    /// Ordered by id.
+    pub claims: Vec<ClaimView>,
+    /// Released claims remembered.
+    pub tombstones: usize,
+    /// Found outside without a record and left alone, ordered by id.
+    pub orphans: Vec<SandboxId>,
+}
+
+/// The answer to a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// To Claim.
+    Granted(Grant),
+    /// To Release.
+    Released,
+    /// To Renew.
+    Renewed {
+        /// `None`: never.
+        expires_at: Option<Now>,
+    },
+    /// To Get.
+    Claim(Box<ClaimView>),
+    /// To List: a page and whether there is more.
+    Claims {
+        /// Ordered by id.
+        claims: Vec<ClaimView>,
+        /// More follow after the last.
+        more: bool,
+    },
+    /// To SetPools.
+    PoolsSet {
+        /// In force.
+        generation: u64,
+    },
+    /// To GetPools.
+    Pools {
+        /// In force.
+        generation: u64,
+        /// Ordered by name.
+        pools: Vec<PoolView>,
+    },
+    /// To Locate: the acknowledged claim's sandbox.
+    Located {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// Its pool's template environment and working directory are applied by rpc to every Exec.
+        template: std::sync::Arc<super::spec::Template>,
+    },
+    /// To Inspect.
+    Node(Box<NodeView>),
+}

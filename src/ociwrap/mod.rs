@@ -1,0 +1,1 @@
+//! The runc-shaped command line of hearth-runsc.

@@ -1,0 +1,199 @@
+//! containerd and the runtime handlers, behind one trait. The real one is `containerd::ContainerdRuntime`.
+
+use crate::machine::event::Observed;
+use crate::machine::ids::{NodeTag, PoolName, SandboxId};
+use crate::machine::spec::Template;
+use async_trait::async_trait;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Why a call to the runtime failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RuntimeError {
+    /// containerd cannot be reached (or went away in the middle).
+    #[error("containerd is unreachable: {0}")]
+    Unavailable(String),
+    /// The call's deadline passed; what it was to do may still happen.
+    #[error("{what} did not finish in {seconds} s")]
+    DeadlineExceeded {
+        /// Which call.
+        what: &'static str,
+        /// Its deadline.
+        seconds: u64,
+    },
+    /// The image is not there.
+    #[error("image {0:?} is not in containerd")]
+    ImageMissing(String),
+    /// The runtime refused.
+    #[error("{what}: {detail}")]
+    Refused {
+        /// Which call.
+        what: &'static str,
+        /// Bounded.
+        detail: String,
+    },
+}
+
+/// A sandbox to be made.
+#[derive(Debug, Clone)]
+pub struct CreateSpec {
+    /// Its id: container id, labels, cgroup path.
+    pub id: SandboxId,
+    /// Its pool.
+    pub pool: PoolName,
+    /// The pool's generation.
+    pub generation: u64,
+    /// What it is.
+    pub template: Arc<Template>,
+}
+
+/// The host's ends of a sandbox's stdio FIFOs, for the guest channel. Opening is the runtime's business (it must hold
+/// them open before Tasks.Create and as long as the sandbox lives).
+#[derive(Debug, Clone)]
+pub struct StdioPaths {
+    /// Host → guest (the guest's stdin).
+    pub stdin: std::path::PathBuf,
+    /// Guest → host (the guest's stdout).
+    pub stdout: std::path::PathBuf,
+    /// The guest's log lines (its stderr): drained, bounded, logged at debug level.
+    pub stderr: std::path::PathBuf,
+}
+
+/// What happens to sandboxes by itself, and to containerd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// Reachable: subscribed; a listing should follow.
+    Connected,
+    /// Not reachable; it is being tried again.
+    Disconnected,
+    /// A sandbox's task ended.
+    Exited {
+        /// Which.
+        id: SandboxId,
+        /// The kernel's OOM killer took it.
+        out_of_memory: bool,
+    },
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Reference.
+    pub name: String,
+    /// Digest of its manifest.
+    pub digest: String,
+    /// Bytes of its content; 0: not known.
+    pub size_bytes: u64,
+}
+
+/// Progress of an import or a pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageProgress {
+    /// "importing", "unpacking", or containerd's own word.
+    pub stage: String,
+    /// Which part.
+    pub item: String,
+    /// Bytes so far.
+    pub bytes: u64,
+    /// 0: not known.
+    pub total_bytes: u64,
+}
+
+/// Versions, for Info and doctor.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Versions {
+    /// containerd's.
+    pub containerd: String,
+    /// runsc's.
+    pub runsc: String,
+}
+
+/// What a runtime handler can do; told to callers, never assumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Cgroup freeze.
+    pub freeze: bool,
+    /// Checkpoint and restore.
+    pub checkpoint: bool,
+}
+
+/// What hearth needs of a container runtime. Every call has a deadline of its own inside.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Makes and starts a sandbox (its hearth-init runs; nothing is known of its readiness). Its FIFOs are open for
+    /// reading on the host before the task is made and are kept. On error whatever was made stays: the machine
+    /// decides to destroy it.
+    async fn create(&self, spec: &CreateSpec) -> Result<(), RuntimeError>;
+
+    /// Destroys whatever there is: task, container, snapshot, cgroup, directories; thaws or kills the cgroup first if
+    /// need be. Idempotent. `Ok` only when it was verified that nothing is left.
+    async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError>;
+
+    /// Everything in namespace `hearth` (and under the run directory, and the cgroup parent) that carries a sandbox
+    /// id, of any node tag, ordered by id. Also re-arms exit watching and re-opens FIFOs for what is alive.
+    async fn list(&self) -> Result<Vec<Observed>, RuntimeError>;
+
+    /// Where the stdio FIFOs of a sandbox are.
+    fn stdio(&self, id: SandboxId) -> StdioPaths;
+
+    /// Resident use of a sandbox, from its cgroup.
+    async fn usage(&self, id: SandboxId) -> Result<crate::cgroup::Usage, RuntimeError>;
+
+    /// Images, ordered by name.
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError>;
+    /// Imports an OCI or docker archive file; unpacks it.
+    async fn import_image(
+        &self,
+        archive: &std::path::Path,
+        name: Option<&str>,
+        progress: mpsc::Sender<ImageProgress>,
+    ) -> Result<Vec<ImageInfo>, RuntimeError>;
+    /// Pulls an image with the Transfer service; unpacks it.
+    async fn pull_image(&self, name: &str, progress: mpsc::Sender<ImageProgress>) -> Result<ImageInfo, RuntimeError>;
+    /// Removes an image's reference; content goes with garbage collection.
+    async fn remove_image(&self, name: &str) -> Result<(), RuntimeError>;
+
+    /// Versions of the outside parts.
+    async fn versions(&self) -> Result<Versions, RuntimeError>;
+    /// What a handler can do; `None`: no such handler here.
+    fn capabilities(&self, handler: &str) -> Option<Capabilities>;
+    /// The handlers there are.
+    fn handlers(&self) -> Vec<String>;
+}
+
+/// Labels on containers: identity lives outside too, so a lost journal can be rebuilt.
+pub mod labels {
+    /// Sandbox id.
+    pub const SANDBOX: &str = "hearth.dev/sandbox";
+    /// Pool.
+    pub const POOL: &str = "hearth.dev/pool";
+    /// Pool generation.
+    pub const GENERATION: &str = "hearth.dev/generation";
+    /// Node tag.
+    pub const NODE_TAG: &str = "hearth.dev/node-tag";
+}
+
+/// What the real runtime is built with.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// containerd's socket.
+    pub socket: std::path::PathBuf,
+    /// For FIFOs: `<run_dir>/sandboxes/<id>/`.
+    pub run_dir: std::path::PathBuf,
+    /// hearth-runsc, given to the shim as `binary_name`.
+    pub wrapper: std::path::PathBuf,
+    /// runsc; the wrapper is told by its config file.
+    pub runsc: std::path::PathBuf,
+    /// runsc's root directory (state of containers).
+    pub runsc_root: std::path::PathBuf,
+    /// hearth-init, mounted read-only into every sandbox.
+    pub init: std::path::PathBuf,
+    /// Path of the shim binary as given in the runtime's name.
+    pub shim: std::path::PathBuf,
+    /// containerd's snapshotter.
+    pub snapshotter: String,
+    /// Parent of all sandbox cgroups, "/hearth" by default.
+    pub cgroup_parent: String,
+    /// This data directory.
+    pub node_tag: NodeTag,
+}
