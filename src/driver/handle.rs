@@ -77,26 +77,41 @@ impl Handle {
     /// Sends one call and waits for its answer. Never waits for queue space: a full queue is `QueueFull`. Dropping the
     /// future does not cancel what was started. `personalization` goes with `Call::Claim` only. The current tracing
     /// span travels with the call.
-    pub async fn call(&self, call: Call, personalization: Option<Arc<Personalization>>) -> Result<Answered, Refusal> {
+    pub async fn call(
+        &self,
+        call: Call,
+        personalization: Option<Arc<Personalization>>,
+    ) -> Result<Answered, Refusal> {
         let _ = (call, personalization);
         Err(Refusal::Starting { retry_ms: 100 })
     }
 
     /// Sends several calls so that they share one batch and one commit (as far as the batch's bound goes); answers in
     /// order.
-    pub async fn call_batch(&self, calls: Vec<(Call, Option<Arc<Personalization>>)>) -> Vec<Result<Answered, Refusal>> {
+    pub async fn call_batch(
+        &self,
+        calls: Vec<(Call, Option<Arc<Personalization>>)>,
+    ) -> Vec<Result<Answered, Refusal>> {
         let _ = calls;
         Vec::new()
     }
 
     /// The guest of a sandbox.
     pub fn guest(&self, sandbox: SandboxId) -> Result<Arc<dyn Guest>, Refusal> {
-        Err(Refusal::GuestUnavailable { sandbox, retry_ms: 100 })
+        Err(Refusal::GuestUnavailable {
+            sandbox,
+            retry_ms: 100,
+        })
     }
 
     /// Resident use of a sandbox.
     pub async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal> {
-        self.runtime.usage(sandbox).await.map_err(|e| Refusal::Internal { detail: e.to_string() })
+        self.runtime
+            .usage(sandbox)
+            .await
+            .map_err(|e| Refusal::Internal {
+                detail: e.to_string(),
+            })
     }
 
     /// Watches claims from a resume token, or with a snapshot first. A token that is too old, or of another start of
@@ -144,14 +159,22 @@ impl Handle {
     }
 
     /// Pulls an image.
-    pub async fn pull_image(&self, name: &str, progress: mpsc::Sender<ImageProgress>) -> Result<ImageInfo, Refusal> {
+    pub async fn pull_image(
+        &self,
+        name: &str,
+        progress: mpsc::Sender<ImageProgress>,
+    ) -> Result<ImageInfo, Refusal> {
         let _ = progress;
-        Err(Refusal::ImageUnknown { image: name.to_owned() })
+        Err(Refusal::ImageUnknown {
+            image: name.to_owned(),
+        })
     }
 
     /// Removes an image no pool names.
     pub async fn remove_image(&self, name: &str) -> Result<(), Refusal> {
-        Err(Refusal::ImageUnknown { image: name.to_owned() })
+        Err(Refusal::ImageUnknown {
+            image: name.to_owned(),
+        })
     }
 
     /// Versions of the outside parts.

@@ -48,7 +48,13 @@ pub struct Personalization {
 
 impl std::fmt::Debug for Personalization {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Personalization({} env, {} files, {} secrets)", self.env.len(), self.files.len(), self.secrets.len())
+        write!(
+            f,
+            "Personalization({} env, {} files, {} secrets)",
+            self.env.len(),
+            self.files.len(),
+            self.secrets.len()
+        )
     }
 }
 
@@ -135,7 +141,12 @@ pub trait Guest: Send + Sync + 'static {
     /// Round trip; the guest's version. `deadline` from now.
     async fn ping(&self, deadline: Duration) -> Result<String, GuestError>;
     /// Personalizes; `Ok` is the guest's acknowledgement. Entropy and clock are added inside.
-    async fn personalize(&self, claim_id: &str, what: &Personalization, deadline: Duration) -> Result<(), GuestError>;
+    async fn personalize(
+        &self,
+        claim_id: &str,
+        what: &Personalization,
+        deadline: Duration,
+    ) -> Result<(), GuestError>;
     /// The claim id the guest was personalized for; empty: none.
     async fn witness(&self, deadline: Duration) -> Result<String, GuestError>;
     /// Starts a process.

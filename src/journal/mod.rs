@@ -23,7 +23,9 @@ pub enum JournalEvent {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another hearthd holds the lock.
-    #[error("another hearthd (pid {pid}) uses {dir}; stop it, or give this one its own data directory")]
+    #[error(
+        "another hearthd (pid {pid}) uses {dir}; stop it, or give this one its own data directory"
+    )]
     InUse {
         /// The directory.
         dir: String,
@@ -31,7 +33,9 @@ pub enum OpenError {
         pid: u32,
     },
     /// Written by a newer hearth.
-    #[error("{path} was written by a newer hearth (schema {found}, this one knows {known}); downgrades are refused")]
+    #[error(
+        "{path} was written by a newer hearth (schema {found}, this one knows {known}); downgrades are refused"
+    )]
     FutureSchema {
         /// The file.
         path: String,
@@ -41,7 +45,9 @@ pub enum OpenError {
         known: u32,
     },
     /// The file is damaged.
-    #[error("{path} is damaged: {detail}. Move it away to start anew: sandboxes are then shown as orphans")]
+    #[error(
+        "{path} is damaged: {detail}. Move it away to start anew: sandboxes are then shown as orphans"
+    )]
     Damaged {
         /// The file.
         path: String,

@@ -41,14 +41,22 @@ impl SandboxId {
 
     /// Reads an id; anything but the exact form is refused.
     pub fn parse(text: &str) -> Result<Self, InvalidId> {
-        const FORM: InvalidId = InvalidId("a sandbox id is 'h' and 20 lower-case hexadecimal digits");
+        const FORM: InvalidId =
+            InvalidId("a sandbox id is 'h' and 20 lower-case hexadecimal digits");
         let digits = text.strip_prefix('h').ok_or(FORM)?;
-        if digits.len() != 20 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if digits.len() != 20
+            || !digits
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(FORM);
         }
         let tag = u32::from_str_radix(&digits[..8], 16).map_err(|_| FORM)?;
         let sequence = u64::from_str_radix(&digits[8..], 16).map_err(|_| FORM)?;
-        Ok(Self { tag: NodeTag(tag), sequence })
+        Ok(Self {
+            tag: NodeTag(tag),
+            sequence,
+        })
     }
 
     /// The data directory that made it.
@@ -97,7 +105,8 @@ impl ClaimId {
     /// Reads a UUID of the form 8-4-4-4-12; upper case is folded. The nil UUID is refused: it is what a caller sends
     /// who forgot to choose one.
     pub fn parse(text: &str) -> Result<Self, InvalidId> {
-        const FORM: InvalidId = InvalidId("must be a UUID of the form 8-4-4-4-12 hexadecimal digits, not nil");
+        const FORM: InvalidId =
+            InvalidId("must be a UUID of the form 8-4-4-4-12 hexadecimal digits, not nil");
         let bytes = text.as_bytes();
         if bytes.len() != 36 {
             return Err(FORM);
@@ -113,14 +122,26 @@ impl ClaimId {
             let digit = (*byte as char).to_digit(16).ok_or(FORM)?;
             value = (value << 4) | u128::from(digit);
         }
-        if value == 0 { Err(FORM) } else { Ok(Self(value)) }
+        if value == 0 {
+            Err(FORM)
+        } else {
+            Ok(Self(value))
+        }
     }
 }
 
 impl fmt::Display for ClaimId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex = format!("{:032x}", self.0);
-        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+        write!(
+            f,
+            "{}-{}-{}-{}-{}",
+            &hex[..8],
+            &hex[8..12],
+            &hex[12..16],
+            &hex[16..20],
+            &hex[20..]
+        )
     }
 }
 
@@ -134,8 +155,14 @@ impl PoolName {
         let bytes = text.as_bytes();
         let inner = |b: &u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
         let edge = |b: Option<&u8>| b.is_some_and(|b| *b != b'-');
-        if bytes.len() > 63 || !bytes.iter().all(inner) || !edge(bytes.first()) || !edge(bytes.last()) {
-            return Err(InvalidId("must be 1 to 63 lower-case letters, digits and inner hyphens"));
+        if bytes.len() > 63
+            || !bytes.iter().all(inner)
+            || !edge(bytes.first())
+            || !edge(bytes.last())
+        {
+            return Err(InvalidId(
+                "must be 1 to 63 lower-case letters, digits and inner hyphens",
+            ));
         }
         Ok(Self(text.to_owned()))
     }

@@ -115,7 +115,9 @@ impl ContentDigest {
             return Some("(schema)");
         }
         let mut pairs = self.fields.iter().zip(&other.fields);
-        pairs.find(|(mine, theirs)| mine != theirs).map(|(mine, _)| mine.0.as_str())
+        pairs
+            .find(|(mine, theirs)| mine != theirs)
+            .map(|(mine, _)| mine.0.as_str())
     }
 }
 

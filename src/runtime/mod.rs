@@ -149,7 +149,11 @@ pub trait Runtime: Send + Sync + 'static {
         progress: mpsc::Sender<ImageProgress>,
     ) -> Result<Vec<ImageInfo>, RuntimeError>;
     /// Pulls an image with the Transfer service; unpacks it.
-    async fn pull_image(&self, name: &str, progress: mpsc::Sender<ImageProgress>) -> Result<ImageInfo, RuntimeError>;
+    async fn pull_image(
+        &self,
+        name: &str,
+        progress: mpsc::Sender<ImageProgress>,
+    ) -> Result<ImageInfo, RuntimeError>;
     /// Removes an image's reference; content goes with garbage collection.
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError>;
 
