@@ -1,0 +1,259 @@
+//! `exec`: a process inside with our stdin, stdout, stderr, terminal, signals and exit code.
+//!
+//! Owns one Exec stream. The exit code is the command's own; 125, 126 and 127 as docker and the shells use them.
+
+use crate::App;
+use crate::cli::ExecArgs;
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::terminal;
+use hearth::api::exec_request::Request as Input;
+use hearth::api::exec_response::Response as Output;
+use hearth::api::{ExecRequest, ExecResponse, ExecStart, Exited, TerminalSize};
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+/// Bytes of stdin in one message; hearth takes 64 KiB.
+const CHUNK: usize = 32 << 10;
+/// How long hearthd may take to begin, the sandbox's awakening included.
+const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+/// Signals that wait for room on their way in.
+const SIGNALS: usize = 8;
+/// Signals passed on; one more ends hearthctl.
+const INSIST: u32 = 3;
+/// Messages on their way in; then stdin waits.
+const QUEUE: usize = 8;
+
+/// Exit code of a failed exec: not found and not runnable as a shell says them, else 125.
+pub fn code_of(failure: &Failure) -> u8 {
+    if failure.is("INSIDE_NOT_FOUND") {
+        127
+    } else if failure.is("INSIDE_REFUSED") {
+        126
+    } else {
+        125
+    }
+}
+
+/// Runs the command; its exit code.
+pub async fn run(app: &App, args: ExecArgs) -> Result<u8, Failure> {
+    let link = app.link().await?;
+    let claim_id = link.resolve(&args.claim).await?;
+    let on_terminal = args.tty && args.interactive && std::io::stdin().is_terminal();
+    let detach = args.detach;
+    let stdin = args.interactive;
+    let tty = args.tty;
+    let (input, queue) = mpsc::channel(QUEUE);
+    send(&input, Input::Start(start(claim_id, args)?)).await;
+    // Signals are caught before the process runs, so that none falls between.
+    let mut signals = Signals::new()?;
+    let mut request = link.stream(ReceiverStream::new(queue));
+    if detach {
+        request.set_timeout(crate::link::CALL_DEADLINE);
+    }
+    let mut client = link.sandboxes();
+    let mut answers = tokio::select! {
+        opened = tokio::time::timeout(OPEN_DEADLINE, client.exec(request)) => match opened {
+            Ok(opened) => opened?.into_inner(),
+            Err(_) => return Err(Failure::new(Exit::Retry, "hearthd did not begin the exec in time")),
+        },
+        () = signals.until_ended() => return Ok(130),
+    };
+    let raw = match on_terminal {
+        true => Some(terminal::Raw::enter().map_err(|e| Failure::local("the terminal", &e))?),
+        false => None,
+    };
+    let pump = stdin.then(|| tokio::spawn(pump_stdin(input.clone())));
+    let ended = Box::pin(follow(&mut answers, &input, &mut signals, tty, detach)).await;
+    if let Some(pump) = pump {
+        pump.abort();
+    }
+    drop(raw);
+    match ended? {
+        End::Exited(exited) => {
+            if exited.timed_out {
+                output::note("hearthctl: the command was killed: its --timeout ran out");
+            }
+            Ok(u8::try_from(exited.code).unwrap_or(u8::MAX))
+        }
+        End::Detached(pid) => output::print(&format!("{pid}\n")).map(|()| 0),
+        End::Interrupted => Ok(130),
+    }
+}
+
+/// How following ended.
+enum End {
+    Exited(Exited),
+    Detached(u32),
+    Interrupted,
+}
+
+fn start(claim_id: String, args: ExecArgs) -> Result<ExecStart, Failure> {
+    let timeout = match args.timeout {
+        None => None,
+        Some(timeout) => {
+            Some(output::to_proto(timeout).ok_or_else(|| Failure::usage("--timeout is too long"))?)
+        }
+    };
+    Ok(ExecStart {
+        claim_id,
+        command: args.command,
+        env: args.env.into_iter().collect(),
+        working_dir: args.workdir.unwrap_or_default(),
+        tty: args.tty,
+        size: args.tty.then(|| {
+            terminal::size().unwrap_or(TerminalSize {
+                rows: 24,
+                columns: 80,
+            })
+        }),
+        stdin: args.interactive,
+        timeout,
+        detach: args.detach,
+    })
+}
+
+/// A closed queue means that the stream has ended; its end is told by the answers.
+async fn send(input: &mpsc::Sender<ExecRequest>, request: Input) {
+    let _ = input
+        .send(ExecRequest {
+            request: Some(request),
+        })
+        .await;
+}
+
+async fn pump_stdin(input: mpsc::Sender<ExecRequest>) {
+    let mut stdin = tokio::io::stdin();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match stdin.read(&mut chunk).await {
+            // A terminal that has gone away reads as an error: also the end.
+            Ok(0) | Err(_) => return send(&input, Input::StdinEof(true)).await,
+            Ok(size) => {
+                let piece = bytes::Bytes::copy_from_slice(&chunk[..size]);
+                send(&input, Input::Stdin(piece)).await;
+            }
+        }
+    }
+}
+
+async fn follow(
+    answers: &mut Streaming<ExecResponse>,
+    input: &mpsc::Sender<ExecRequest>,
+    signals: &mut Signals,
+    tty: bool,
+    detach: bool,
+) -> Result<End, Failure> {
+    let mut stdout = tokio::io::stdout();
+    let mut stderr = tokio::io::stderr();
+    let mut interrupts = 0;
+    // Kept here until the queue has room: waiting for it would stop reading, and both sides could wait for ever.
+    let mut waiting: VecDeque<Input> = VecDeque::new();
+    loop {
+        let answer = tokio::select! {
+            answer = answers.message() => answer?,
+            room = input.reserve(), if !waiting.is_empty() => {
+                match (room, waiting.pop_front()) {
+                    (Ok(room), Some(next)) => room.send(ExecRequest { request: Some(next) }),
+                    // The stream has ended: the answers say how.
+                    _ => waiting.clear(),
+                }
+                continue;
+            }
+            caught = signals.next() => {
+                match caught {
+                    Caught::Resize => if let (true, Some(size)) = (tty, terminal::size()) {
+                        waiting.retain(|input| !matches!(input, Input::Resize(_)));
+                        waiting.push_back(Input::Resize(size));
+                    },
+                    Caught::Signal(number) => {
+                        interrupts += 1;
+                        // The process gets the first ones; who insists gets out (which ends the process).
+                        if interrupts > INSIST {
+                            return Ok(End::Interrupted);
+                        }
+                        if waiting.len() < SIGNALS {
+                            waiting.push_back(Input::Signal(number));
+                        }
+                    }
+                }
+                continue;
+            }
+        };
+        match answer.and_then(|answer| answer.response) {
+            Some(Output::StartedPid(pid)) if detach => return Ok(End::Detached(pid)),
+            Some(Output::StartedPid(_)) => {}
+            Some(Output::Stdout(piece)) => {
+                stdout.write_all(&piece).await?;
+                stdout.flush().await?;
+            }
+            Some(Output::Stderr(piece)) => {
+                stderr.write_all(&piece).await?;
+                stderr.flush().await?;
+            }
+            Some(Output::Exited(exited)) => return Ok(End::Exited(exited)),
+            None => {
+                return Err(Failure::new(
+                    Exit::Unreachable,
+                    "hearthd closed the stream before the command ended",
+                )
+                .hint("`hearthctl get` shows how the claim fares"));
+            }
+        }
+    }
+}
+
+/// What came from outside.
+enum Caught {
+    Resize,
+    Signal(u32),
+}
+
+/// The signals that are passed on, and the terminal's changes of size.
+struct Signals {
+    resize: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let catch = |kind| signal(kind).map_err(|e| Failure::local("catching signals", &e));
+        Ok(Signals {
+            resize: catch(SignalKind::window_change())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
+            quit: catch(SignalKind::quit())?,
+            user1: catch(SignalKind::user_defined1())?,
+            user2: catch(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Until somebody wants to end us.
+    async fn until_ended(&mut self) {
+        while let Caught::Resize = self.next().await {}
+    }
+
+    async fn next(&mut self) -> Caught {
+        tokio::select! {
+            _ = self.resize.recv() => Caught::Resize,
+            _ = self.interrupt.recv() => Caught::Signal(2),
+            _ = self.terminate.recv() => Caught::Signal(15),
+            _ = self.hangup.recv() => Caught::Signal(1),
+            _ = self.quit.recv() => Caught::Signal(3),
+            _ = self.user1.recv() => Caught::Signal(10),
+            _ = self.user2.recv() => Caught::Signal(12),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! `top`: pools, claims and what they use, once or live.
+//!
+//! Owns the looks that CPU shares are counted between. Asks for the stats of a bounded number of claims at once.
+
+use crate::App;
+use crate::claims::{holder_text, word};
+use crate::failure::Failure;
+use crate::link::Link;
+use crate::output::{self, Field, Format, Mood, Screen};
+use futures::StreamExt;
+use hearth::api::{
+    Claim, ClaimState, InfoRequest, InfoResponse, PoolView, StatsRequest, StatsResponse,
+};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Stats asked for at once.
+const PARALLEL: usize = 8;
+/// Claims whose stats are asked for; the rest is shown without.
+const CLAIMS: usize = 500;
+/// Shortest time between two looks.
+const SHORTEST: Duration = Duration::from_millis(200);
+
+/// One look at the node.
+struct Look {
+    at: Instant,
+    info: InfoResponse,
+    pools: Vec<PoolView>,
+    claims: Vec<Claim>,
+    stats: BTreeMap<String, StatsResponse>,
+}
+
+/// `top`
+pub async fn run(app: &App, watch: bool, interval: Duration) -> Result<(), Failure> {
+    let link = app.link().await?;
+    let interval = interval.max(SHORTEST);
+    let mut before = look(&link).await?;
+    // A share of CPU needs two looks.
+    tokio::time::sleep(if watch {
+        SHORTEST
+    } else {
+        interval.min(Duration::from_secs(1))
+    })
+    .await;
+    let mut screen = Screen::new();
+    loop {
+        let now = look(&link).await?;
+        match app.format() {
+            Format::Table if watch && app.on_terminal() => {
+                screen.draw(&text(app, &before, &now))?
+            }
+            Format::Table => output::print(&text(app, &before, &now))?,
+            Format::Name => output::print(
+                &now.claims
+                    .iter()
+                    .map(|c| format!("{}\n", c.claim_id))
+                    .collect::<String>(),
+            )?,
+            format if watch => output::print(&output::record(format, &value(&before, &now))?)?,
+            format => output::print(&output::document(format, &value(&before, &now))?)?,
+        }
+        if !watch {
+            return Ok(());
+        }
+        before = now;
+        tokio::time::sleep(interval).await;
+    }
+}
+
+async fn look(link: &Link) -> Result<Look, Failure> {
+    let info = link
+        .node()
+        .info(link.call(InfoRequest {}))
+        .await?
+        .into_inner();
+    let pools = crate::pools::get(link).await?.pools;
+    let claims = link.list("").await?;
+    let live = claims
+        .iter()
+        .filter(|claim| claim.state() == ClaimState::Claimed);
+    let ids: Vec<String> = live
+        .take(CLAIMS)
+        .map(|claim| claim.claim_id.clone())
+        .collect();
+    let at = Instant::now();
+    let stats = futures::stream::iter(ids)
+        .map(|claim_id| async move {
+            let request = link.call(StatsRequest {
+                claim_id: claim_id.clone(),
+            });
+            // A claim that went meanwhile, or does not answer, has no figures.
+            let answer = link.sandboxes().stats(request).await.ok()?;
+            Some((claim_id, answer.into_inner()))
+        })
+        .buffer_unordered(PARALLEL)
+        .filter_map(|found| async move { found })
+        .collect()
+        .await;
+    Ok(Look {
+        at,
+        info,
+        pools,
+        claims,
+        stats,
+    })
+}
+
+/// Cores used between two looks, for example 0.25.
+fn cores(before: &Look, now: &Look, claim_id: &str) -> Option<f64> {
+    let (old, new) = (before.stats.get(claim_id)?, now.stats.get(claim_id)?);
+    let used = new.cpu_nanoseconds.checked_sub(old.cpu_nanoseconds)?;
+    let elapsed = now.at.duration_since(before.at).as_secs_f64();
+    Some(used as f64 / 1e9 / elapsed.max(0.001))
+}
+
+fn text(app: &App, before: &Look, now: &Look) -> String {
+    let info = &now.info;
+    let memory: u64 = now.stats.values().map(|stats| stats.memory_bytes).sum();
+    let mut text = format!(
+        "{} {} · {} of {} sandboxes · {} claims using {} · up {}\n\n",
+        app.style.bold("hearth"),
+        info.phase,
+        info.sandboxes,
+        info.max_sandboxes,
+        now.claims.len(),
+        output::bytes(memory),
+        output::relative(
+            output::time(info.started_at.as_ref()),
+            SystemTime::now(),
+            "-"
+        )
+        .trim_end_matches(" ago"),
+    );
+    text.push_str(&crate::pools::table(app, &now.pools));
+    if now.claims.is_empty() {
+        return text;
+    }
+    let mut claims: Vec<&Claim> = now.claims.iter().collect();
+    let used = |claim: &Claim| now.stats.get(&claim.claim_id).map_or(0, |s| s.memory_bytes);
+    claims.sort_by_key(|claim| std::cmp::Reverse(used(claim)));
+    let rows = claims.into_iter().map(|claim| {
+        let stats = now.stats.get(&claim.claim_id);
+        let figure = |text: Option<String>| Field::new(text.unwrap_or_default(), Mood::Plain);
+        let state = match claim.state() {
+            ClaimState::Claimed => Mood::Good,
+            ClaimState::Failed => Mood::Bad,
+            ClaimState::Pending | ClaimState::Unknown | ClaimState::Unspecified => Mood::Look,
+        };
+        vec![
+            claim.claim_id.chars().take(8).collect::<String>().into(),
+            claim.pool.clone().into(),
+            Field::new(word(claim.state().as_str_name(), "CLAIM_STATE_"), state),
+            figure(cores(before, now, &claim.claim_id).map(|c| format!("{:.0}%", c * 100.0))),
+            figure(stats.map(|s| output::bytes(s.memory_bytes))),
+            figure(stats.map(|s| s.guest_processes.to_string())),
+            figure(stats.map(|s| s.execs.to_string())),
+            holder_text(claim.holder.as_ref()).into(),
+        ]
+    });
+    text.push('\n');
+    text.push_str(&output::table(
+        app.style,
+        &[
+            "CLAIM",
+            "POOL",
+            "STATE",
+            ">CPU",
+            ">MEMORY",
+            ">PROCESSES",
+            ">EXECS",
+            "HOLDER",
+        ],
+        rows.collect(),
+    ));
+    text
+}
+
+fn value(before: &Look, now: &Look) -> serde_json::Value {
+    let claims: Vec<_> = now
+        .claims
+        .iter()
+        .map(|claim| {
+            let stats = now.stats.get(&claim.claim_id);
+            serde_json::json!({
+                "claim": crate::claims::ClaimRow::from(claim),
+                "cpu_cores": cores(before, now, &claim.claim_id),
+                "stats": stats.map(|stats| crate::node::stats_value(&claim.claim_id, stats)),
+            })
+        })
+        .collect();
+    let pools: Vec<_> = now.pools.iter().map(crate::pools::PoolRow::from).collect();
+    serde_json::json!({
+        "phase": now.info.phase,
+        "sandboxes": now.info.sandboxes,
+        "max_sandboxes": now.info.max_sandboxes,
+        "pools": pools,
+        "claims": claims,
+    })
+}
