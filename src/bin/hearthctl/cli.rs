@@ -57,7 +57,7 @@ pub struct Common {
     pub token: Option<String>,
     /// Fencing epoch of writes. Left out, the node's current epoch is used, so that hearthctl never fences
     /// the node's allocator out; a larger one takes over from it
-    #[arg(long, global = true, env = "HEARTH_EPOCH", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, global = true, env = "HEARTH_EPOCH", hide_env_values = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub epoch: Option<u64>,
     /// Form of the answer
     #[arg(short, long, global = true, value_enum, default_value = "table")]
