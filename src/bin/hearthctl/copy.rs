@@ -3,8 +3,8 @@
 //! Owns one copy at a time. The sandbox is hostile: no name that it tells leads outside the destination, no mode of
 //! its sets more than permission bits, and a file appears here whole or not at all.
 
-mod inward;
-mod outward;
+pub mod inward;
+pub mod outward;
 
 use crate::App;
 use crate::failure::{Exit, Failure};
@@ -22,10 +22,10 @@ const CHUNK: usize = 64 << 10;
 
 /// What was copied.
 #[derive(Default)]
-struct Tally {
-    files: u64,
-    bytes: u64,
-    skipped: u64,
+pub struct Tally {
+    pub files: u64,
+    pub bytes: u64,
+    pub skipped: u64,
 }
 
 impl Tally {

@@ -2,8 +2,8 @@
 //!
 //! Owns the list of checks. Changes nothing. Asks the machine itself (`host`), then hearthd and its admin port (`daemon`).
 
-mod daemon;
-mod host;
+pub mod daemon;
+pub mod host;
 
 use crate::App;
 use crate::failure::Failure;
