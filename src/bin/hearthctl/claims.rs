@@ -4,7 +4,8 @@
 
 use crate::App;
 use crate::failure::{Exit, Failure};
-use crate::output::{self, Field, Format, Mood, Screen};
+use crate::live::{self, Screen};
+use crate::output::{self, Field, Format, Mood};
 use hearth::api::{
     ChangeKind, Claim, ClaimState, GetClaimRequest, Holder, ReleaseRequest, RenewRequest, Source,
     WatchClaimsRequest,
@@ -135,15 +136,23 @@ pub async fn list(app: &App, pool: Option<String>) -> Result<(), Failure> {
 
 /// `claims --watch`: a live table on a terminal; elsewhere a record for each change.
 pub async fn watch(app: &App, pool: Option<String>) -> Result<(), Failure> {
+    let pool = pool.unwrap_or_default();
+    let follow = async |screen: &mut Screen| match follow(app, &pool, screen).await {
+        Err(failure) => failure,
+        Ok(()) => Failure::new(Exit::Retry, "hearthd ended the watch"),
+    };
+    Err(live::keep(app, follow).await)
+}
+
+async fn follow(app: &App, pool: &str, screen: &mut Screen) -> Result<(), Failure> {
     let link = app.link().await?;
     let request = link.stream(WatchClaimsRequest {
-        pool: pool.unwrap_or_default(),
+        pool: pool.to_owned(),
         resume_token: String::new(),
     });
     let mut changes = link.claims().watch(request).await?.into_inner();
-    let live = app.format() == Format::Table && app.on_terminal();
+    let live = live::wanted(app);
     let mut claims = BTreeMap::new();
-    let mut screen = Screen::new();
     let mut synced = false;
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -155,9 +164,7 @@ pub async fn watch(app: &App, pool: Option<String>) -> Result<(), Failure> {
                 continue;
             }
         };
-        let Some(change) = change else {
-            return Err(Failure::new(Exit::Retry, "hearthd ended the watch"));
-        };
+        let Some(change) = change else { return Ok(()) };
         synced |= change.kind() == ChangeKind::Synced;
         if !live {
             if let Some(claim) = &change.claim {
@@ -165,10 +172,11 @@ pub async fn watch(app: &App, pool: Option<String>) -> Result<(), Failure> {
             }
             continue;
         }
+        let removed = change.kind() == ChangeKind::Removed;
         if let Some(claim) = change.claim {
-            match ChangeKind::try_from(change.kind) {
-                Ok(ChangeKind::Removed) => claims.remove(&claim.claim_id),
-                _ => claims.insert(claim.claim_id.clone(), claim),
+            match removed {
+                true => claims.remove(&claim.claim_id),
+                false => claims.insert(claim.claim_id.clone(), claim),
             };
         }
         if synced {

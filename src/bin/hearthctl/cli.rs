@@ -13,7 +13,7 @@ Exit codes:
   3  hearthd cannot be reached
   4  what was named does not exist
   5  not now: the same command may work later
-  exec exits as the command inside did; 125 means that hearth failed, 126 and 127 that the
+  exec and run exit as the command inside did; 125 means that hearth failed, 126 and 127 that the
   command could not be run or found inside.
 
 Claims may be named by any unique prefix of four characters or more.";
@@ -43,7 +43,7 @@ pub struct Common {
         hide_env_values = true
     )]
     pub socket: String,
-    /// hearthd's admin port (only doctor asks it)
+    /// hearthd's admin port (only `doctor` asks it)
     #[arg(
         long,
         global = true,
@@ -105,6 +105,8 @@ pub enum Command {
     },
     /// Run a command in a claimed sandbox
     Exec(ExecArgs),
+    /// Claim a sandbox, run a command in it, release it
+    Run(RunArgs),
     /// Copy files between here and a sandbox
     #[command(
         after_help = "Name a file inside as CLAIM:/path; '-' is stdin or stdout. Directories are copied whole; symbolic links are left out."
@@ -241,6 +243,38 @@ pub struct ClaimArgs {
 /// `exec`
 #[derive(Debug, Args)]
 pub struct ExecArgs {
+    /// How it runs
+    #[command(flatten)]
+    pub options: ExecOptions,
+    /// Leave it running and print its pid inside
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
+    /// The claim
+    pub claim: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// How it runs
+    #[command(flatten)]
+    pub options: ExecOptions,
+    /// When the pool is dry, wait for a member this long
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub wait: Duration,
+    /// The pool
+    pub pool: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// How a command runs inside.
+#[derive(Debug, Args)]
+pub struct ExecOptions {
     /// Send our stdin
     #[arg(short, long)]
     pub interactive: bool,
@@ -256,14 +290,6 @@ pub struct ExecArgs {
     /// Kill the command after this long
     #[arg(long, value_parser = duration)]
     pub timeout: Option<Duration>,
-    /// Leave it running and print its pid inside
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
-    pub detach: bool,
-    /// The claim
-    pub claim: String,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
 }
 
 /// `image`

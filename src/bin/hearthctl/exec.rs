@@ -1,15 +1,19 @@
-//! `exec`: a process inside with our stdin, stdout, stderr, terminal, signals and exit code.
+//! `exec` and `run`: a process inside with our stdin, stdout, stderr, terminal, signals and exit code.
 //!
 //! Owns one Exec stream. The exit code is the command's own; 125, 126 and 127 as docker and the shells use them.
 
 use crate::App;
-use crate::cli::ExecArgs;
+use crate::cli::{ExecArgs, ExecOptions, RunArgs};
 use crate::failure::{Exit, Failure};
+use crate::link::Link;
 use crate::output;
 use crate::terminal;
 use hearth::api::exec_request::Request as Input;
 use hearth::api::exec_response::Response as Output;
-use hearth::api::{ExecRequest, ExecResponse, ExecStart, Exited, TerminalSize};
+use hearth::api::{
+    ClaimRequest, ExecRequest, ExecResponse, ExecStart, Exited, Holder, OnEmpty, ReleaseRequest,
+    TerminalSize,
+};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -23,8 +27,12 @@ use tonic::Streaming;
 const CHUNK: usize = 32 << 10;
 /// How long hearthd may take to begin, the sandbox's awakening included.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+/// A claim of `run` expires after this, whatever happens to us.
+const RUN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Signals that wait for room on their way in.
 const SIGNALS: usize = 8;
+/// Exit code of an interrupted command, as shells say it.
+const INTERRUPTED: u8 = 130;
 /// Signals passed on; one more ends hearthctl.
 const INSIST: u32 = 3;
 /// Messages on their way in; then stdin waits.
@@ -41,16 +49,62 @@ pub fn code_of(failure: &Failure) -> u8 {
     }
 }
 
-/// Runs the command; its exit code.
+/// `exec`: runs the command; its exit code.
 pub async fn run(app: &App, args: ExecArgs) -> Result<u8, Failure> {
     let link = app.link().await?;
     let claim_id = link.resolve(&args.claim).await?;
-    let on_terminal = args.tty && args.interactive && std::io::stdin().is_terminal();
-    let detach = args.detach;
-    let stdin = args.interactive;
-    let tty = args.tty;
+    let start = start(claim_id, args.command, args.options, args.detach)?;
+    inside(&link, start).await
+}
+
+/// `run`: claim, exec, release, also when the exec fails or is interrupted.
+pub async fn run_once(app: &App, args: RunArgs) -> Result<u8, Failure> {
+    let link = app.link().await?;
+    let epoch = link.epoch().await?;
+    let holder = crate::claim::ourselves();
+    let claim_id = uuid::Uuid::new_v4().to_string();
+    let start = start(claim_id.clone(), args.command, args.options, false)?;
+    let request = ClaimRequest {
+        claim_id: claim_id.clone(),
+        pool: args.pool,
+        holder: Some(Holder {
+            namespace: holder.namespace,
+            name: holder.name,
+            uid: String::new(),
+        }),
+        epoch,
+        // Should we be killed, the sandbox does not stay for ever.
+        ttl: output::to_proto(RUN_TTL),
+        personalization: None,
+        on_empty: OnEmpty::Wait.into(),
+        wait_timeout: output::to_proto(args.wait),
+    };
+    let deadline = args.wait + crate::link::CALL_DEADLINE;
+    let mut client = link.claims();
+    let mut signals = Signals::new()?;
+    let claimed = tokio::select! {
+        claimed = client.claim(link.call_within(request, deadline)) => Some(claimed),
+        () = signals.until_ended() => None,
+    };
+    let ended = match claimed {
+        Some(Ok(_)) => Box::pin(inside(&link, start)).await,
+        Some(Err(status)) => Err(status.into()),
+        None => Ok(INTERRUPTED),
+    };
+    // Also after a refused Claim: it may have been made all the same.
+    let release = link.call(ReleaseRequest { claim_id, epoch });
+    let released = link.claims().release(release).await;
+    let code = ended?;
+    released?;
+    Ok(code)
+}
+
+/// One process, joined to this one.
+async fn inside(link: &Link, start: ExecStart) -> Result<u8, Failure> {
+    let (tty, stdin, detach) = (start.tty, start.stdin, start.detach);
+    let on_terminal = tty && stdin && std::io::stdin().is_terminal();
     let (input, queue) = mpsc::channel(QUEUE);
-    send(&input, Input::Start(start(claim_id, args)?)).await;
+    send(&input, Input::Start(start)).await;
     // Signals are caught before the process runs, so that none falls between.
     let mut signals = Signals::new()?;
     let mut request = link.stream(ReceiverStream::new(queue));
@@ -63,7 +117,7 @@ pub async fn run(app: &App, args: ExecArgs) -> Result<u8, Failure> {
             Ok(opened) => opened?.into_inner(),
             Err(_) => return Err(Failure::new(Exit::Retry, "hearthd did not begin the exec in time")),
         },
-        () = signals.until_ended() => return Ok(130),
+        () = signals.until_ended() => return Ok(INTERRUPTED),
     };
     let raw = match on_terminal {
         true => Some(terminal::Raw::enter().map_err(|e| Failure::local("the terminal", &e))?),
@@ -83,7 +137,7 @@ pub async fn run(app: &App, args: ExecArgs) -> Result<u8, Failure> {
             Ok(u8::try_from(exited.code).unwrap_or(u8::MAX))
         }
         End::Detached(pid) => output::print(&format!("{pid}\n")).map(|()| 0),
-        End::Interrupted => Ok(130),
+        End::Interrupted => Ok(INTERRUPTED),
     }
 }
 
@@ -94,28 +148,34 @@ enum End {
     Interrupted,
 }
 
-fn start(claim_id: String, args: ExecArgs) -> Result<ExecStart, Failure> {
-    let timeout = match args.timeout {
+fn start(
+    claim_id: String,
+    command: Vec<String>,
+    options: ExecOptions,
+    detach: bool,
+) -> Result<ExecStart, Failure> {
+    let timeout = match options.timeout {
         None => None,
         Some(timeout) => {
             Some(output::to_proto(timeout).ok_or_else(|| Failure::usage("--timeout is too long"))?)
         }
     };
+    let size = || {
+        terminal::size().unwrap_or(TerminalSize {
+            rows: 24,
+            columns: 80,
+        })
+    };
     Ok(ExecStart {
         claim_id,
-        command: args.command,
-        env: args.env.into_iter().collect(),
-        working_dir: args.workdir.unwrap_or_default(),
-        tty: args.tty,
-        size: args.tty.then(|| {
-            terminal::size().unwrap_or(TerminalSize {
-                rows: 24,
-                columns: 80,
-            })
-        }),
-        stdin: args.interactive,
+        command,
+        env: options.env.into_iter().collect(),
+        working_dir: options.workdir.unwrap_or_default(),
+        tty: options.tty,
+        size: options.tty.then(size),
+        stdin: options.interactive,
         timeout,
-        detach: args.detach,
+        detach,
     })
 }
 

@@ -47,7 +47,7 @@ pub struct Failure {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// `ErrorInfo.metadata`, and causes, as (name, text).
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_map")]
     pub details: Vec<(String, String)>,
     /// When to retry.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,8 +131,15 @@ impl Failure {
     }
 }
 
+fn as_map<S: serde::Serializer>(details: &[(String, String)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(details.iter().map(|(name, text)| (name, text)))
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if let Some(failure) = of_transport(&status) {
+            return failure;
+        }
         let details = status.get_error_details();
         let mut failure = Failure::new(exit_of(&status), message_of(&status));
         if let Some(info) = details.error_info() {
@@ -173,21 +180,44 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// The status's own words, or the code's when it has none; a transport failure tells its innermost cause.
-fn message_of(status: &Status) -> String {
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
-    let mut last = None;
+/// What tonic made up on our side: the connection broke, or our own deadline passed. hearthd's statuses have no source
+/// and none of these words.
+fn of_transport(status: &Status) -> Option<Failure> {
+    let message = status.message();
+    if status.code() == Code::Cancelled && message == "Timeout expired" {
+        return Some(
+            Failure::new(Exit::Retry, "hearthd did not answer in time")
+                .hint("it may be busy; `hearthctl doctor` looks for the cause"),
+        );
+    }
+    let mut cause = std::error::Error::source(status);
+    let ours = [
+        "h2 protocol error",
+        "transport error",
+        "operation was canceled",
+    ];
+    if cause.is_none() && !ours.iter().any(|words| message.starts_with(words)) {
+        return None;
+    }
+    let mut last = message.to_owned();
     while let Some(error) = cause {
-        last = Some(error.to_string());
+        last = error.to_string();
         cause = error.source();
     }
-    let message = status.message();
-    match last {
-        Some(cause) if !message.contains(&cause) && !message.is_empty() => {
-            format!("{message}: {cause}")
-        }
-        _ if message.is_empty() => status.code().description().to_lowercase(),
-        _ => message.to_owned(),
+    Some(
+        Failure::new(Exit::Unreachable, "the connection to hearthd broke")
+            .detail("cause", last)
+            .hint(
+                "if hearthd restarts: claimed sandboxes live on, and `hearthctl claims` lists them",
+            ),
+    )
+}
+
+/// The status's own words, or the code's when it has none.
+fn message_of(status: &Status) -> String {
+    match status.message() {
+        "" => status.code().description().to_lowercase(),
+        message => message.to_owned(),
     }
 }
 

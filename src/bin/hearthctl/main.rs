@@ -13,6 +13,7 @@ mod failure;
 mod forward;
 mod image;
 mod link;
+mod live;
 mod node;
 mod output;
 mod parse;
@@ -47,18 +48,13 @@ impl App {
     fn format(&self) -> Format {
         self.common.output
     }
-
-    /// Whether a live view makes sense.
-    fn on_terminal(&self) -> bool {
-        std::io::IsTerminal::is_terminal(&std::io::stdout())
-    }
 }
 
 fn main() -> ExitCode {
     // clap answers --help and --version itself, and exits 2 on a wrong command line.
     let cli = Cli::parse();
     terminal::restore_on_panic();
-    let in_exec = matches!(cli.command, Command::Exec(_));
+    let in_exec = matches!(cli.command, Command::Exec(_) | Command::Run(_));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -115,6 +111,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Renew { claim, ttl } => claims::renew(&app, &claim, ttl).await,
         Command::Release { claims, all } => claims::release(&app, claims, all).await,
         Command::Exec(args) => return Box::pin(exec::run(&app, args)).await,
+        Command::Run(args) => return Box::pin(exec::run_once(&app, args)).await,
         Command::Cp { src, dst } => Box::pin(copy::run(&app, &src, &dst)).await,
         Command::PortForward { claim, ports } => forward::run(&app, &claim, ports).await,
         Command::Stats { claim } => node::stats(&app, &claim).await,

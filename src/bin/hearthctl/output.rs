@@ -269,39 +269,3 @@ pub fn duration_seconds(duration: Option<&prost_types::Duration>) -> Option<f64>
 pub fn to_proto(duration: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(duration).ok()
 }
-
-/// Redraws a block of text in place on a terminal; elsewhere does nothing special.
-pub struct Screen {
-    lines: usize,
-}
-
-impl Screen {
-    /// Nothing drawn yet.
-    pub fn new() -> Self {
-        Screen { lines: 0 }
-    }
-
-    /// Replaces what was drawn before, cut to the terminal's height.
-    pub fn draw(&mut self, text: &str) -> Result<(), Failure> {
-        let height = terminal_size::terminal_size_of(std::io::stdout())
-            .map_or(usize::MAX, |(_, height)| usize::from(height.0).max(4));
-        let all: Vec<&str> = text.lines().collect();
-        let shown = all.len().min(height - 2);
-        // Without line wrap, so that one line is one row.
-        let mut out = String::from("\x1b[?7l");
-        if self.lines > 0 {
-            out.push_str(&format!("\x1b[{}A\r", self.lines));
-        }
-        for line in &all[..shown] {
-            out.push_str(line);
-            out.push_str("\x1b[K\n");
-        }
-        self.lines = shown;
-        if shown < all.len() {
-            out.push_str(&format!("… {} more\x1b[K\n", all.len() - shown));
-            self.lines += 1;
-        }
-        out.push_str("\x1b[J\x1b[?7h");
-        print(&out)
-    }
-}

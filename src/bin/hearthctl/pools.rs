@@ -7,7 +7,8 @@ use crate::claims::word;
 use crate::cli::{PoolsArgs, PoolsCommand};
 use crate::failure::{Exit, Failure};
 use crate::link::Link;
-use crate::output::{self, Field, Format, Mood, Screen};
+use crate::live::{self, Screen};
+use crate::output::{self, Field, Format, Mood};
 use crate::pools_file::{self, PoolsFile};
 use hearth::api::{
     BreakerState, GetPoolsRequest, GetPoolsResponse, PoolView, SetPoolsRequest, WatchPoolsRequest,
@@ -184,19 +185,26 @@ async fn list(app: &App) -> Result<(), Failure> {
 }
 
 async fn watch(app: &App) -> Result<(), Failure> {
+    let follow = async |screen: &mut Screen| match follow(app, screen).await {
+        Err(failure) => failure,
+        Ok(()) => Failure::new(Exit::Retry, "hearthd ended the watch"),
+    };
+    Err(live::keep(app, follow).await)
+}
+
+async fn follow(app: &App, screen: &mut Screen) -> Result<(), Failure> {
     let link = app.link().await?;
     let request = link.stream(WatchPoolsRequest {});
     let mut changes = link.pools().watch_pools(request).await?.into_inner();
-    let mut screen = Screen::new();
     while let Some(set) = changes.message().await? {
         match app.format() {
-            Format::Table if app.on_terminal() => screen.draw(&table(app, &set.pools))?,
+            Format::Table if live::wanted(app) => screen.draw(&table(app, &set.pools))?,
             Format::Table => output::print(&(table(app, &set.pools) + "\n"))?,
             Format::Name => output::print(&names(&set.pools))?,
             format => output::print(&output::record(format, &value(set.generation, &set.pools))?)?,
         }
     }
-    Err(Failure::new(Exit::Retry, "hearthd ended the watch"))
+    Ok(())
 }
 
 async fn export(app: &App) -> Result<(), Failure> {

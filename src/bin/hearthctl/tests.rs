@@ -39,7 +39,7 @@ fn exec_takes_options_of_the_command_as_they_are() {
     let crate::cli::Command::Exec(args) = cli.command else {
         panic!("not exec")
     };
-    assert!(args.interactive && args.tty);
+    assert!(args.options.interactive && args.options.tty);
     assert_eq!(args.command, ["ls", "-l", "--color"]);
     // Also without the dashes, as people type it.
     let cli = Cli::parse_from(["hearthctl", "exec", "7f9c", "python3", "-c", "1"]);
@@ -175,6 +175,20 @@ fn every_code_has_its_exit_code() {
     details.set_retry_info(Some(Duration::from_millis(250)));
     let status = Status::with_error_details(Code::Unavailable, "hearthd is starting", details);
     assert_eq!(Failure::from(status).exit, Exit::Retry);
+}
+
+#[test]
+fn a_broken_connection_is_not_an_answer() {
+    let broken = Failure::from(Status::internal("h2 protocol error: stream closed"));
+    assert_eq!(broken.exit, Exit::Unreachable);
+    assert_eq!(broken.message, "the connection to hearthd broke");
+    let late = Failure::from(Status::cancelled("Timeout expired"));
+    assert_eq!(late.exit, Exit::Retry);
+    // hearthd's own words stay its own.
+    assert_eq!(
+        Failure::from(Status::internal("journal: torn page")).exit,
+        Exit::Refused
+    );
 }
 
 fn refused(code: Code, reason: &str, metadata: &[(&str, &str)], message: &str) -> Failure {

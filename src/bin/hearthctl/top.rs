@@ -6,12 +6,14 @@ use crate::App;
 use crate::claims::{holder_text, word};
 use crate::failure::Failure;
 use crate::link::Link;
-use crate::output::{self, Field, Format, Mood, Screen};
+use crate::live::{self, Screen};
+use crate::output::{self, Field, Format, Mood};
 use futures::StreamExt;
 use hearth::api::{
     Claim, ClaimState, InfoRequest, InfoResponse, PoolView, StatsRequest, StatsResponse,
 };
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Stats asked for at once.
@@ -32,39 +34,49 @@ struct Look {
 
 /// `top`
 pub async fn run(app: &App, watch: bool, interval: Duration) -> Result<(), Failure> {
-    let link = app.link().await?;
     let interval = interval.max(SHORTEST);
-    let mut before = look(&link).await?;
+    if watch {
+        let follow = async |screen: &mut Screen| match Box::pin(follow(app, interval, screen)).await
+        {
+            Err(failure) => failure,
+            Ok(never) => match never {},
+        };
+        return Err(live::keep(app, follow).await);
+    }
+    let link = app.link().await?;
+    let before = look(&link).await?;
     // A share of CPU needs two looks.
-    tokio::time::sleep(if watch {
-        SHORTEST
-    } else {
-        interval.min(Duration::from_secs(1))
+    tokio::time::sleep(interval.min(Duration::from_secs(1))).await;
+    let now = look(&link).await?;
+    output::print(&match app.format() {
+        Format::Table => text(app, &before, &now),
+        Format::Name => names(&now),
+        format => output::document(format, &value(&before, &now))?,
     })
-    .await;
-    let mut screen = Screen::new();
+}
+
+async fn follow(app: &App, interval: Duration, screen: &mut Screen) -> Result<Infallible, Failure> {
+    let link = app.link().await?;
+    let mut before = look(&link).await?;
+    tokio::time::sleep(SHORTEST).await;
     loop {
         let now = look(&link).await?;
         match app.format() {
-            Format::Table if watch && app.on_terminal() => {
-                screen.draw(&text(app, &before, &now))?
-            }
-            Format::Table => output::print(&text(app, &before, &now))?,
-            Format::Name => output::print(
-                &now.claims
-                    .iter()
-                    .map(|c| format!("{}\n", c.claim_id))
-                    .collect::<String>(),
-            )?,
-            format if watch => output::print(&output::record(format, &value(&before, &now))?)?,
-            format => output::print(&output::document(format, &value(&before, &now))?)?,
-        }
-        if !watch {
-            return Ok(());
+            Format::Table if live::wanted(app) => screen.draw(&text(app, &before, &now))?,
+            Format::Table => output::print(&(text(app, &before, &now) + "\n"))?,
+            Format::Name => output::print(&names(&now))?,
+            format => output::print(&output::record(format, &value(&before, &now))?)?,
         }
         before = now;
         tokio::time::sleep(interval).await;
     }
+}
+
+fn names(look: &Look) -> String {
+    let claims = look.claims.iter();
+    claims
+        .map(|claim| format!("{}\n", claim.claim_id))
+        .collect()
 }
 
 async fn look(link: &Link) -> Result<Look, Failure> {

@@ -61,11 +61,12 @@ async fn api(app: &App) -> Vec<Check> {
             found,
             "it looks for its sandboxes after a start: wait",
         ),
-        _ => Check::fail(
+        "degraded" => Check::fail(
             "hearthd",
             found,
             "containerd does not answer: see hearthd's log",
         ),
+        _ => Check::fail("hearthd", found, "see hearthd's log"),
     }];
     if let Ok(orphans) = orphans {
         let count = orphans.into_inner().orphans.len();
