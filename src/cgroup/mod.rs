@@ -1,5 +1,25 @@
-//! A sandbox's cgroup: freeze, thaw, kill, usage; v1 and v2. Synchronous small file I/O; used by `runtime` (daemon)
-//! and by hearth-runsc.
+//! A sandbox's cgroup: where it is, freeze, thaw, kill, usage, removal; v1 (also hybrid) and v2.
+//!
+//! Owns: the layout `<parent>/<pool>/<sandbox id>` below the cgroup mounts, and every read and write of cgroup files.
+//! Never: makes a cgroup (runsc does), sets limits (the OCI spec does), or touches anything outside the parent it is
+//! given. Synchronous small file I/O, used by `runtime` (on a blocking thread) and by hearth-runsc, which lives for
+//! microseconds.
+//!
+//! Plain files instead of the crate cgroups-rs: that one creates groups, owns limits and drives systemd; what is needed
+//! here (freeze with a deadline, kill of a frozen group, leftovers of every controller) it does not do, and
+//! hearth-runsc should not link it.
+
+mod error;
+mod files;
+mod group;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::CgroupError;
+pub use group::SandboxCgroup;
+pub use tree::{CgroupTree, Found, Version};
 
 /// What a sandbox uses on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
