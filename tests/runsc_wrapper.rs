@@ -14,6 +14,10 @@ use std::{
 
 use containerd::{Node, Said, eventually, say, tool};
 use hearth::ociwrap::WrapperConfig;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -325,6 +329,34 @@ fn a_hung_runsc_never_hangs_the_shim() {
         );
         assert!(began.elapsed() < bound + deadline, "{verb}: {said:?}");
         fs::remove_file(&hang).unwrap();
+    }
+}
+
+#[test]
+fn signals_reach_runsc_and_nothing_outlives_the_wrapper() {
+    let mut node = Node::start("signals", |config, dir| config.runsc = fake_hung_runsc(dir));
+    node.sleeper("sig");
+    fs::write(node.dir.path().join("hang"), "pause").unwrap();
+    for (signal, code) in [(Signal::SIGTERM, Some(128 + 15)), (Signal::SIGKILL, None)] {
+        let mut wrapper = Command::new(env!("CARGO_BIN_EXE_hearth-runsc"))
+            .arg("--root")
+            .arg(node.dir.path().join("runc/hearth"))
+            .args(["pause", "sig"])
+            .spawn()
+            .unwrap();
+        let pid = wrapper.id();
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        let mut child = String::new();
+        eventually("runsc hangs", || {
+            child = fs::read_to_string(&children).unwrap().trim().to_owned();
+            let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.starts_with(b"sleep")
+        });
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+        assert_eq!(wrapper.wait().unwrap().code(), code, "{signal}");
+        eventually("runsc is gone", || {
+            !Path::new(&format!("/proc/{child}")).exists()
+        });
     }
 }
 
