@@ -223,6 +223,23 @@ fn specs_that_would_leave_our_hands_are_refused() {
     );
 }
 
+#[test]
+fn a_checkpoint_through_the_shim_leaves_an_image_and_the_sandbox() {
+    let mut node = Node::start("image", plain);
+    node.sleeper("saved");
+    let image = node.dir.path().join("image");
+    fs::create_dir(&image).unwrap();
+    let path = image.display().to_string();
+    assert_ok(&node.ctr(&["tasks", "checkpoint", "--image-path", &path, "saved"]));
+    for file in ["checkpoint.img", "pages.img", "pages_meta.img"] {
+        assert!(image.join(file).exists(), "{file}");
+    }
+    assert_eq!(
+        node.exec("saved", &["/bin/busybox", "echo", "on"]).stdout,
+        "on\n"
+    );
+}
+
 /// A runsc that hangs in the subcommand named in the file `hang`, else the real one: reality hangs too rarely.
 fn fake_hung_runsc(dir: &Path) -> std::path::PathBuf {
     let path = dir.join("fake-hung-runsc");
