@@ -7,6 +7,8 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/hearth.guest.v1.rs"));
 }
 
+pub mod wire;
+
 #[cfg(feature = "daemon")]
 mod traits;
 #[cfg(feature = "daemon")]
