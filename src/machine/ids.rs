@@ -184,7 +184,8 @@ impl fmt::Display for PoolName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Number of a batch of the driver. Commits happen in this order; an effect `after` a ticket waits until everything
+/// Number of a batch of the driver, from 1; 0 stands for what was durable when the machine was recovered. A batch that
+/// persists nothing is durable as soon as all before it are. Commits happen in this order; an effect `after` a ticket waits until everything
 /// persisted up to and including that batch is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);

@@ -136,7 +136,8 @@ pub struct NodeView {
     pub claims: Vec<ClaimView>,
     /// Released claims remembered.
     pub tombstones: usize,
-    /// Found outside without a record and left alone, ordered by id.
+    /// Found outside without a record, ordered by id. Those of this node's tag are being destroyed, the others are left
+    /// alone until `Call::DestroyOrphans` names them.
     pub orphans: Vec<SandboxId>,
 }
 
@@ -177,9 +178,10 @@ pub enum Answer {
     Located {
         /// The sandbox.
         sandbox: SandboxId,
-        /// Its pool's template environment and working directory are applied by rpc to every Exec.
-        template: std::sync::Arc<super::spec::Template>,
+        /// What it was made from. `None` when that is no longer known: its pool has changed or gone since, and hearthd
+        /// has restarted (environment and working directory are inherited inside, so nothing depends on it there).
+        template: Option<std::sync::Arc<super::spec::Template>>,
     },
-    /// To Inspect.
+    /// To Inspect and DestroyOrphans.
     Node(Box<NodeView>),
 }
