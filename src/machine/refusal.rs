@@ -106,6 +106,9 @@ pub enum Refusal {
         /// Milliseconds.
         retry_ms: u64,
     },
+    /// A watcher read more slowly than changes came and fell out of the history.
+    #[error("the watch fell behind; start it anew without a resume token")]
+    WatchLagged,
     /// The disk reserve is reached: claims are refused, releases go on.
     #[error("the data directory's disk is full up to hearth's reserve")]
     DiskReserve {
