@@ -33,3 +33,6 @@ mod sequence;
 mod timers;
 mod tombstones;
 mod witness;
+
+#[cfg(test)]
+mod tests;
