@@ -283,11 +283,15 @@ impl Committer {
         self.metrics.reserve_reached.set(look.reached.into());
         if look.reached != self.reached {
             self.reached = look.reached;
-            tracing::warn!(
-                reached = look.reached,
-                free_bytes = look.free_bytes,
-                "the disk reserve is reached, or free again"
-            );
+            let free_bytes = look.free_bytes;
+            if look.reached {
+                tracing::warn!(
+                    free_bytes,
+                    "the disk reserve is reached: new claims are refused"
+                );
+            } else {
+                tracing::info!(free_bytes, "the disk has room again");
+            }
             self.tell(JournalEvent::Reserve {
                 reached: look.reached,
             });

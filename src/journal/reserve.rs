@@ -70,7 +70,7 @@ impl Reserve {
         match &given {
             Ok(()) => tracing::warn!(
                 bytes = self.size_bytes,
-                "the disk is full: the journal's reserve was given back; new claims are refused"
+                "the disk is full: the journal's reserve was given back"
             ),
             Err(error) => tracing::error!(%error, "the journal's reserve can't be given back"),
         }
