@@ -96,6 +96,18 @@ fn a_dropped_journal_commits_what_is_queued_though_nobody_listens() {
     drop(rig.events);
 }
 
+/// redb would commit once more and trim the file, on a full disk for good.
+#[test]
+fn the_end_writes_nothing() {
+    let dir = temp_dir();
+    let mut rig = open(dir.path()).unwrap();
+    rig.commit((0..100).map(|n| Op::PutClaim(claim(n, n))).collect());
+    rig.commit((0..100).map(|n| Op::DeleteClaim(claim_id(n))).collect());
+    let before = std::fs::read(journal_path(dir.path())).unwrap();
+    drop(rig);
+    assert!(std::fs::read(journal_path(dir.path())).unwrap() == before);
+}
+
 #[test]
 fn a_driver_that_keeps_no_bound_is_stopped() {
     let dir = temp_dir();
