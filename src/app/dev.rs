@@ -1,6 +1,8 @@
 //! `hearthd --dev`: a node to play with. Brings an image and a pool, and leaves nothing behind at the end.
 
 use super::AppError;
+use crate::cgroup::CgroupTree;
+use crate::config::Config;
 use crate::driver::Handle;
 use crate::machine::event::Call;
 use crate::machine::ids::PoolName;
@@ -120,6 +122,24 @@ impl Dev {
             update_strategy: UpdateStrategy::OnReplenish,
             max_parallel_refills: limits::DEFAULT_PARALLEL_REFILLS,
         })
+    }
+
+    /// Removes what is left on the disk, once containerd has ended.
+    pub(super) fn remove(&self, config: &Config) -> Result<(), AppError> {
+        let tree = CgroupTree::detect("/sys/fs/cgroup")?;
+        tree.remove_parent(&config.runtime.cgroup_parent)?;
+        for dir in [&config.data_dir, &config.run_dir] {
+            match std::fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(super::host(format!("removing {}", dir.display()))(error));
+                }
+                _ => {}
+            }
+        }
+        let _absent = std::fs::remove_file(&config.api.socket);
+        // Whoever started us may keep something beside them, such as our log.
+        let _kept = std::fs::remove_dir(&self.root);
+        Ok(())
     }
 
     /// Ends every sandbox and waits until all are verified gone.

@@ -10,7 +10,7 @@ use crate::guest::{Guest, Personalization};
 use crate::machine::event::{Call, Event};
 use crate::machine::ids::{Now, SandboxId};
 use crate::machine::refusal::Refusal;
-use crate::machine::view::{Answer, ClaimView};
+use crate::machine::view::{Answer, ClaimView, Phase};
 use crate::runtime::{Capabilities, ImageInfo, ImageProgress, Runtime, RuntimeError, Versions};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -36,19 +36,6 @@ pub struct Answered {
     pub answer: Answer,
     /// Where the time went.
     pub timings: Timings,
-}
-
-/// Phase of the daemon, for readiness.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Recovery goes on: claims are refused with UNAVAILABLE.
-    Recovering,
-    /// Serving.
-    Ready,
-    /// Serving what needs no containerd; containerd is unreachable.
-    Degraded,
-    /// Shutting down.
-    ShuttingDown,
 }
 
 /// One item of a watch.

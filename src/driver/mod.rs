@@ -22,7 +22,7 @@ mod watch;
 mod work;
 
 pub use clock::{BootClock, Clock};
-pub use handle::{Answered, ClaimChange, ClaimWatch, Handle, Phase, Timings};
+pub use handle::{Answered, ClaimChange, ClaimWatch, Handle, Timings};
 pub use turn::Driver;
 
 // What rpc and admin see of the rooms behind the driver.
@@ -30,6 +30,7 @@ pub use crate::cgroup::Usage;
 pub use crate::guest::{
     Guest, GuestError, GuestStream, Personalization, StreamInput, StreamItem, v1 as guest_v1,
 };
+pub use crate::machine::view::Phase;
 pub use crate::runtime::{Capabilities, ImageInfo, ImageProgress, RuntimeError, Versions};
 
 use crate::guest::GuestConnector;
@@ -68,7 +69,7 @@ pub struct Parts {
     pub start_nonce: u64,
 }
 
-/// Builds the driver and its door. The driver does nothing before it [runs](Driver::run).
+/// Builds the driver and its door. The driver does nothing before it [runs](Driver::run_until_stopped).
 ///
 /// # Errors
 /// A metric of the driver is registered already.

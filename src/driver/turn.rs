@@ -45,8 +45,6 @@ pub struct Driver {
     lazy: Vec<Op>,
     lazy_deadline: Option<Instant>,
     listing: Option<AbortHandle>,
-    runtime_available: bool,
-    shutting_down: bool,
     clock: Arc<dyn Clock>,
     watches: Arc<ClaimWatches>,
     phase: watch::Sender<Phase>,
@@ -81,7 +79,7 @@ pub(super) fn build(
         parts.connector,
         events_in.clone(),
     ));
-    let watches = Arc::new(ClaimWatches::new(parts.start_nonce, parts.node.claims()));
+    let watches = Arc::new(ClaimWatches::new(parts.start_nonce, parts.node.claim_views()));
     let phase = watch::Sender::new(Phase::Recovering);
     let pools_changed = watch::Sender::new(0);
     let door = Handle::new(Door {
@@ -108,8 +106,6 @@ pub(super) fn build(
         lazy: Vec::new(),
         lazy_deadline: None,
         listing: None,
-        runtime_available: false,
-        shutting_down: false,
         clock: parts.clock,
         watches,
         phase,
@@ -122,7 +118,7 @@ pub(super) fn build(
 
 impl Driver {
     /// Runs until `stop`; then what was appended is durable and nothing more is answered. Spawned by `app`, once.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run_until_stopped(mut self, stop: CancellationToken) {
         self.show_pools();
         loop {
             match self.wait(&stop).await {
@@ -230,7 +226,6 @@ impl Driver {
     fn note(&mut self, event: &Event) {
         match event {
             Event::Personalized(sandbox, _, _) => self.flights.acknowledged(*sandbox),
-            Event::ShuttingDown => self.shutting_down = true,
             // Whoever talks to it learns at once that there is nobody.
             Event::Ended(sandbox, _) => self.workers.guests.close(*sandbox),
             Event::Request(..)
@@ -240,6 +235,7 @@ impl Driver {
             | Event::Listed { .. }
             | Event::Runtime { .. }
             | Event::Disk { .. }
+            | Event::ShuttingDown
             | Event::Tick => {}
         }
     }
@@ -248,12 +244,10 @@ impl Driver {
         match event {
             RuntimeEvent::Connected => {
                 info!("containerd is reachable");
-                self.runtime_available = true;
                 Event::Runtime { available: true }
             }
             RuntimeEvent::Disconnected => {
                 warn!("containerd is unreachable");
-                self.runtime_available = false;
                 if let Some(listing) = self.listing.take() {
                     listing.abort();
                 }
@@ -380,20 +374,12 @@ impl Driver {
     }
 
     fn show_pools(&mut self) {
-        self.metrics.pools(&self.node.pools());
-        self.metrics.orphans(self.node.orphans());
+        self.metrics.pools(&self.node.pool_views());
+        self.metrics.orphans(self.node.orphan_count());
     }
 
     fn show_phase(&mut self) {
-        let phase = if self.shutting_down {
-            Phase::ShuttingDown
-        } else if !self.node.recovered() {
-            Phase::Recovering
-        } else if self.runtime_available {
-            Phase::Ready
-        } else {
-            Phase::Degraded
-        };
+        let phase = self.node.phase();
         self.phase.send_if_modified(|shown| {
             let changed = *shown != phase;
             *shown = phase;

@@ -7,7 +7,7 @@ use super::node::Node;
 use super::out::Out;
 use super::refusal::Refusal;
 use super::sandboxes::{Residency, Sandbox};
-use super::view::{Answer, NodeView, PoolView};
+use super::view::{Answer, ClaimView, NodeView, PoolView};
 use std::ops::Bound::{Excluded, Unbounded};
 
 impl Node {
@@ -86,15 +86,30 @@ impl Node {
             pools_generation: self.pools_generation,
             pools: self.pool_views(),
             sandboxes: self.sandboxes.iter().map(Sandbox::view).collect(),
-            claims: self.claims.values().map(|it| self.view_of(it)).collect(),
+            claims: self.claim_views(),
             tombstones: self.tombstones.len(),
             orphans: self.orphans.iter().copied().collect(),
         };
         out.answer(request, Answer::Node(Box::new(view)), out.ticket());
     }
 
-    fn pool_views(&self) -> Vec<PoolView> {
+    /// The declared pools as they stand, ordered by name. For the driver's gauges, and for the reads above.
+    #[must_use]
+    pub fn pool_views(&self) -> Vec<PoolView> {
         let pools = self.pools.values();
         pools.map(|pool| pool.view(&self.sandboxes)).collect()
+    }
+
+    /// The claims as they stand, ordered by id. Right after [`Node::recover`] all of it is durable: what watchers begin
+    /// with.
+    #[must_use]
+    pub fn claim_views(&self) -> Vec<ClaimView> {
+        self.claims.values().map(|it| self.view_of(it)).collect()
+    }
+
+    /// Sandboxes found outside without a record.
+    #[must_use]
+    pub fn orphan_count(&self) -> usize {
+        self.orphans.len()
     }
 }
