@@ -11,7 +11,7 @@
 //!  data directory (0700)
 //!    lock          flock'ed, holds the pid                     directory.rs
 //!    node.key      32 random bytes, 0600, made once            directory.rs
-//!    journal.redb  schema, identity, clock, records            store.rs, codec.rs, upgrade.rs, clock.rs
+//!    journal.redb  schema, identity, clock, records            store.rs, rows.rs, codec.rs, upgrade.rs, clock.rs
 //!    journal.mark  newest durable commit                       mark.rs
 //!    reserve       space given back when the disk is full      reserve.rs, file.rs
 //! ```
@@ -43,6 +43,7 @@ mod file;
 mod mark;
 mod metrics;
 mod reserve;
+mod rows;
 mod store;
 mod upgrade;
 

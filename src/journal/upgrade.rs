@@ -4,7 +4,8 @@
 //! add `("what it does", two)` to [`STEPS`], and commit a golden file of schema 2 beside that of schema 1, which then
 //! proves the step.
 
-use super::store::{META, StoreError, redb_error};
+use super::rows::META;
+use super::store::{StoreError, redb_error};
 use redb::WriteTransaction;
 
 /// One step: what it does, for the log, and how.

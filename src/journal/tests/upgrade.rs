@@ -1,6 +1,7 @@
 //! The schema's ladder, with made-up steps: there is only schema 1 yet.
 
-use super::super::store::{self, META, StoreError, redb_error};
+use super::super::rows::META;
+use super::super::store::{self, StoreError, redb_error};
 use super::super::upgrade::{STEPS, Step, schema_of};
 use super::super::{file::JournalFile, mark::Mark, reserve::Reserve};
 use super::*;
