@@ -17,6 +17,8 @@ mod handle;
 mod inbox;
 mod metrics;
 mod ready;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod watch;
 mod work;
