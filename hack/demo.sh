@@ -86,7 +86,7 @@ start() {
   local warm=0
   began=$(now)
   while :; do
-    warm=$(ctl pools -o json | field pools.0.status.warm)
+    warm=$(ctl pools -o json | field pools.0.warm)
     bar $((warm * 100 / WARM)) "pool python: $warm/$WARM gVisor sandboxes warm, $(seconds $(($(now) - began)))   "
     [ "$warm" -lt "$WARM" ] || break
     [ $(($(now) - began)) -lt 60000000000 ] || die "the pool did not fill within 60 s"
