@@ -45,6 +45,8 @@ pub const BREAKER_MAX_MS: u64 = 5 * 60 * 1000;
 pub const REFILL_PAUSE_MS: u64 = 200;
 /// Members tried for one claim before it is refused: each one's guest failed to acknowledge.
 pub const CLAIM_ATTEMPTS: u32 = 3;
+/// Told to callers as the time to retry after where there is no better estimate, milliseconds.
+pub const RETRY_MS: u64 = 500;
 /// Refill estimate told to callers before any creation was measured, milliseconds.
 pub const REFILL_ESTIMATE_MS: u64 = 500;
 /// A failed destruction is tried again after this, milliseconds; doubles up to [`DESTROY_RETRY_MAX_MS`], for ever:

@@ -2,6 +2,18 @@
 //! next; the texts here only say what is wrong.
 
 use super::ids::SandboxId;
+use super::limits::REASON_BYTES;
+
+/// The text, cut at [`REASON_BYTES`]: failures come from outside, what is kept of them has a bound.
+#[must_use]
+pub(super) fn bounded(mut text: String) -> String {
+    let mut end = text.len().min(REASON_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
 
 /// Why a request is refused. The name in upper snake case is the machine-readable reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -84,9 +84,9 @@ pub struct PoolView {
     pub spec: PoolSpec,
     /// Members that can be claimed now.
     pub warm: u32,
-    /// Members being made.
+    /// Members being made, or being proved again after a restart. The four counts together are all sandboxes.
     pub creating: u32,
-    /// Sandboxes that belong to claims.
+    /// Sandboxes that belong to claims, those being made for cold ones included.
     pub claimed: u32,
     /// Sandboxes being destroyed.
     pub releasing: u32,
@@ -119,10 +119,36 @@ pub struct SandboxView {
     pub created_at: Now,
 }
 
+/// Phase of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Recovery goes on: claims are refused `Starting`.
+    Recovering,
+    /// Serving.
+    Ready,
+    /// Serving what needs no containerd; it is unreachable.
+    Degraded,
+    /// Shutting down.
+    ShuttingDown,
+}
+
+impl Phase {
+    /// As in [`NodeView::phase`].
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recovering => "recovering",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::ShuttingDown => "shutting down",
+        }
+    }
+}
+
 /// The node in one look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeView {
-    /// "recovering", "ready", "degraded".
+    /// [`Phase::as_str`].
     pub phase: &'static str,
     /// Largest epoch seen, 0: none.
     pub epoch: u64,

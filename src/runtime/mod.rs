@@ -1,4 +1,12 @@
-//! containerd and the runtime handlers, behind one trait. The real one is `containerd::ContainerdRuntime`.
+//! containerd and the runtime handlers, behind one trait. The real one is [`containerd::ContainerdRuntime`]; hearthd
+//! may run a containerd of its own ([`managed`]).
+
+pub mod containerd;
+pub mod managed;
+mod metrics;
+mod process;
+
+pub use metrics::RuntimeMetrics;
 
 use crate::machine::event::Observed;
 use crate::machine::ids::{NodeTag, PoolName, SandboxId};
@@ -6,6 +14,12 @@ use crate::machine::spec::Template;
 use async_trait::async_trait;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+
+/// hearth's namespace in containerd; also the last part of runsc's root, for the shim appends it.
+pub const NAMESPACE: &str = "hearth";
+
+/// The name of containerd's runc shim, which runs gVisor through hearth-runsc.
+pub const SHIM: &str = "io.containerd.runc.v2";
 
 /// Why a call to the runtime failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -192,7 +206,9 @@ pub struct RuntimeConfig {
     pub runsc_root: std::path::PathBuf,
     /// hearth-init, mounted read-only into every sandbox.
     pub init: std::path::PathBuf,
-    /// Path of the shim binary as given in the runtime's name.
+    /// The runtime's name in containerd: [`SHIM`], found by containerd in its PATH (the managed containerd's begins with
+    /// the configured shim's directory), or the absolute path of a shim. With a path containerd 2.4 starts the shim
+    /// once more in each creation, only to ask what it can mount (`deprecatedMountCapabilities`): 20 ms of CPU.
     pub shim: std::path::PathBuf,
     /// containerd's snapshotter.
     pub snapshotter: String,

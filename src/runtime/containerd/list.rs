@@ -1,0 +1,169 @@
+//! Everything that is outside and carries a sandbox id, and whether it lives.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use containerd_client::{
+    services::v1::{ListContainersRequest, ListTasksRequest},
+    types::v1::{Process as Task, Status},
+};
+
+use super::{
+    ContainerdRuntime, blocking,
+    client::Call,
+    fifo,
+    watch::{self, Found, Watch},
+};
+use crate::{
+    cgroup::{CgroupTree, SandboxCgroup},
+    machine::{event::Observed, ids::SandboxId},
+    runtime::{RuntimeConfig, RuntimeError, labels},
+};
+
+const CONTAINERS: Call = Call::seconds("containers.list", 30);
+/// containerd asks every shim for its state, one after the other, a hung one for 2 s.
+const TASKS: Call = Call::seconds("tasks.list", 120);
+
+const WHAT: &str = "list";
+
+/// What is known outside containerd of one sandbox.
+#[derive(Debug)]
+struct Outside {
+    cgroup: Option<SandboxCgroup>,
+    /// Something lives in its cgroup.
+    populated: bool,
+}
+
+impl ContainerdRuntime {
+    /// See the trait.
+    pub(super) async fn observe(&self) -> Result<Vec<Observed>, RuntimeError> {
+        let held_before = self.live.ids();
+        let containers = self.containers().await?;
+        let tasks = self.tasks().await?;
+        let outside = blocking(WHAT, {
+            let (tree, config) = (self.tree.clone(), self.config.clone());
+            move || look_outside(&tree, &config).map_err(|error| error.to_string())
+        })
+        .await?;
+        let mut ids: BTreeSet<SandboxId> = outside.keys().copied().collect();
+        ids.extend(&containers);
+        ids.extend(tasks.keys());
+        let mut observed = Vec::with_capacity(ids.len());
+        for id in &ids {
+            let there = outside.get(id);
+            let task = tasks.get(id);
+            let alive = containers.contains(id) && is_alive(task, there);
+            if let (true, Some(task), Some(cgroup)) =
+                (alive, task, there.and_then(|o| o.cgroup.clone()))
+            {
+                self.adopt(*id, task.pid, cgroup).await?;
+            }
+            observed.push(Observed { id: *id, alive });
+        }
+        self.live.retain(&held_before, &ids);
+        Ok(observed)
+    }
+
+    /// Ids of containers.
+    async fn containers(&self) -> Result<BTreeSet<SandboxId>, RuntimeError> {
+        let request = ListContainersRequest {
+            filters: vec![format!("labels.\"{}\"", labels::SANDBOX)],
+        };
+        let mut containers = self.client.containers();
+        // As a stream: thousands of records with their specs exceed what one message may hold.
+        let listed = self.client.measure(CONTAINERS, async {
+            let mut stream = containers.list_stream(request).await?.into_inner();
+            let mut ids = BTreeSet::new();
+            while let Some(message) = stream.message().await? {
+                let id = message.container.map(|container| container.id);
+                ids.extend(id.and_then(|id| SandboxId::parse(&id).ok()));
+            }
+            Ok(ids)
+        });
+        Ok(listed.await?)
+    }
+
+    async fn tasks(&self) -> Result<BTreeMap<SandboxId, Task>, RuntimeError> {
+        let mut tasks = self.client.tasks();
+        let request = ListTasksRequest::default();
+        let listed = self.client.call(TASKS, tasks.list(request)).await?;
+        let parsed = listed.tasks.into_iter().filter_map(|task| {
+            let id = SandboxId::parse(&task.id).ok()?;
+            Some((id, task))
+        });
+        Ok(parsed.collect())
+    }
+
+    /// Takes a living sandbox into our hands: FIFOs open, its end watched.
+    async fn adopt(
+        &self,
+        id: SandboxId,
+        pid: u32,
+        cgroup: SandboxCgroup,
+    ) -> Result<(), RuntimeError> {
+        let lacks = self.live.lacks(id);
+        if !lacks.fifos && !lacks.watch {
+            return Ok(());
+        }
+        let paths = fifo::paths(&self.config, id);
+        let group = cgroup.clone();
+        let (fifos, found) = blocking(WHAT, move || {
+            let fifos = lacks.fifos.then(|| fifo::open(&paths));
+            let found = lacks.watch.then(|| watch::find(id, pid, &group));
+            let found = found.transpose().map_err(|error| error.to_string())?;
+            Ok((fifos, found))
+        })
+        .await?;
+        let fifos = match fifos {
+            // They may have gone in a way that the sandbox survives (someone emptied /run); the guest will not answer,
+            // and that is dealt with where guests are asked.
+            Some(Err(error)) => {
+                tracing::warn!(sandbox = %id, %error, "the FIFOs of a living sandbox cannot be opened");
+                None
+            }
+            Some(Ok(fifos)) => Some(fifos),
+            None => None,
+        };
+        self.live.adopt(id, cgroup, fifos);
+        if let Some(Found { sentry, shim }) = found {
+            self.live.watch(id, shim);
+            self.hand_over(Watch { id, sentry }).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Unknown is not dead: a task whose shim gives no state lives as long as something is in its cgroup. Created but not
+/// started is not alive: nobody will start it.
+fn is_alive(task: Option<&Task>, outside: Option<&Outside>) -> bool {
+    let populated = outside.is_some_and(|outside| outside.populated);
+    let status = task.map_or(Status::Unknown, Task::status);
+    match status {
+        Status::Unknown | Status::Running | Status::Paused | Status::Pausing => populated,
+        Status::Created | Status::Stopped => false,
+    }
+}
+
+/// cgroups and directories of sandboxes.
+fn look_outside(
+    tree: &CgroupTree,
+    config: &RuntimeConfig,
+) -> Result<BTreeMap<SandboxId, Outside>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut outside = BTreeMap::new();
+    for found in tree.list(&config.cgroup_parent)? {
+        let Ok(id) = SandboxId::parse(&found.id) else {
+            continue;
+        };
+        let cgroup = tree.sandbox(&config.cgroup_parent, &found.pool, &found.id)?;
+        let populated = cgroup.processes().is_ok_and(|pids| !pids.is_empty());
+        let cgroup = Some(cgroup);
+        outside.insert(id, Outside { cgroup, populated });
+    }
+    for id in fifo::list(config)? {
+        let nothing = Outside {
+            cgroup: None,
+            populated: false,
+        };
+        outside.entry(id).or_insert(nothing);
+    }
+    Ok(outside)
+}

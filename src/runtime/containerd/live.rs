@@ -1,0 +1,123 @@
+//! What the adapter holds in memory of each sandbox: open FIFOs, its shim, the watch for its end. All of it can be made
+//! anew from the outside, and is, by every listing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::fifo::Fifos;
+use crate::{cgroup::SandboxCgroup, machine::ids::SandboxId, runtime::process::Process};
+
+/// One sandbox.
+#[derive(Debug, Default)]
+struct Held {
+    fifos: Option<Fifos>,
+    cgroup: Option<SandboxCgroup>,
+    shim: Option<Arc<Process>>,
+    /// Its end is being watched, or was seen.
+    watched: bool,
+    /// It is being destroyed: its end is no news.
+    leaving: bool,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    held: Mutex<BTreeMap<SandboxId, Held>>,
+}
+
+impl Live {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A creation begins: its cgroup will be this one.
+    pub(super) fn expect(&self, id: SandboxId, cgroup: SandboxCgroup, fifos: Fifos) {
+        let mut held = self.lock();
+        let one = held.entry(id).or_default();
+        one.cgroup = Some(cgroup);
+        one.fifos = Some(fifos);
+    }
+
+    /// Its cgroup, if known.
+    pub(super) fn cgroup(&self, id: SandboxId) -> Option<SandboxCgroup> {
+        self.lock().get(&id)?.cgroup.clone()
+    }
+
+    /// Its shim, if known.
+    pub(super) fn shim(&self, id: SandboxId) -> Option<Arc<Process>> {
+        self.lock().get(&id)?.shim.clone()
+    }
+
+    /// Whether the watch for its end must still be armed, or its FIFOs opened.
+    pub(super) fn lacks(&self, id: SandboxId) -> Lacks {
+        let held = self.lock();
+        let one = held.get(&id);
+        Lacks {
+            fifos: one.is_none_or(|one| one.fifos.is_none()),
+            watch: one.is_none_or(|one| !one.watched && !one.leaving),
+        }
+    }
+
+    /// It was found alive outside.
+    pub(super) fn adopt(&self, id: SandboxId, cgroup: SandboxCgroup, fifos: Option<Fifos>) {
+        let mut held = self.lock();
+        let one = held.entry(id).or_default();
+        one.cgroup = Some(cgroup);
+        if fifos.is_some() {
+            one.fifos = fifos;
+        }
+    }
+
+    /// Its end is watched from now on.
+    pub(super) fn watch(&self, id: SandboxId, shim: Option<Process>) {
+        let mut held = self.lock();
+        let one = held.entry(id).or_default();
+        one.watched = true;
+        if let Some(shim) = shim {
+            one.shim = Some(Arc::new(shim));
+        }
+    }
+
+    /// Its end could not be watched.
+    pub(super) fn unwatch(&self, id: SandboxId) {
+        if let Some(one) = self.lock().get_mut(&id) {
+            one.watched = false;
+        }
+    }
+
+    /// It is being destroyed.
+    pub(super) fn leave(&self, id: SandboxId) {
+        self.lock().entry(id).or_default().leaving = true;
+    }
+
+    /// Whether its end is no news.
+    pub(super) fn is_leaving(&self, id: SandboxId) -> bool {
+        self.lock().get(&id).is_none_or(|one| one.leaving)
+    }
+
+    /// Nothing of it is left.
+    pub(super) fn forget(&self, id: SandboxId) {
+        self.lock().remove(&id);
+    }
+
+    /// Drops what is held of sandboxes that are neither outside (as of a listing) nor being made: `since` are those
+    /// that were held before the listing began.
+    pub(super) fn retain(&self, since: &BTreeSet<SandboxId>, outside: &BTreeSet<SandboxId>) {
+        self.lock()
+            .retain(|id, _| !since.contains(id) || outside.contains(id));
+    }
+
+    /// The ids held now.
+    pub(super) fn ids(&self) -> BTreeSet<SandboxId> {
+        self.lock().keys().copied().collect()
+    }
+}
+
+/// What a listing has to do for a living sandbox.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lacks {
+    pub(super) fifos: bool,
+    pub(super) watch: bool,
+}
