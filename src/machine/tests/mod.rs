@@ -3,7 +3,10 @@
 mod contract;
 mod failures;
 mod fixtures;
+mod histories;
 mod pools;
+mod promises;
 mod recovery;
 mod rig;
 mod store;
+mod world;
