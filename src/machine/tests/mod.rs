@@ -9,4 +9,5 @@ mod promises;
 mod recovery;
 mod rig;
 mod store;
+mod table;
 mod world;
