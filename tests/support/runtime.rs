@@ -267,6 +267,25 @@ impl Node {
         metrics.iter().filter(fits).map(one).sum()
     }
 
+    /// The mean of a histogram under one label, in its unit.
+    pub fn mean(&self, name: &str, label: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families
+            .iter()
+            .find(|family| family.name() == name)
+            .unwrap();
+        let fits = |metric: &&prometheus::proto::Metric| {
+            metric.get_label().iter().any(|pair| pair.value() == label)
+        };
+        let histogram = family
+            .get_metric()
+            .iter()
+            .find(fits)
+            .unwrap()
+            .get_histogram();
+        histogram.get_sample_sum() / histogram.get_sample_count() as f64
+    }
+
     /// Nothing of a sandbox is anywhere.
     pub async fn assert_gone(&self, id: SandboxId) {
         let text = id.to_string();

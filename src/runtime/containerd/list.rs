@@ -29,8 +29,8 @@ const WHAT: &str = "list";
 #[derive(Debug)]
 struct Outside {
     cgroup: Option<SandboxCgroup>,
-    /// Something lives in its cgroup.
-    populated: bool,
+    /// What lives in its cgroup.
+    pids: Vec<i32>,
 }
 
 impl ContainerdRuntime {
@@ -132,13 +132,19 @@ impl ContainerdRuntime {
     }
 }
 
-/// Unknown is not dead: a task whose shim gives no state lives as long as something is in its cgroup. Created but not
-/// started is not alive: nobody will start it.
+/// Whether it lives: the shim says so and its sentry is in its cgroup (a shim may not have seen the end yet). Unknown is
+/// not dead: a task whose shim gives no state lives as long as anything is in the cgroup. Created but not started is
+/// not alive: nobody will start it.
 fn is_alive(task: Option<&Task>, outside: Option<&Outside>) -> bool {
-    let populated = outside.is_some_and(|outside| outside.populated);
-    let status = task.map_or(Status::Unknown, Task::status);
-    match status {
-        Status::Unknown | Status::Running | Status::Paused | Status::Pausing => populated,
+    let pids = outside
+        .map(|outside| outside.pids.as_slice())
+        .unwrap_or_default();
+    let sentry = task.and_then(|task| i32::try_from(task.pid).ok());
+    match task.map_or(Status::Unknown, Task::status) {
+        Status::Running | Status::Paused | Status::Pausing => {
+            sentry.is_some_and(|sentry| pids.contains(&sentry))
+        }
+        Status::Unknown => !pids.is_empty(),
         Status::Created | Status::Stopped => false,
     }
 }
@@ -154,14 +160,15 @@ fn look_outside(
             continue;
         };
         let cgroup = tree.sandbox(&config.cgroup_parent, &found.pool, &found.id)?;
-        let populated = cgroup.processes().is_ok_and(|pids| !pids.is_empty());
+        // A group that vanishes meanwhile is empty.
+        let pids = cgroup.processes().unwrap_or_default();
         let cgroup = Some(cgroup);
-        outside.insert(id, Outside { cgroup, populated });
+        outside.insert(id, Outside { cgroup, pids });
     }
     for id in fifo::list(config)? {
         let nothing = Outside {
             cgroup: None,
-            populated: false,
+            pids: Vec::new(),
         };
         outside.entry(id).or_insert(nothing);
     }

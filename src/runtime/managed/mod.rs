@@ -151,26 +151,33 @@ impl ManagedContainerd {
         config: ManagedConfig,
         metrics: RuntimeMetrics,
     ) -> Result<Arc<Self>, ManagedError> {
-        for dir in [config.root(), config.state()] {
-            std::fs::create_dir_all(&dir).map_err(io_error(&dir))?;
-        }
-        // Two starts at once must not spawn two.
-        let lock = file::lock(&config.state())?;
-        let changed = file::write(&config)?;
-        let instance = match instance::adopt(&config)? {
-            Some(running) if !changed && running.runs(&config.containerd) => {
+        let found = config.clone();
+        let (lock, changed, found) = blocking(move || {
+            for dir in [found.root(), found.state()] {
+                std::fs::create_dir_all(&dir).map_err(io_error(&dir))?;
+            }
+            // Two starts at once must not spawn two.
+            let lock = file::lock(&found.state())?;
+            Ok((lock, file::write(&found)?, instance::adopt(&found)?))
+        })
+        .await?;
+        let current = |running: &Instance| !changed && running.runs(&config.containerd);
+        let instance = match found {
+            Some(running) if current(&running) => {
                 tracing::info!(pid = running.pid(), "adopted the running containerd");
                 running
             }
-            Some(outdated) => {
-                tracing::info!(
-                    pid = outdated.pid(),
-                    "the running containerd is outdated: replacing it"
-                );
-                end(&outdated).await?;
-                instance::spawn(&config)?
+            outdated => {
+                if let Some(outdated) = outdated {
+                    tracing::info!(
+                        pid = outdated.pid(),
+                        "the running containerd is outdated: replacing it"
+                    );
+                    end(&outdated).await?;
+                }
+                let config = config.clone();
+                blocking(move || instance::spawn(&config)).await?
             }
-            None => instance::spawn(&config)?,
         };
         drop(lock);
         let managed = Arc::new(Self {
@@ -271,7 +278,7 @@ impl ManagedContainerd {
             loop {
                 sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
-                match instance::spawn(&self.config) {
+                match self.start_again().await {
                     Ok(fresh) => {
                         *self.running.lock().unwrap_or_else(PoisonError::into_inner) =
                             Arc::new(fresh);
@@ -281,6 +288,19 @@ impl ManagedContainerd {
                 }
             }
         }
+    }
+
+    /// Another start may have been quicker: then that one is taken.
+    async fn start_again(&self) -> Result<Instance, ManagedError> {
+        let config = self.config.clone();
+        blocking(move || {
+            let _lock = file::lock(&config.state())?;
+            match instance::adopt(&config)? {
+                Some(running) => Ok(running),
+                None => instance::spawn(&config),
+            }
+        })
+        .await
     }
 
     /// Returns when it has answered once and then does not for [`HUNG`], or has ended.
@@ -307,8 +327,17 @@ impl ManagedContainerd {
         self.stopping.send_replace(true);
         end(&self.current()).await?;
         let config = self.config.clone();
-        let swept = tokio::task::spawn_blocking(move || sweep::sweep(&config)).await;
-        swept.unwrap_or_else(|error| Err(ManagedError::Left(vec![error.to_string()])))
+        blocking(move || sweep::sweep(&config)).await
+    }
+}
+
+/// Small file I/O, forks and waiting for the lock, off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ManagedError> + Send + 'static,
+) -> Result<T, ManagedError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
