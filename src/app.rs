@@ -1,1 +1,394 @@
 //! Composition root: the one place where real things are built, joined and spawned.
+//!
+//! ```text
+//! config ─▶ journal (lock, records, key) ─▶ containerd (managed or not) ─▶ runtime ─▶ Node::recover ─▶ driver
+//!                                                                     rpc, admin ◀── Handle ◀──┘
+//! ```
+//! Ends in the reverse order: refuse, drain, stop the driver when all is durable. Sandboxes and containerd live on.
+
+mod dev;
+mod host;
+mod log;
+mod programs;
+
+pub use dev::Dev;
+pub use programs::MissingPrograms;
+
+use crate::admin;
+use crate::cgroup::{CgroupError, CgroupTree, Version};
+use crate::config::Config;
+use crate::driver::{self, BootClock, Handle};
+use crate::guest::channel::{ChannelConfig, FifoConnector, GuestMetrics};
+use crate::journal::{self, Boot, Opened, RedbJournal};
+use crate::machine::limits;
+use crate::machine::node::{Node, Settings};
+use crate::machine::refusal::Refusal;
+use crate::rpc;
+use crate::runtime::containerd::ContainerdRuntime;
+use crate::runtime::managed::{ManagedConfig, ManagedContainerd, ManagedError};
+use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics};
+use programs::Programs;
+use prometheus::{IntGaugeVec, Opts, Registry};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// Events of the journal that wait for the driver.
+const JOURNAL_EVENTS: usize = 2 * journal::BATCHES_IN_FLIGHT;
+/// How long the driver may take to commit what is left, beyond what the requests had.
+const LAST_COMMIT: Duration = Duration::from_secs(10);
+
+/// Why hearthd did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Programs are missing.
+    #[error(transparent)]
+    Programs(#[from] MissingPrograms),
+    /// The host cannot be used.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The host's cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The data directory.
+    #[error(transparent)]
+    Journal(#[from] journal::OpenError),
+    /// The managed containerd.
+    #[error(transparent)]
+    Managed(#[from] ManagedError),
+    /// The adapter to containerd.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The API's socket.
+    #[error(transparent)]
+    Bind(#[from] rpc::BindError),
+    /// The API.
+    #[error(transparent)]
+    Serve(#[from] rpc::ServeError),
+    /// A metric was registered twice: a bug.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    /// A call of `--dev` itself.
+    #[error("--dev: {0}")]
+    Refused(#[from] Refusal),
+    /// Something of `--dev`.
+    #[error("--dev: {0}")]
+    Dev(String),
+    /// A task that must not end has ended.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+fn host(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
+    let what = what.into();
+    move |source| AppError::Host { what, source }
+}
+
+/// `hearthd --check`: what can be judged without starting anything.
+///
+/// # Errors
+/// Missing programs.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    Programs::find(&config.runtime, is_managed(config))?;
+    CgroupTree::detect("/sys/fs/cgroup")?;
+    Ok(())
+}
+
+/// Runs hearthd until SIGTERM or SIGINT. Called by the binary, once.
+///
+/// # Errors
+/// Why it did not start, or what of it broke.
+pub fn run(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
+    log::start(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(host("starting threads"))?;
+    let result = runtime.block_on(Box::pin(serve(config, dev)));
+    if let Err(error) = &result {
+        error!(%error, "hearthd ends");
+    }
+    // A thread may hang in the kernel on behalf of one sandbox; the end does not wait for it.
+    runtime.shutdown_background();
+    result
+}
+
+fn is_managed(config: &Config) -> bool {
+    config.containerd.socket.as_os_str().is_empty()
+}
+
+async fn serve(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
+    let started_at = SystemTime::now();
+    let mut terminate = signal(SignalKind::terminate()).map_err(host("catching SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(host("catching SIGINT"))?;
+    let programs = Programs::find(&config.runtime, is_managed(&config))?;
+    host::raise_open_files();
+    let registry = Registry::new();
+    let node = Box::pin(start(&config, &programs, &registry, started_at)).await?;
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+        failed = node.furnish_and_watch(dev.as_ref()) => Err(failed),
+    };
+    match &ended {
+        Ok(signal) => info!(signal, "shutting down; sandboxes stay"),
+        Err(error) => error!(%error, "shutting down"),
+    }
+    let cleared = node.stop(&config, dev.as_ref()).await;
+    ended?;
+    cleared
+}
+
+/// Everything that runs.
+struct Running {
+    handle: Handle,
+    managed: Option<Arc<ManagedContainerd>>,
+    /// Tells rpc and admin to end.
+    stop_serving: CancellationToken,
+    /// Tells the driver to end, after them.
+    stop_driver: CancellationToken,
+    rpc: JoinHandle<Result<(), rpc::ServeError>>,
+    driver: JoinHandle<()>,
+}
+
+/// Builds and spawns everything, in the order of the picture above.
+async fn start(
+    config: &Config,
+    programs: &Programs,
+    registry: &Registry,
+    started_at: SystemTime,
+) -> Result<Running, AppError> {
+    let (boot, boottime) = host::boot().map_err(host("reading the clocks"))?;
+    let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
+    let opened = open_journal(config, boot, journal_in, registry)?;
+    build_info(registry)?;
+
+    let listener = rpc::bind(&config.api.socket, config.socket_mode().unwrap_or(0o660)).await?;
+    let admin = match config.admin_address() {
+        Ok(Some(address)) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.map_err(host(format!("admin.listen {address}")))?)
+        }
+        Ok(None) | Err(_) => None,
+    };
+
+    let metrics = RuntimeMetrics::register(registry)?;
+    let runsc_root = config.run_dir.join("runsc");
+    let managed = start_containerd(config, programs, &runsc_root, &metrics).await?;
+    let socket = match &managed {
+        Some(managed) => managed.socket(),
+        None => config.containerd.socket.clone(),
+    };
+    let runtime_config = RuntimeConfig {
+        socket,
+        run_dir: config.run_dir.clone(),
+        wrapper: programs.wrapper.clone(),
+        runsc: programs.runsc.clone(),
+        runsc_root,
+        init: programs.init.clone(),
+        shim: programs.shim.clone(),
+        snapshotter: config.containerd.snapshotter.clone(),
+        cgroup_parent: config.runtime.cgroup_parent.clone(),
+        node_tag: opened.identity.tag,
+    };
+    let connected = ContainerdRuntime::connect(runtime_config, metrics)?;
+    tokio::spawn(connected.background.run());
+
+    let channel = ChannelConfig {
+        streams: config.limits.streams_per_sandbox,
+        ..ChannelConfig::default()
+    };
+    let connector = FifoConnector::new(
+        tokio::runtime::Handle::current(),
+        channel,
+        GuestMetrics::register(registry)?,
+    );
+    let settings = Settings {
+        tag: opened.identity.tag,
+        max_sandboxes: limits::POOL_MAX_TOTAL,
+    };
+    let parts = driver::Parts {
+        node: Node::recover(settings, opened.records, opened.start),
+        journal: Box::new(opened.journal),
+        journal_events,
+        runtime: connected.runtime,
+        runtime_events: connected.events,
+        connector: Arc::new(connector),
+        clock: Arc::new(BootClock::new(opened.start, boottime)),
+        start_nonce: opened.start.0,
+    };
+    let (driver, handle) = driver::build(parts, registry)?;
+    let (stop_serving, stop_driver) = (CancellationToken::new(), CancellationToken::new());
+    let driver = tokio::spawn(driver.run_until_stopped(stop_driver.clone()));
+    if let Some(listener) = admin {
+        info!(address = %config.admin.listen, "probes and metrics");
+        let shutdown = stop_serving.clone().cancelled_owned();
+        tokio::spawn(admin::serve(
+            listener,
+            handle.clone(),
+            registry.clone(),
+            shutdown,
+        ));
+    }
+    let rpc_config = rpc_config(config, opened.key.expose(), opened.identity.tag, started_at)?;
+    let rpc = tokio::spawn(rpc::serve(
+        listener,
+        handle.clone(),
+        rpc_config,
+        rpc::Metrics::register(registry)?,
+        stop_serving.clone().cancelled_owned(),
+    ));
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        socket = %config.api.socket.display(),
+        data_dir = %config.data_dir.display(),
+        node_tag = %opened.identity.tag,
+        "hearthd serves"
+    );
+    Ok(Running {
+        handle,
+        managed,
+        stop_serving,
+        stop_driver,
+        rpc,
+        driver,
+    })
+}
+
+fn open_journal(
+    config: &Config,
+    boot: Boot,
+    events: mpsc::Sender<journal::JournalEvent>,
+    registry: &Registry,
+) -> Result<Opened<RedbJournal>, AppError> {
+    let settings = journal::Settings {
+        data_dir: config.data_dir.clone(),
+        boot,
+        reserve_bytes: config.limits.disk_reserve_bytes,
+    };
+    let metrics = journal::Metrics::register(registry)?;
+    let opened = RedbJournal::open(&settings, events, metrics, journal::abort_on_failure())?;
+    Ok(opened)
+}
+
+/// The managed containerd, supervised; `None` where another one is configured.
+async fn start_containerd(
+    config: &Config,
+    programs: &Programs,
+    runsc_root: &std::path::Path,
+    metrics: &RuntimeMetrics,
+) -> Result<Option<Arc<ManagedContainerd>>, AppError> {
+    let Some(containerd) = programs.containerd.clone() else {
+        return Ok(None);
+    };
+    let managed = ManagedConfig {
+        containerd,
+        shim: programs.shim.clone(),
+        snapshotter: config.containerd.snapshotter.clone(),
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        runsc_root: runsc_root.to_owned(),
+        cgroup_parent: config.runtime.cgroup_parent.clone(),
+    };
+    let managed = ManagedContainerd::start(managed, metrics.clone()).await?;
+    let supervised = managed.clone();
+    tokio::spawn(async move { supervised.supervise().await });
+    Ok(Some(managed))
+}
+
+fn rpc_config(
+    config: &Config,
+    node_key: &[u8; 32],
+    node_tag: crate::machine::ids::NodeTag,
+    started_at: SystemTime,
+) -> Result<rpc::RpcConfig, AppError> {
+    let cgroup_version = match CgroupTree::detect("/sys/fs/cgroup")?.version() {
+        Version::V1 => 1,
+        Version::V2 => 2,
+    };
+    Ok(rpc::RpcConfig {
+        node_key: *node_key,
+        allowed_uids: config.api.allowed_uids.clone(),
+        endpoint: format!("unix://{}", config.api.socket.display()),
+        version: env!("CARGO_PKG_VERSION").into(),
+        node_tag,
+        started_at,
+        max_sandboxes: limits::POOL_MAX_TOTAL,
+        cgroup_version,
+        limits: rpc::RpcLimits {
+            streams_per_sandbox: config.limits.streams_per_sandbox,
+            image_import_bytes: config.limits.image_import_bytes,
+            import_dir: config.data_dir.join("import"),
+            disk_reserve_bytes: config.limits.disk_reserve_bytes,
+            shutdown: Duration::from_secs(config.limits.shutdown_seconds),
+        },
+    })
+}
+
+fn build_info(registry: &Registry) -> Result<(), AppError> {
+    let info = IntGaugeVec::new(
+        Opts::new("hearth_build_info", "1, labelled with hearthd's version"),
+        &["version"],
+    )?;
+    info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    registry.register(Box::new(info))?;
+    Ok(())
+}
+
+impl Running {
+    /// Furnishes a `--dev` node, then waits for something that must not end.
+    async fn furnish_and_watch(&self, dev: Option<&Dev>) -> AppError {
+        if let Some(dev) = dev
+            && let Err(error) = dev.furnish(&self.handle).await
+        {
+            return error;
+        }
+        let look = Duration::from_millis(200);
+        loop {
+            tokio::time::sleep(look).await;
+            if self.rpc.is_finished() {
+                return AppError::Ended("the API");
+            }
+            if self.driver.is_finished() {
+                return AppError::Ended("the driver");
+            }
+        }
+    }
+
+    /// Refuses, drains, commits, ends. With `--dev` also every sandbox and containerd.
+    async fn stop(self, config: &Config, dev: Option<&Dev>) -> Result<(), AppError> {
+        let cleared = match dev {
+            Some(dev) => dev.clear(&self.handle).await,
+            None => Ok(()),
+        };
+        self.handle.shut_down().await;
+        self.stop_serving.cancel();
+        let patience = Duration::from_secs(config.limits.shutdown_seconds) + LAST_COMMIT;
+        if tokio::time::timeout(patience, self.rpc).await.is_err() {
+            warn!("the API did not end in time");
+        }
+        self.stop_driver.cancel();
+        if tokio::time::timeout(LAST_COMMIT, self.driver).await.is_err() {
+            warn!("the driver did not end in time");
+        }
+        if let Some(dev) = dev {
+            if let Some(managed) = &self.managed {
+                managed.stop().await?;
+            }
+            dev.remove(config)?;
+        }
+        info!("hearthd ended");
+        cleared
+    }
+}

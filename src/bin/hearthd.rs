@@ -1,1 +1,122 @@
-fn main() {}
+//! hearthd: the daemon. Reads the command line and the configuration, then hands over to `hearth::app`.
+
+use clap::Parser;
+use hearth::app;
+use hearth::config::{self, Config, Sources};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const AFTER: &str = "\
+Every key of the configuration can be given by environment (HEARTH_ and the key in upper case, '.' as '_', for
+example HEARTH_ADMIN_LISTEN) and by --set; the later of file, environment, flags wins.
+
+SIGTERM and SIGINT end hearthd and leave every sandbox running; the next start adopts them. With --dev they end the
+sandboxes as well.";
+
+/// Keeps warm pools of sandboxes on this node and serves the claim API.
+#[derive(Debug, Parser)]
+#[command(name = "hearthd", version, after_help = AFTER, max_term_width = 100)]
+struct Cli {
+    /// Configuration file (TOML) [default: /etc/hearth/hearthd.toml, where it exists]
+    #[arg(long, env = "HEARTH_CONFIG")]
+    config: Option<PathBuf>,
+    /// Set one key, for example --set log.level=debug
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+    /// Check the configuration and the outside programs, then end
+    #[arg(long)]
+    check: bool,
+    /// Print the defaults as a commented file
+    #[arg(long, conflicts_with_all = ["check", "dev"])]
+    print_default_config: bool,
+    /// Print the JSON schema of the configuration
+    #[arg(long, conflicts_with_all = ["check", "dev"])]
+    print_config_schema: bool,
+    /// A node to play with: own directories under one root, a python pool, and nothing left at the end
+    #[arg(long)]
+    dev: bool,
+    /// With --dev: the root of all its directories
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/hearth-dev", requires = "dev")]
+    dev_root: PathBuf,
+    /// With --dev: OCI archive of the pool's image [default: the one `make image` built]
+    #[arg(long, value_name = "FILE", requires = "dev")]
+    dev_image: Option<PathBuf>,
+    /// With --dev: members the pool keeps warm
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "dev")]
+    dev_warm: u32,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err("must be KEY=VALUE".to_owned()),
+    }
+}
+
+/// Exit code of a wrong command line or configuration.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.print_default_config {
+        print!("{}", Config::default_file());
+        return ExitCode::SUCCESS;
+    }
+    if cli.print_config_schema {
+        println!("{:#}", Config::json_schema());
+        return ExitCode::SUCCESS;
+    }
+    let config = match config::load(&sources(&cli)) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("hearthd: the configuration is refused:\n{error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if cli.check {
+        return match app::check(&config) {
+            Ok(()) => {
+                println!("the configuration is good");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("hearthd: {error}");
+                ExitCode::from(EXIT_USAGE)
+            }
+        };
+    }
+    let dev = cli.dev.then(|| app::Dev {
+        root: cli.dev_root.clone(),
+        image: cli.dev_image.clone(),
+        warm: cli.dev_warm,
+    });
+    match app::run(config, dev) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hearthd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn sources(cli: &Cli) -> Sources {
+    const DEFAULT: &str = "/etc/hearth/hearthd.toml";
+    let default = || {
+        let path = PathBuf::from(DEFAULT);
+        (!cli.dev && path.exists()).then_some(path)
+    };
+    let mut flags = Vec::new();
+    if cli.dev {
+        flags.extend(app::Dev::settings(&cli.dev_root));
+    }
+    let set = cli.set.iter();
+    flags.extend(set.map(|(key, value)| ("flag --set".to_owned(), key.clone(), value.clone())));
+    Sources {
+        file: cli.config.clone().or_else(default),
+        environment: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("HEARTH_"))
+            .collect(),
+        flags,
+    }
+}

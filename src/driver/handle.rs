@@ -1,12 +1,17 @@
 //! The door to the driver, for rpc and admin.
 
+use super::Clock;
+use super::guests::Guests;
+use super::inbox::Lanes;
+use super::watch::ClaimWatches;
+use super::work::bounded;
 use crate::cgroup::Usage;
 use crate::guest::{Guest, Personalization};
-use crate::machine::event::Call;
+use crate::machine::event::{Call, Event};
 use crate::machine::ids::{Now, SandboxId};
 use crate::machine::refusal::Refusal;
-use crate::machine::view::{Answer, ClaimView};
-use crate::runtime::{Capabilities, ImageInfo, ImageProgress, Runtime, Versions};
+use crate::machine::view::{Answer, ClaimView, Phase};
+use crate::runtime::{Capabilities, ImageInfo, ImageProgress, Runtime, RuntimeError, Versions};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
@@ -33,19 +38,6 @@ pub struct Answered {
     pub timings: Timings,
 }
 
-/// Phase of the daemon, for readiness.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Recovery goes on: claims are refused with UNAVAILABLE.
-    Recovering,
-    /// Serving.
-    Ready,
-    /// Serving what needs no containerd; containerd is unreachable.
-    Degraded,
-    /// Shutting down.
-    ShuttingDown,
-}
-
 /// One item of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClaimChange {
@@ -67,13 +59,39 @@ pub struct ClaimWatch {
     pub changes: mpsc::Receiver<Result<(ClaimChange, String), Refusal>>,
 }
 
+/// What the door opens on.
+pub(super) struct Door {
+    pub(super) lanes: Lanes,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) guests: Arc<Guests>,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) watches: Arc<ClaimWatches>,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) pools_changed: watch::Receiver<u64>,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+/// How soon to ask again when something outside is away.
+const RETRY_MS: u64 = 500;
+
 /// The door to the driver. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
-    runtime: Arc<dyn Runtime>,
+    door: Arc<Door>,
 }
 
 impl Handle {
+    pub(super) fn new(door: Door) -> Self {
+        Self {
+            door: Arc::new(door),
+        }
+    }
+
+    /// What a caller hears once the driver has ended.
+    pub(super) fn gone() -> Refusal {
+        Refusal::ShuttingDown { retry_ms: RETRY_MS }
+    }
+
     /// Sends one call and waits for its answer. Never waits for queue space: a full queue is `QueueFull`. Dropping the
     /// future does not cancel what was started. `personalization` goes with `Call::Claim` only. The current tracing
     /// span travels with the call.
@@ -82,69 +100,85 @@ impl Handle {
         call: Call,
         personalization: Option<Arc<Personalization>>,
     ) -> Result<Answered, Refusal> {
-        let _ = (call, personalization);
-        Err(Refusal::Starting { retry_ms: 100 })
+        let mut answers = self.call_batch(vec![(call, personalization)]).await;
+        answers.pop().unwrap_or_else(|| Err(Self::gone()))
     }
 
-    /// Sends several calls so that they share one batch and one commit (as far as the batch's bound goes); answers in
-    /// order.
+    /// Sends several calls so that they share one batch and one commit; answers in order.
     pub async fn call_batch(
         &self,
         calls: Vec<(Call, Option<Arc<Personalization>>)>,
     ) -> Vec<Result<Answered, Refusal>> {
-        let _ = calls;
-        Vec::new()
+        let count = calls.len();
+        let receivers = match self.door.lanes.put(calls) {
+            Ok(receivers) => receivers,
+            Err(refusal) => return vec![Err(refusal); count],
+        };
+        let mut answers = Vec::with_capacity(count);
+        for receiver in receivers {
+            answers.push(receiver.await.unwrap_or_else(|_| Err(Self::gone())));
+        }
+        answers
     }
 
-    /// The guest of a sandbox.
+    /// Calls that wait for the driver.
+    pub(super) fn waiting(&self) -> usize {
+        self.door.lanes.waiting()
+    }
+
+    /// The guest of a sandbox that `Call::Locate` has just named. Must be called inside the tokio runtime.
     pub fn guest(&self, sandbox: SandboxId) -> Result<Arc<dyn Guest>, Refusal> {
-        Err(Refusal::GuestUnavailable {
-            sandbox,
-            retry_ms: 100,
+        self.door.guests.open(sandbox).map_err(|error| {
+            tracing::debug!(%sandbox, %error, "the guest's FIFOs can't be opened");
+            Refusal::GuestUnavailable {
+                sandbox,
+                retry_ms: RETRY_MS,
+            }
         })
     }
 
     /// Resident use of a sandbox.
     pub async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal> {
-        self.runtime
-            .usage(sandbox)
-            .await
-            .map_err(|e| Refusal::Internal {
-                detail: e.to_string(),
-            })
+        let usage = self.door.runtime.usage(sandbox).await;
+        usage.map_err(|error| Refusal::Internal {
+            detail: bounded(error.to_string()),
+        })
     }
 
     /// Watches claims from a resume token, or with a snapshot first. A token that is too old, or of another start of
-    /// hearthd, gives a snapshot again.
+    /// hearthd, gives a snapshot again. Must be called inside the tokio runtime.
     pub async fn watch_claims(&self, resume: Option<String>) -> Result<ClaimWatch, Refusal> {
-        let _ = resume;
-        Err(Refusal::Starting { retry_ms: 100 })
+        self.door.watches.follow(resume.as_deref())
     }
 
     /// Changes whenever some pool's status changes; read the pools with `Call::GetPools`. Updates are coalesced.
     #[must_use]
     pub fn pools_changed(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
+        self.door.pools_changed.clone()
     }
 
     /// The daemon's phase.
     #[must_use]
     pub fn phase(&self) -> watch::Receiver<Phase> {
-        watch::channel(Phase::Recovering).1
+        self.door.phase.clone()
     }
 
-    /// Begins to shut down: mutating calls are refused from now on.
-    pub fn shut_down(&self) {}
+    /// Begins to shut down: mutating calls are refused from now on. Called by `app`.
+    pub async fn shut_down(&self) {
+        // The driver is gone: nothing is left to shut.
+        let _ended = self.door.events.send(Event::ShuttingDown).await;
+    }
 
     /// Converts hearth time to wall-clock time.
     #[must_use]
     pub fn to_wall_clock(&self, at: Now) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_millis(at.0)
+        self.door.clock.to_wall_clock(at)
     }
 
-    /// Images.
+    /// Images, ordered by name.
     pub async fn images(&self) -> Result<Vec<ImageInfo>, Refusal> {
-        Ok(Vec::new())
+        let images = self.door.runtime.images().await;
+        images.map_err(|error| image_refusal("", error))
     }
 
     /// Imports an archive file.
@@ -154,8 +188,9 @@ impl Handle {
         name: Option<&str>,
         progress: mpsc::Sender<ImageProgress>,
     ) -> Result<Vec<ImageInfo>, Refusal> {
-        let _ = (archive, name, progress);
-        Ok(Vec::new())
+        let runtime = &self.door.runtime;
+        let imported = runtime.import_image(archive, name, progress).await;
+        imported.map_err(|error| image_refusal(name.unwrap_or_default(), error))
     }
 
     /// Pulls an image.
@@ -164,27 +199,58 @@ impl Handle {
         name: &str,
         progress: mpsc::Sender<ImageProgress>,
     ) -> Result<ImageInfo, Refusal> {
-        let _ = progress;
-        Err(Refusal::ImageUnknown {
-            image: name.to_owned(),
-        })
+        let pulled = self.door.runtime.pull_image(name, progress).await;
+        pulled.map_err(|error| image_refusal(name, error))
     }
 
     /// Removes an image no pool names.
     pub async fn remove_image(&self, name: &str) -> Result<(), Refusal> {
-        Err(Refusal::ImageUnknown {
-            image: name.to_owned(),
-        })
+        let answered = self.call(Call::GetPools, None).await?;
+        let Answer::Pools { pools, .. } = answered.answer else {
+            return Err(Refusal::Internal {
+                detail: "GetPools was answered with something else".into(),
+            });
+        };
+        let user = pools.iter().find(|pool| pool.spec.template.image == name);
+        if let Some(pool) = user {
+            return Err(Refusal::ImageInUse {
+                image: name.to_owned(),
+                pool: pool.spec.name.to_string(),
+            });
+        }
+        let removed = self.door.runtime.remove_image(name).await;
+        removed.map_err(|error| image_refusal(name, error))
     }
 
     /// Versions of the outside parts.
     pub async fn versions(&self) -> Result<Versions, Refusal> {
-        Ok(Versions::default())
+        let versions = self.door.runtime.versions().await;
+        versions.map_err(|error| match error {
+            RuntimeError::Unavailable(_) => Refusal::RuntimeUnavailable { retry_ms: RETRY_MS },
+            other => Refusal::Internal {
+                detail: bounded(other.to_string()),
+            },
+        })
     }
 
-    /// What each handler can do.
+    /// What each handler can do, ordered by name.
     #[must_use]
     pub fn handlers(&self) -> Vec<(String, Capabilities)> {
-        Vec::new()
+        let runtime = &self.door.runtime;
+        let of = |name: String| runtime.capabilities(&name).map(|can| (name, can));
+        runtime.handlers().into_iter().filter_map(of).collect()
+    }
+}
+
+fn image_refusal(image: &str, error: RuntimeError) -> Refusal {
+    match error {
+        RuntimeError::Unavailable(_) => Refusal::RuntimeUnavailable { retry_ms: RETRY_MS },
+        RuntimeError::ImageMissing(image) => Refusal::ImageUnknown { image },
+        RuntimeError::DeadlineExceeded { .. } | RuntimeError::Refused { .. } => {
+            Refusal::ImageFailed {
+                image: image.to_owned(),
+                detail: bounded(error.to_string()),
+            }
+        }
     }
 }

@@ -27,8 +27,10 @@ pub const PAYLOAD_BYTES: usize = RECORD_BYTES - HEADER_BYTES;
 pub const HOST_MESSAGE_BYTES: usize = 7 << 20;
 /// Largest message guest → host: one piece of a stream, or one page of a directory.
 pub const GUEST_MESSAGE_BYTES: usize = 256 << 10;
-/// Bytes a side may send on a stream before the other grants more.
+/// Bytes a side may send on a call before the other grants more; each direction has its own credit.
 pub const FIRST_CREDIT: usize = 64 << 10;
+/// What an entry of a directory costs of that credit besides its name.
+pub const ENTRY_CREDIT: usize = 64;
 
 const MAGIC: [u8; 4] = *b"HRT1";
 const MORE: u8 = 1;
@@ -96,7 +98,7 @@ pub fn hello(session: u64) -> Bytes {
     out.freeze()
 }
 
-/// The answer to a HELLO.
+/// The answer to a HELLO. 24 bytes in every version of the protocol: the host looks for it in the middle of stale bytes.
 #[must_use]
 pub fn ack(session: u64) -> Bytes {
     let mut out = BytesMut::new();
@@ -111,6 +113,14 @@ pub fn protocol_of(record: &Record) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
+/// Appends the first record of what is left of an encoded message to `out` and tells how many bytes of the message it
+/// took. For a writer that makes one record at a time, to hold no second copy of a long message.
+pub fn put_next_record(out: &mut BytesMut, session: u64, message: &[u8]) -> usize {
+    let (part, after) = message.split_at(message.len().min(PAYLOAD_BYTES));
+    put_record(out, Kind::Data, !after.is_empty(), session, part);
+    part.len()
+}
+
 /// An encoded message as records, one item each: every item is for one write(2). `message` must be within the bound of
 /// its direction.
 #[must_use]
@@ -120,13 +130,12 @@ pub fn records(session: u64, message: &[u8]) -> Vec<Bytes> {
     let mut rest = message;
     let mut records = Vec::with_capacity(count);
     loop {
-        let (part, after) = rest.split_at(rest.len().min(PAYLOAD_BYTES));
-        put_record(&mut out, Kind::Data, !after.is_empty(), session, part);
+        let taken = put_next_record(&mut out, session, rest);
         records.push(out.split().freeze());
-        if after.is_empty() {
+        rest = &rest[taken..];
+        if rest.is_empty() {
             return records;
         }
-        rest = after;
     }
 }
 
@@ -147,6 +156,10 @@ impl Decoder {
     pub fn next_record(&mut self) -> Option<Record> {
         loop {
             self.skip_to_magic();
+            if self.buffer.is_empty() {
+                // An idle decoder holds no memory: a node has hundreds.
+                self.buffer = BytesMut::new();
+            }
             if self.buffer.len() < HEADER_BYTES {
                 return None;
             }

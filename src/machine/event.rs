@@ -35,7 +35,7 @@ pub enum Call {
     Locate(ClaimId),
     /// The whole state. For the dump, Node.Info and Node.Orphans.
     Inspect,
-    /// Node.Orphans with destroy: only ids listed as orphans are destroyed.
+    /// Node.Orphans with destroy: only ids listed as orphans are destroyed. Answered like Inspect.
     DestroyOrphans(Vec<SandboxId>),
 }
 
@@ -84,7 +84,8 @@ pub enum ExitCause {
 pub struct Observed {
     /// Its id.
     pub id: SandboxId,
-    /// Its task runs (or is frozen): verified alive.
+    /// Its task runs (or is frozen): verified alive. `false`: verified that it does not run (it ended, or there is no
+    /// task). A listing that cannot tell of some sandbox does not end in `Event::Listed`.
     pub alive: bool,
 }
 
@@ -103,13 +104,12 @@ pub enum Event {
     Witnessed(SandboxId, Held),
     /// A sandbox ended by itself (also during an operation).
     Ended(SandboxId, ExitCause),
-    /// Everything the runtime holds of hearth's. Sent after every (re)connection, and now and then.
+    /// Everything the runtime holds of hearth's: the result of `Effect::List`.
     Listed {
+        /// Of the `Effect::List` it answers. Nothing that became known after that effect is judged by it.
+        round: u64,
         /// Ordered by id.
         observed: Vec<Observed>,
-        /// Largest sandbox id whose creation had been started when the listing began: absence of a later one means
-        /// nothing.
-        complete_up_to: u64,
     },
     /// containerd is reachable, or not.
     Runtime {
@@ -132,7 +132,8 @@ pub enum Event {
 pub enum Effect {
     /// Make durable, in this batch's commit.
     Persist(Op),
-    /// Make durable with the next commit there is; nothing waits for it.
+    /// Make durable with the next commit there is, in order with what is persisted before and after; nothing waits
+    /// for it.
     PersistLazily(Op),
     /// Answer a request.
     Reply {
@@ -163,8 +164,9 @@ pub enum Effect {
         /// When: the intent is durable.
         after: Ticket,
     },
-    /// Personalize a member for a claim, with the personalization that came with `request`; ends with
-    /// `Event::Personalized`. Runs ahead of the commit: recovery can undo it.
+    /// Personalize a member for a claim, with the personalization that came with `request`: the oldest request of the
+    /// claim that has no answer yet, so the driver still holds it. Ends with `Event::Personalized`. Runs ahead of the
+    /// commit: recovery can undo it.
     Personalize {
         /// The member.
         sandbox: SandboxId,
@@ -178,8 +180,12 @@ pub enum Effect {
         /// Which.
         sandbox: SandboxId,
     },
-    /// List the runtime; ends with `Event::Listed`.
-    List,
+    /// List the runtime; ends with `Event::Listed`, or with nothing when it failed: the machine asks again. Asked for at
+    /// every `Event::Runtime { available: true }` and every `limits::RELIST_MS` after.
+    List {
+        /// Goes into the answer. The listing must begin after the effect.
+        round: u64,
+    },
     /// A claim changed or went: for watchers.
     ClaimChanged {
         /// As it stands, or its last state.

@@ -92,7 +92,7 @@ impl<'de> Deserialize<'de> for SandboxId {
 }
 
 /// A caller's claim id: a UUID in its canonical lower-case form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClaimId(u128);
 
 impl ClaimId {
@@ -102,31 +102,38 @@ impl ClaimId {
         Self(value)
     }
 
+    /// The UUID's 128 bits.
+    #[must_use]
+    pub fn as_u128(self) -> u128 {
+        self.0
+    }
+
     /// Reads a UUID of the form 8-4-4-4-12; upper case is folded. The nil UUID is refused: it is what a caller sends
     /// who forgot to choose one.
     pub fn parse(text: &str) -> Result<Self, InvalidId> {
-        const FORM: InvalidId =
-            InvalidId("must be a UUID of the form 8-4-4-4-12 hexadecimal digits, not nil");
+        let digits = Self::digits(text).filter(|value| *value != 0);
+        digits.map(Self).ok_or(InvalidId(
+            "must be a UUID of the form 8-4-4-4-12 hexadecimal digits, not nil",
+        ))
+    }
+
+    fn digits(text: &str) -> Option<u128> {
         let bytes = text.as_bytes();
         if bytes.len() != 36 {
-            return Err(FORM);
+            return None;
         }
         let mut value: u128 = 0;
         for (at, byte) in bytes.iter().enumerate() {
             if matches!(at, 8 | 13 | 18 | 23) {
                 if *byte != b'-' {
-                    return Err(FORM);
+                    return None;
                 }
                 continue;
             }
-            let digit = (*byte as char).to_digit(16).ok_or(FORM)?;
+            let digit = (*byte as char).to_digit(16)?;
             value = (value << 4) | u128::from(digit);
         }
-        if value == 0 {
-            Err(FORM)
-        } else {
-            Ok(Self(value))
-        }
+        Some(value)
     }
 }
 
@@ -142,6 +149,24 @@ impl fmt::Display for ClaimId {
             &hex[16..20],
             &hex[20..]
         )
+    }
+}
+
+/// As text: a number of 128 bits is lost on most readers of JSON.
+impl Serialize for ClaimId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ClaimId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        // Nil is what a caller must not send; written down it is an id like any other.
+        let digits = Self::digits(&text);
+        digits
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("not a UUID"))
     }
 }
 
@@ -184,7 +209,8 @@ impl fmt::Display for PoolName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Number of a batch of the driver. Commits happen in this order; an effect `after` a ticket waits until everything
+/// Number of a batch of the driver, from 1; 0 stands for what was durable when the machine was recovered. A batch that
+/// persists nothing is durable as soon as all before it are. Commits happen in this order; an effect `after` a ticket waits until everything
 /// persisted up to and including that batch is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);

@@ -10,6 +10,10 @@ pub const JOINERS_PER_CLAIM: usize = 16;
 pub const WAITERS_PER_POOL: usize = 256;
 /// Longest `wait_timeout`, milliseconds.
 pub const MAX_WAIT_MS: u64 = 10 * 60 * 1000;
+/// Longest wait of an `ON_EMPTY_COLD` claim for its creation to begin, milliseconds.
+pub const COLD_WAIT_MS: u64 = 60 * 1000;
+/// Claims at once: waiting, held and failed ones that nobody has released. One more is refused.
+pub const CLAIMS: usize = 16_384;
 /// Claims in one `ClaimBatch`.
 pub const BATCH_CLAIMS: usize = 64;
 /// Released claims remembered, at most; the oldest goes first once it is older than [`TOMBSTONE_MIN_AGE_MS`].
@@ -41,6 +45,8 @@ pub const BREAKER_MAX_MS: u64 = 5 * 60 * 1000;
 pub const REFILL_PAUSE_MS: u64 = 200;
 /// Members tried for one claim before it is refused: each one's guest failed to acknowledge.
 pub const CLAIM_ATTEMPTS: u32 = 3;
+/// Told to callers as the time to retry after where there is no better estimate, milliseconds.
+pub const RETRY_MS: u64 = 500;
 /// Refill estimate told to callers before any creation was measured, milliseconds.
 pub const REFILL_ESTIMATE_MS: u64 = 500;
 /// A failed destruction is tried again after this, milliseconds; doubles up to [`DESTROY_RETRY_MAX_MS`], for ever:
@@ -48,6 +54,17 @@ pub const REFILL_ESTIMATE_MS: u64 = 500;
 pub const DESTROY_RETRY_MS: u64 = 500;
 /// Longest pause between two tries of a destruction, milliseconds.
 pub const DESTROY_RETRY_MAX_MS: u64 = 60_000;
+/// A guest that is silent to recovery's question is asked again after this, milliseconds; doubles up to
+/// [`WITNESS_RETRY_MAX_MS`].
+pub const WITNESS_RETRY_MS: u64 = 500;
+/// Longest pause between two questions to a silent guest, milliseconds.
+pub const WITNESS_RETRY_MAX_MS: u64 = 30_000;
+/// Questions to the guest of an unclaimed member before it is given up. A claimed one is asked for ever.
+pub const WITNESS_TRIES: u32 = 8;
+/// From one listing of the runtime to the next while nothing happens, milliseconds. Heals lost exit events.
+pub const RELIST_MS: u64 = 60_000;
+/// Sandbox sequence numbers reserved at once. A restart skips what is left of them.
+pub const SEQUENCE_BLOCK: u64 = 256;
 /// Bytes of a failure's text that are kept.
 pub const REASON_BYTES: usize = 512;
 /// Claims on one page of List.

@@ -1,11 +1,38 @@
 //! The pure core: all decisions, no I/O, no clock, no randomness, no async.
 //!
-//! `Node::step(step, event, &mut effects)` is the whole interface; the driver runs the effects.
+//! [`node::Node::step`] is the whole interface: it takes one event and yields effects, which the driver runs.
 
 pub mod event;
 pub mod ids;
 pub mod limits;
+pub mod node;
 pub mod record;
 pub mod refusal;
 pub mod spec;
 pub mod view;
+
+mod breaker;
+mod claiming;
+mod claims;
+mod conditions;
+mod declaring;
+mod fence;
+mod inspect;
+mod invariants;
+mod lifecycle;
+mod listing;
+mod out;
+mod pools;
+mod queueing;
+mod reaper;
+mod recovery;
+mod refill;
+mod releasing;
+mod sandboxes;
+mod sequence;
+mod timers;
+mod tombstones;
+mod witness;
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,18 @@
 //! Why a request is refused: a closed enum. `rpc/status.rs` maps each to a status, exhaustively.
 
 use super::ids::SandboxId;
+use super::limits::REASON_BYTES;
+
+/// The text, cut at [`REASON_BYTES`]: failures come from outside, what is kept of them has a bound.
+#[must_use]
+pub(super) fn bounded(mut text: String) -> String {
+    let mut end = text.len().min(REASON_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
 
 /// Why a request is refused. The name in upper snake case is the machine-readable reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +118,9 @@ pub enum Refusal {
         /// Milliseconds.
         retry_ms: u64,
     },
+    /// A watcher read more slowly than changes came and fell out of the history.
+    #[error("the watch fell behind; start it anew without a resume token")]
+    WatchLagged,
     /// The disk reserve is reached: claims are refused, releases go on.
     #[error("the data directory's disk is full up to hearth's reserve")]
     DiskReserve {

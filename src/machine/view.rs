@@ -84,9 +84,9 @@ pub struct PoolView {
     pub spec: PoolSpec,
     /// Members that can be claimed now.
     pub warm: u32,
-    /// Members being made.
+    /// Members being made, or being proved again after a restart. The four counts together are all sandboxes.
     pub creating: u32,
-    /// Sandboxes that belong to claims.
+    /// Sandboxes that belong to claims, those being made for cold ones included.
     pub claimed: u32,
     /// Sandboxes being destroyed.
     pub releasing: u32,
@@ -119,10 +119,36 @@ pub struct SandboxView {
     pub created_at: Now,
 }
 
+/// Phase of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Recovery goes on: claims are refused `Starting`.
+    Recovering,
+    /// Serving.
+    Ready,
+    /// Serving what needs no containerd; it is unreachable.
+    Degraded,
+    /// Shutting down.
+    ShuttingDown,
+}
+
+impl Phase {
+    /// As in [`NodeView::phase`].
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recovering => "recovering",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::ShuttingDown => "shutting down",
+        }
+    }
+}
+
 /// The node in one look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeView {
-    /// "recovering", "ready", "degraded".
+    /// [`Phase::as_str`].
     pub phase: &'static str,
     /// Largest epoch seen, 0: none.
     pub epoch: u64,
@@ -136,7 +162,8 @@ pub struct NodeView {
     pub claims: Vec<ClaimView>,
     /// Released claims remembered.
     pub tombstones: usize,
-    /// Found outside without a record and left alone, ordered by id.
+    /// Found outside without a record, ordered by id. Those of this node's tag are being destroyed, the others are left
+    /// alone until `Call::DestroyOrphans` names them.
     pub orphans: Vec<SandboxId>,
 }
 
@@ -177,9 +204,10 @@ pub enum Answer {
     Located {
         /// The sandbox.
         sandbox: SandboxId,
-        /// Its pool's template environment and working directory are applied by rpc to every Exec.
-        template: std::sync::Arc<super::spec::Template>,
+        /// What it was made from. `None` when that is no longer known: its pool has changed or gone since, and hearthd
+        /// has restarted (environment and working directory are inherited inside, so nothing depends on it there).
+        template: Option<std::sync::Arc<super::spec::Template>>,
     },
-    /// To Inspect.
+    /// To Inspect and DestroyOrphans.
     Node(Box<NodeView>),
 }

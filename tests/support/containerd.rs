@@ -17,23 +17,12 @@ use nix::{
     unistd::Pid,
 };
 
+#[path = "tool.rs"]
+mod tool;
+pub use tool::tool;
+
 pub const POOL: &str = "pool";
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A tool that `make setup` builds.
-pub fn tool(name: &str) -> PathBuf {
-    let dir = std::env::var_os("HEARTH_BIN_DIR").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/hearth/bin"),
-        PathBuf::from,
-    );
-    let path = dir.join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run `make setup`",
-        path.display()
-    );
-    path
-}
 
 /// What a finished command said.
 #[derive(Debug)]

@@ -1,0 +1,34 @@
+# hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build image demo dev check test bench clean
+
+help: ## What there is
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install Debian packages, build runsc and containerd (once a version)
+	@hack/setup.sh
+
+build: setup ## Build the four binaries into target/release
+	@hack/build.sh release
+
+image: setup ## Build a python image without any registry (once)
+	@hack/image.sh
+
+demo: ## See hearth work on real containerd and gVisor, on one screen
+	@hack/demo.sh
+
+dev: build image ## Keep a node running to play with, until Ctrl-C
+	@target/release/hearthd --dev
+
+check: setup ## Format, lints, licences
+	@hack/check.sh
+
+test: setup image ## All tests, on real containerd and gVisor
+	@hack/test.sh
+
+bench: build image ## Our figures beside their floor or peer, in target/bench/
+	@hack/bench.sh
+
+clean: ## Remove build outputs (the cache of built parts stays)
+	@cargo clean

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Builds hearth's binaries.
+#   hack/build.sh release   target/release/{hearthd,hearthctl,hearth-runsc,hearth-init}
+#   hack/build.sh init      only the static hearth-init, target/init/hearth-init (for tests; cargo's own is not static)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source hack/lib.sh
+
+step() {
+  local what=$1
+  shift
+  doing "$what"
+  # cargo's own progress on a terminal; its log, told only on failure, elsewhere.
+  if [ -t 1 ]; then "$@"; else run_logged "cargo-${what%% *}" "$@"; fi || die "$what could not be built"
+}
+
+# place FROM TO: whole or not at all.
+place() {
+  cmp -s "$1" "$2" && return
+  install -D -m 755 "$1" "$2.fresh"
+  mv "$2.fresh" "$2"
+}
+
+# hearth-init goes into sandboxes of any image: no shared library may be needed.
+init() {
+  local triple=x86_64-unknown-linux-musl flags=''
+  if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$triple" ]; then
+    triple=x86_64-unknown-linux-gnu flags='-C target-feature=+crt-static'
+  fi
+  step "hearth-init (static)" env RUSTFLAGS="$flags" \
+    cargo build --locked --profile init --no-default-features --features init --target "$triple" --bin hearth-init
+  place "target/$triple/init/hearth-init" target/init/hearth-init
+}
+
+case ${1:-release} in
+  init) init ;;
+  release)
+    step "hearthd, hearthctl, hearth-runsc (release)" \
+      cargo build --release --locked --bin hearthd --bin hearthctl --bin hearth-runsc
+    init
+    place target/init/hearth-init target/release/hearth-init
+    ;;
+  *) die "usage: hack/build.sh [release|init]" ;;
+esac

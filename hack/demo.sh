@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# hearth on one screen: a real containerd, real gVisor sandboxes, a claim beside `ctr run` of the same image.
+# Uses directories, sockets and cgroups of its own, and checks at the end that nothing of them is left.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source hack/lib.sh
+
+WARM=${HEARTH_DEMO_WARM:-10}
+ROOT=
+DAEMON=
+
+title() { printf '\n%s%s%s\n' "$BOLD" "$*" "$PLAIN"; }
+typed() { printf '  %s$ %s%s\n' "$DIM" "$*" "$PLAIN"; }
+told() { sed 's/^/    /'; }
+seconds() { awk -v ns="$1" 'BEGIN { s = ns / 1e9; if (s < 0.1) printf "%.2f ms", s * 1000; else printf "%.2f s", s }'; }
+now() { date +%s%N; }
+ctl() { target/release/hearthctl --socket "$ROOT/s" "$@"; }
+field() { python3 -c 'import json,sys; v=json.load(sys.stdin)
+for k in sys.argv[1].split("."): v=v[int(k)] if isinstance(v,list) else v[k]
+print(v)' "$1"; }
+
+# bar SHARE TEXT: one line that is drawn over on a terminal.
+bar() {
+  local width=24 full
+  full=$(($1 * width / 100))
+  [ -t 1 ] && printf '\r'
+  printf '  %s%s %s' "$(printf '%*s' "$full" '' | sed 's/ /█/g')" "$(printf '%*s' $((width - full)) '' | sed 's/ /░/g')" "$2"
+  [ -t 1 ] || printf '\n'
+}
+
+# What a hearth of this root would leave: told as a list, empty when clean.
+leftovers() {
+  pgrep -af -- "$ROOT/" | grep -v "^$$ " | sed 's/^/process /' || :
+  awk -v root="$ROOT/" 'index($2, root) == 1 { print "mount " $2 }' /proc/mounts
+  find /sys/fs/cgroup -maxdepth 3 -type d -name "$(basename "$ROOT")" 2>/dev/null | sed 's/^/cgroup /'
+  ip netns list 2>/dev/null | grep -i hearth | sed 's/^/netns /' || :
+  [ ! -e "$ROOT" ] || find "$ROOT" -mindepth 1 ! -name hearthd.log | head -20 | sed 's/^/file /'
+}
+
+# Ends the daemon, which ends its sandboxes and its containerd. Also after Ctrl-C in the middle.
+stop() {
+  [ -n "$DAEMON" ] || return 0
+  kill -TERM "$DAEMON" 2>/dev/null || :
+  wait "$DAEMON" 2>/dev/null || :
+  DAEMON=
+}
+cleanup() {
+  local code=$?
+  trap - EXIT INT TERM
+  if [ -n "$DAEMON" ]; then
+    printf '\n  ending what the demo started …\n'
+    stop
+  fi
+  if [ "$code" != 0 ] && [ -s "$ROOT/hearthd.log" ]; then
+    printf '\n%sthe demo failed; the end of hearthd'\''s log:%s\n' "$RED" "$PLAIN" >&2
+    tail -n 20 "$ROOT/hearthd.log" >&2
+  fi
+  [ -z "$ROOT" ] || rm -rf "$ROOT"
+  exit "$code"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+prepare() {
+  title "Getting ready"
+  hack/setup.sh
+  hack/image.sh
+  hack/build.sh release
+}
+
+start() {
+  title "A node of its own: hearthd with its own containerd"
+  ROOT=$(mktemp -d /tmp/hearth-demo.XXXXXX)
+  local began
+  began=$(now)
+  target/release/hearthd --dev --dev-root "$ROOT" --dev-warm "$WARM" --set api.socket="$ROOT/s" \
+    --set admin.listen= --set log.format=text >"$ROOT/hearthd.log" 2>&1 &
+  DAEMON=$!
+  until ctl pools -o name 2>/dev/null | grep -q .; do
+    kill -0 "$DAEMON" 2>/dev/null || die "hearthd ended: see below"
+    [ $(($(now) - began)) -lt 60000000000 ] || die "hearthd was not ready within 60 s"
+    sleep 0.05
+  done
+  have "hearthd and containerd up, python image imported without a registry: $(seconds $(($(now) - began)))"
+  local warm=0
+  began=$(now)
+  while :; do
+    warm=$(ctl pools -o json | field pools.0.status.warm)
+    bar $((warm * 100 / WARM)) "pool python: $warm/$WARM gVisor sandboxes warm, $(seconds $(($(now) - began)))   "
+    [ "$warm" -lt "$WARM" ] || break
+    [ $(($(now) - began)) -lt 60000000000 ] || die "the pool did not fill within 60 s"
+    sleep 0.2
+  done
+  [ -t 1 ] && printf '\n' || :
+}
+
+# The same image and the same runtime through the same containerd, the usual way.
+peer() {
+  local times=() began id
+  for id in 1 2 3; do
+    began=$(now)
+    "$BIN/ctr" --address "$ROOT/run/containerd/containerd.sock" -n hearth run --rm --runtime io.containerd.runc.v2 \
+      --runc-binary "$PWD/target/release/hearth-runsc" --runc-root "$ROOT/run/runsc" \
+      --cgroup "/$(basename "$ROOT")/ctr/demo-$id" hearth.local/python:3 "demo-$id" python3 -c pass >/dev/null
+    times+=($(($(now) - began)))
+  done
+  printf '%s\n' "${times[@]}" | sort -n | sed -n 2p
+}
+
+claim() {
+  title "Claim a sandbox"
+  local peer_ns claim_ns json
+  peer_ns=$(peer)
+  typed "hearthctl claim python"
+  json=$(ctl claim python -o json)
+  CLAIM=$(field claim_id <<<"$json")
+  claim_ns=$(field latency_seconds <<<"$json" | awk '{ printf "%d", $1 * 1e9 }')
+  bar 100 "ctr run of the same image      $(seconds "$peer_ns") (median of 3)"
+  [ -t 1 ] && printf '\n'
+  bar 1 "hearth: durable, acknowledged  $(seconds "$claim_ns") (measured by the client)"
+  [ -t 1 ] && printf '\n'
+  say "${GREEN}$(awk -v a="$peer_ns" -v b="$claim_ns" 'BEGIN { printf "%.0f", a / b }') times faster${PLAIN}"
+}
+
+work() {
+  local short=${CLAIM:0:8}
+  title "It is gVisor, not the host's kernel"
+  typed "hearthctl exec $short -- dmesg"
+  ctl exec "$CLAIM" -- busybox dmesg | head -n 3 | told
+  say "host: $(uname -r), inside: $(ctl exec "$CLAIM" -- uname -r)"
+
+  title "Run python, write a file, read it back"
+  typed "hearthctl exec $short -- python3 -c 'print(sum(range(10**6)))'"
+  ctl exec "$CLAIM" -- python3 -c 'print(sum(range(10**6)))' | told
+  typed "echo 'made outside' | hearthctl cp - $short:/root/note; hearthctl cp $short:/root/note -"
+  echo 'made outside' | ctl cp - "$CLAIM:/root/note"
+  ctl cp "$CLAIM:/root/note" - | told
+
+  title "A server inside, reached from outside through hearth (the sandbox has no network)"
+  typed "hearthctl exec -d $short -- python3 -m http.server 8000; hearthctl port-forward $short :8000"
+  ctl exec -d "$CLAIM" -w /root -- python3 -m http.server 8000 >/dev/null
+  ctl port-forward "$CLAIM" :8000 >"$ROOT/forward" 2>&1 &
+  local forward=$! port='' try
+  for try in $(seq 100); do
+    port=$(grep -o '127.0.0.1:[0-9]*' "$ROOT/forward" | head -1 | cut -d: -f2 || :)
+    [ -n "$port" ] && fetch "$port" >"$ROOT/page" 2>/dev/null && break
+    sleep 0.05
+  done
+  [ -s "$ROOT/page" ] || die "the server inside was not reached: $(cat "$ROOT/forward")"
+  typed "curl http://127.0.0.1:$port/note"
+  told <"$ROOT/page"
+  kill "$forward" && wait "$forward" 2>/dev/null || :
+  rm -f "$ROOT/forward" "$ROOT/page"
+}
+fetch() { python3 -c 'import sys,urllib.request as u; sys.stdout.write(u.urlopen(f"http://127.0.0.1:{sys.argv[1]}/note", timeout=2).read().decode())' "$1"; }
+
+crowd() {
+  title "Ten claims at once, and all released"
+  typed "hearthctl bench python -n 10 -c 10"
+  ctl bench python -n 10 -c 10 | told
+  typed "hearthctl release ${CLAIM:0:8}"
+  ctl release "$CLAIM" | told
+}
+
+finish() {
+  title "The end: nothing is left behind"
+  local began left
+  began=$(now)
+  stop
+  left=$(leftovers)
+  [ -z "$left" ] || die "left behind:"$'\n'"$left"
+  have "no process, mount, cgroup, network namespace or file of it is left ($(seconds $(($(now) - began))))"
+  printf '\n  Play with it: %smake dev%s, then in another shell %starget/release/hearthctl pools%s\n\n' \
+    "$BOLD" "$PLAIN" "$BOLD" "$PLAIN"
+}
+
+prepare
+start
+claim
+work
+crowd
+finish

@@ -1,0 +1,274 @@
+//! The calls in flight, and what all of them share. A call is a small machine that never waits: it says what it wants,
+//! is told when that is ready, and answers through its line. Nothing of it is buffered here: while the outbox has no
+//! room or the host gave no credit, its process or file is simply not read.
+
+use bytes::{Bytes, BytesMut};
+use hearth::guest::v1::{Chunk, guest_message::Body};
+use nix::{errno::Errno, unistd, unistd::Pid};
+use std::{collections::BTreeMap, io, os::fd::AsFd, process::ExitStatus};
+
+use crate::{
+    clock::Moment,
+    drains::Drains,
+    limits::{CALLS, PIECE_BYTES},
+    log::Log,
+    outbox::Outbox,
+    refusal::Refusal,
+    strays::Strays,
+    wants::{Part, Tag, Wants},
+};
+
+/// What every call works with.
+#[derive(Debug, Default)]
+pub struct Desk {
+    pub outbox: Outbox,
+    pub log: Log,
+    pub drains: Drains,
+    pub strays: Strays,
+    pub now: Moment,
+    scratch: BytesMut,
+}
+
+/// What one read came to.
+pub enum Piece {
+    Data(Bytes),
+    /// Nothing now.
+    Empty,
+    End,
+    Failed(io::Error),
+}
+
+impl Desk {
+    /// Reads at most one piece and at most `most` bytes.
+    pub fn read(&mut self, from: &impl AsFd, most: usize) -> Piece {
+        self.scratch.resize(most.min(PIECE_BYTES), 0);
+        match unistd::read(from, &mut self.scratch) {
+            Ok(0) => Piece::End,
+            Ok(count) => Piece::Data(self.scratch.split_to(count).freeze()),
+            Err(Errno::EAGAIN | Errno::EINTR) => Piece::Empty,
+            Err(error) => Piece::Failed(error.into()),
+        }
+    }
+
+    /// Gives back what a busy time has gathered.
+    pub fn rest(&mut self) {
+        self.scratch = BytesMut::new();
+        self.outbox.rest();
+    }
+}
+
+/// A call's way to the host.
+pub struct Line<'a> {
+    pub id: u64,
+    pub desk: &'a mut Desk,
+}
+
+impl Line<'_> {
+    /// Ahead of stream data.
+    pub fn answer(&mut self, body: Body) {
+        self.desk.outbox.answer(self.id, body);
+    }
+
+    /// In its place among the stream data.
+    pub fn stream(&mut self, body: Body) {
+        self.desk.outbox.stream(self.id, body);
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.desk.outbox.has_room()
+    }
+}
+
+/// A call's part of what the loop waits for.
+pub struct CallWants<'w, 'a> {
+    id: u64,
+    /// Whether the outbox takes stream data.
+    pub has_room: bool,
+    wants: &'w mut Wants<'a>,
+}
+
+impl<'a> CallWants<'_, 'a> {
+    pub fn read(&mut self, fd: &'a impl AsFd, part: Part) {
+        self.wants.read(fd, Tag::Call(self.id, part));
+    }
+
+    pub fn write(&mut self, fd: &'a impl AsFd, part: Part) {
+        self.wants.write(fd, Tag::Call(self.id, part));
+    }
+
+    pub fn at_once(&mut self, part: Part) {
+        self.wants.at_once(Tag::Call(self.id, part));
+    }
+}
+
+/// Whether a call goes on. After `Over` and after a refusal (which is told to the host) it is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    On,
+    Over,
+}
+
+pub type Outcome = Result<Step, Refusal>;
+
+/// One call in flight.
+pub trait Call: std::fmt::Debug {
+    /// What it waits for.
+    fn wants<'a>(&'a self, wants: &mut CallWants<'_, 'a>);
+
+    /// A part may be ready. It may also not be: look again, never wait.
+    fn ready(&mut self, part: Part, line: &mut Line<'_>) -> Outcome;
+
+    /// The host sent input.
+    fn input(&mut self, chunk: Chunk, line: &mut Line<'_>) -> Outcome;
+
+    /// The host takes more.
+    fn credit(&mut self, _bytes: usize) {}
+
+    /// When [`Self::due`] is to be called.
+    fn deadline(&self) -> Option<Moment> {
+        None
+    }
+
+    /// The deadline has come.
+    fn due(&mut self, _line: &mut Line<'_>) -> Outcome {
+        Ok(Step::On)
+    }
+
+    /// The process behind it, until it has been buried.
+    fn process(&self) -> Option<Pid> {
+        None
+    }
+
+    /// That process has ended.
+    fn ended(&mut self, _status: ExitStatus, _line: &mut Line<'_>) -> Outcome {
+        Ok(Step::On)
+    }
+
+    /// A new size of its terminal.
+    fn resize(&mut self, _rows: u32, _columns: u32) {}
+
+    /// The host wants nothing more of it: Cancel, or a new session. Not called after an end of its own.
+    fn abandon(&mut self, _desk: &mut Desk) {}
+}
+
+#[derive(Debug, Default)]
+pub struct Calls {
+    calls: BTreeMap<u64, Box<dyn Call>>,
+    /// Who had the last turn: the next ones come first, so that a busy call starves nobody.
+    served: u64,
+}
+
+impl Calls {
+    /// Whether one more may be opened under `id`.
+    ///
+    /// # Errors
+    /// LIMIT.
+    pub fn check_room(&self) -> Result<(), Refusal> {
+        if self.calls.len() < CALLS {
+            return Ok(());
+        }
+        Err(Refusal::limit(format!("{CALLS} calls are in flight")))
+    }
+
+    pub fn contains(&self, id: u64) -> bool {
+        self.calls.contains_key(&id)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    pub fn open(&mut self, id: u64, call: Box<dyn Call>) {
+        self.calls.insert(id, call);
+    }
+
+    pub fn wants<'a>(&'a self, desk: &Desk, wants: &mut Wants<'a>) {
+        let after = self.served.saturating_add(1);
+        let rotated = self.calls.range(after..).chain(self.calls.range(..after));
+        for (id, call) in rotated {
+            if let Some(deadline) = call.deadline() {
+                wants.until(deadline);
+            }
+            call.wants(&mut CallWants {
+                id: *id,
+                has_room: desk.outbox.has_room(),
+                wants,
+            });
+        }
+    }
+
+    pub fn ready(&mut self, id: u64, part: Part, desk: &mut Desk) {
+        if desk.outbox.has_room() {
+            self.served = id;
+        }
+        self.with(id, desk, |call, line| call.ready(part, line));
+    }
+
+    /// Lets `act` have a call, if it is still there, and ends it if that was its end.
+    pub fn with(
+        &mut self,
+        id: u64,
+        desk: &mut Desk,
+        act: impl FnOnce(&mut dyn Call, &mut Line<'_>) -> Outcome,
+    ) {
+        let Some(call) = self.calls.get_mut(&id) else {
+            // It ended while the host was still talking to it.
+            return;
+        };
+        match act(call.as_mut(), &mut Line { id, desk }) {
+            Ok(Step::On) => return,
+            Ok(Step::Over) => {}
+            Err(refusal) => {
+                call.abandon(desk);
+                desk.outbox.stream(id, Body::Failure(refusal.into()));
+            }
+        }
+        self.calls.remove(&id);
+    }
+
+    /// Deadlines that have come.
+    pub fn due(&mut self, desk: &mut Desk) {
+        let now = desk.now;
+        let late = |call: &dyn Call| call.deadline().is_some_and(|at| at <= now);
+        let due: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| late(call.as_ref()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.with(id, desk, |call, line| call.due(line));
+        }
+    }
+
+    /// A child was buried; whether it was one of these.
+    pub fn buried(&mut self, pid: Pid, status: ExitStatus, desk: &mut Desk) -> bool {
+        let mut calls = self.calls.iter();
+        let found = calls.find(|(_, call)| call.process() == Some(pid));
+        let Some(id) = found.map(|(id, _)| *id) else {
+            return false;
+        };
+        self.with(id, desk, |call, line| call.ended(status, line));
+        true
+    }
+
+    /// The processes that are calls.
+    pub fn processes(&self) -> impl Iterator<Item = Pid> {
+        self.calls.values().filter_map(|call| call.process())
+    }
+
+    /// The host wants nothing more of one.
+    pub fn cancel(&mut self, id: u64, desk: &mut Desk) {
+        if let Some(mut call) = self.calls.remove(&id) {
+            call.abandon(desk);
+        }
+    }
+
+    /// The host wants nothing more of any: a new session.
+    pub fn abandon(&mut self, desk: &mut Desk) {
+        for (_, mut call) in std::mem::take(&mut self.calls) {
+            call.abandon(desk);
+        }
+        self.served = 0;
+    }
+}

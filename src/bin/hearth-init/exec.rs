@@ -1,0 +1,273 @@
+//! A process with its streams.
+//!
+//! Order: every Output, an eof for each stream, then Exited. Output that the process wrote before it ended is always
+//! delivered. If its children hold the streams open, their output is forwarded for [`OUTPUT_GRACE`] more; then the
+//! streams end here and are read to nowhere, so a server started in the background neither hangs the exec nor dies of a
+//! broken pipe. A terminal is closed instead: that hangs up whoever still uses it.
+//!
+//! Cancel and a new session kill the process group, unless the exec is detached: then the process runs on as a stray.
+//! What left the group (setsid) is left alone, as `docker exec` does.
+
+use hearth::guest::v1::{self, Chunk, Exited, Output, Started, Stream, guest_message::Body};
+use nix::{libc, unistd::Pid};
+use std::{
+    collections::BTreeMap, ffi::OsString, os::fd::OwnedFd, os::unix::process::ExitStatusExt,
+    process::ExitStatus, time::Duration,
+};
+
+use crate::{
+    calls::{Call, CallWants, Desk, Line, Outcome, Piece, Step},
+    check,
+    clock::Moment,
+    credit::Allowance,
+    intake::{AtEnd, Intake},
+    limits::{LATE_BYTES, OUTPUT_GRACE},
+    pty,
+    refusal::Refusal,
+    signals::to_group,
+    spawn::{Recipe, Spawned, spawn},
+    user::User,
+    wants::Part,
+};
+
+#[derive(Debug)]
+struct Outlet {
+    from: OwnedFd,
+    stream: Stream,
+    part: Part,
+    /// Sent since the grace ran out.
+    late_bytes: usize,
+}
+
+/// How and when the process ended.
+#[derive(Debug)]
+struct Ended {
+    code: i32,
+    signal: u32,
+    /// Until then its children's output is waited for; `None`: no longer.
+    grace: Option<Moment>,
+}
+
+#[derive(Debug)]
+pub struct Exec {
+    pid: Pid,
+    outlets: Vec<Outlet>,
+    stdin: Intake,
+    tty: bool,
+    detach: bool,
+    allowance: Allowance,
+    deadline: Option<Moment>,
+    timed_out: bool,
+    ended: Option<Ended>,
+}
+
+/// Starts it and says so.
+///
+/// # Errors
+/// As [`spawn`]; INVALID and LIMIT for what the message asks.
+pub fn start(
+    exec: v1::Exec,
+    claim_env: &BTreeMap<String, String>,
+    user: Option<&User>,
+    line: &mut Line<'_>,
+) -> Result<Exec, Refusal> {
+    check::exec(&exec)?;
+    if exec.detach && !line.desk.strays.has_room() {
+        return Err(Refusal::limit("too many detached processes"));
+    }
+    let command: Vec<OsString> = exec.command.into_iter().map(OsString::from).collect();
+    let Spawned {
+        pid,
+        stdin,
+        stdout,
+        stderr,
+    } = spawn(&Recipe {
+        command: &command,
+        env: &[claim_env, &exec.env],
+        dir: &exec.working_dir,
+        user,
+        tty: exec.tty.then_some((exec.rows, exec.columns)),
+        stdin: exec.stdin,
+    })?;
+    line.answer(Body::Started(Started {
+        pid: pid.as_raw().unsigned_abs(),
+    }));
+    let outlet = |from, stream, part| Outlet {
+        from,
+        stream,
+        part,
+        late_bytes: 0,
+    };
+    let mut outlets = vec![outlet(stdout, Stream::Stdout, Part::Stdout)];
+    outlets.extend(stderr.map(|from| outlet(from, Stream::Stderr, Part::Stderr)));
+    let timeout = (exec.timeout_ms > 0).then(|| Duration::from_millis(exec.timeout_ms));
+    let at_end = if exec.tty { AtEnd::Key } else { AtEnd::Close };
+    Ok(Exec {
+        pid,
+        outlets,
+        stdin: Intake::new(stdin, at_end),
+        tty: exec.tty,
+        detach: exec.detach,
+        allowance: Allowance::default(),
+        deadline: timeout.map(|timeout| line.desk.now.saturating_add(timeout)),
+        timed_out: false,
+        ended: None,
+    })
+}
+
+impl Exec {
+    /// The process is gone, and so is the time for its children's output.
+    fn is_late(&self) -> bool {
+        self.ended
+            .as_ref()
+            .is_some_and(|ended| ended.grace.is_none())
+    }
+
+    fn forward(&mut self, part: Part, line: &mut Line<'_>) -> Outcome {
+        let late = self.is_late();
+        let left = self.allowance.left();
+        let found = self
+            .outlets
+            .iter_mut()
+            .position(|outlet| outlet.part == part);
+        let Some((at, outlet)) = found.and_then(|at| Some((at, self.outlets.get_mut(at)?))) else {
+            return Ok(Step::On);
+        };
+        if !line.has_room() || left == 0 {
+            return Ok(Step::On);
+        }
+        let closes = match line.desk.read(&outlet.from, left) {
+            Piece::Data(data) => {
+                self.allowance.spend(data.len());
+                if late {
+                    outlet.late_bytes += data.len();
+                }
+                line.stream(output(outlet.stream, data, false));
+                late && outlet.late_bytes >= LATE_BYTES
+            }
+            Piece::Empty => late,
+            // A terminal says EIO when nobody has it open any more.
+            Piece::End | Piece::Failed(_) => true,
+        };
+        if closes {
+            let outlet = self.outlets.remove(at);
+            line.stream(output(outlet.stream, bytes::Bytes::new(), true));
+            if late && !self.tty {
+                line.desk.drains.push(outlet.from);
+            }
+        }
+        Ok(self.tell_end(line))
+    }
+
+    /// The last word, once everything before it is said.
+    fn tell_end(&self, line: &mut Line<'_>) -> Step {
+        let Some(ended) = self.ended.as_ref().filter(|_| self.outlets.is_empty()) else {
+            return Step::On;
+        };
+        line.stream(Body::Exited(Exited {
+            code: ended.code,
+            signal: ended.signal,
+            timed_out: self.timed_out,
+        }));
+        Step::Over
+    }
+}
+
+impl Call for Exec {
+    fn wants<'a>(&'a self, wants: &mut CallWants<'_, 'a>) {
+        self.stdin.wants(wants);
+        if !wants.has_room || self.allowance.left() == 0 {
+            return;
+        }
+        let late = self.is_late();
+        for outlet in &self.outlets {
+            if late {
+                wants.at_once(outlet.part);
+            } else {
+                wants.read(&outlet.from, outlet.part);
+            }
+        }
+    }
+
+    fn ready(&mut self, part: Part, line: &mut Line<'_>) -> Outcome {
+        match part {
+            Part::Input => {
+                self.stdin.pump(line);
+                Ok(Step::On)
+            }
+            Part::Stdout | Part::Stderr | Part::Say => self.forward(part, line),
+        }
+    }
+
+    fn input(&mut self, chunk: Chunk, line: &mut Line<'_>) -> Outcome {
+        self.stdin.take(&chunk, line)?;
+        Ok(Step::On)
+    }
+
+    fn credit(&mut self, bytes: usize) {
+        self.allowance.grant(bytes);
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        match &self.ended {
+            None => self.deadline,
+            Some(ended) => ended.grace,
+        }
+    }
+
+    fn due(&mut self, _line: &mut Line<'_>) -> Outcome {
+        if let Some(ended) = &mut self.ended {
+            ended.grace = None;
+            return Ok(Step::On);
+        }
+        self.deadline = None;
+        self.timed_out = true;
+        // It may be dead and not yet buried.
+        let _ = to_group(self.pid, libc::SIGKILL);
+        Ok(Step::On)
+    }
+
+    fn process(&self) -> Option<Pid> {
+        self.ended.is_none().then_some(self.pid)
+    }
+
+    fn ended(&mut self, status: ExitStatus, line: &mut Line<'_>) -> Outcome {
+        let signal = status.signal().unwrap_or_default();
+        self.ended = Some(Ended {
+            code: status.code().unwrap_or(128 + signal),
+            signal: signal.unsigned_abs(),
+            grace: Some(line.desk.now + OUTPUT_GRACE),
+        });
+        Ok(self.tell_end(line))
+    }
+
+    fn resize(&mut self, rows: u32, columns: u32) {
+        if let Some(outlet) = self.outlets.first().filter(|_| self.tty) {
+            // A terminal that hangs up in this moment needs no size.
+            let _ = pty::resize(&outlet.from, rows, columns);
+        }
+    }
+
+    fn abandon(&mut self, desk: &mut Desk) {
+        if self.ended.is_none() {
+            if self.detach {
+                desk.strays.add(self.pid, self.deadline);
+            } else {
+                // It may be dead and not yet buried.
+                let _ = to_group(self.pid, libc::SIGKILL);
+            }
+        }
+        let keeps = self.detach || !self.tty;
+        for outlet in self.outlets.drain(..).filter(|_| keeps) {
+            desk.drains.push(outlet.from);
+        }
+    }
+}
+
+fn output(stream: Stream, data: bytes::Bytes, eof: bool) -> Body {
+    Body::Output(Output {
+        stream: stream.into(),
+        data,
+        eof,
+    })
+}

@@ -1,0 +1,352 @@
+//! The loop. One turn: wait for what anybody wants, serve it, bury the dead, write what is to be written.
+
+use hearth::guest::v1::{
+    self, GuestStats, Pong, guest_message::Body as Answer, host_message::Body as Ask,
+};
+use nix::{
+    libc,
+    sys::signal::Signal,
+    unistd::{Pid, getpid},
+};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs, io,
+    process::{ExitCode, ExitStatus},
+};
+
+use crate::{
+    calls::{Call, Calls, Desk, Line, Outcome, Step},
+    claim::{Held, personalize},
+    clock::{Clock, Moment},
+    entrypoint::Entrypoint,
+    exec,
+    files::{Listing, Reading, Writing},
+    host::{Heard, Host},
+    limits::{ABSENT_PAUSE, BURIALS, SHUTDOWN_GRACE},
+    outbox::Flush,
+    port::Port,
+    reaper::{Found, bury},
+    refusal::Refusal,
+    signals::{Signals, to_all, to_group},
+    user::User,
+    wants::{Tag, Wants},
+};
+
+pub struct Init {
+    user: Option<User>,
+    signals: Signals,
+    clock: Clock,
+    host: Host,
+    desk: Desk,
+    calls: Calls,
+    entrypoint: Entrypoint,
+    held: Option<Held>,
+    /// Nobody has stdout open: write again then.
+    deaf_until: Option<Moment>,
+    /// Children may be dead.
+    mourning: bool,
+    /// SIGTERM came: the end comes at the latest then.
+    ending: Option<Moment>,
+}
+
+impl Init {
+    /// Begins to listen to signals and starts the template's command.
+    ///
+    /// # Errors
+    /// No pipe, or no signal handler.
+    pub fn start(user: Option<User>, command: &[OsString]) -> io::Result<Self> {
+        let signals = Signals::listen()?;
+        let mut desk = Desk::default();
+        let entrypoint = Entrypoint::start(command, user.as_ref(), &mut desk.log);
+        Ok(Self {
+            user,
+            signals,
+            clock: Clock::start(),
+            host: Host::new(),
+            desk,
+            calls: Calls::default(),
+            entrypoint,
+            held: None,
+            deaf_until: None,
+            mourning: true,
+            ending: None,
+        })
+    }
+
+    /// Runs until SIGTERM.
+    pub fn run(mut self) -> ExitCode {
+        loop {
+            let tags = self.wait();
+            self.desk.now = self.clock.tick();
+            for tag in tags {
+                self.serve(tag);
+            }
+            self.calls.due(&mut self.desk);
+            self.desk.strays.due(self.desk.now);
+            let nobody = self.mourning && self.bury();
+            self.flush();
+            if self.is_over(nobody) {
+                return ExitCode::SUCCESS;
+            }
+            if self.calls.is_empty() && self.desk.outbox.is_empty() {
+                self.desk.rest();
+            }
+        }
+    }
+
+    fn wait(&self) -> Vec<Tag> {
+        let now = self.desk.now;
+        let (stdin, stdout) = (io::stdin(), io::stdout());
+        let mut wants = Wants::default();
+        wants.read(self.signals.woken(), Tag::Signals);
+        if self.desk.outbox.is_crowded() {
+            // The host will be heard once it has taken what is there for it.
+        } else if self.host.absent_until() > now {
+            wants.until(self.host.absent_until());
+        } else {
+            wants.read(&stdin, Tag::HostIn);
+        }
+        match self.deaf_until.filter(|until| *until > now) {
+            Some(until) => wants.until(until),
+            None if self.desk.outbox.is_full() => wants.write(&stdout, Tag::HostOut),
+            None => {}
+        }
+        self.calls.wants(&self.desk, &mut wants);
+        self.entrypoint.wants(&mut wants);
+        self.desk.drains.wants(&mut wants);
+        self.desk.strays.wants(&mut wants);
+        if let Some(ending) = self.ending {
+            wants.until(ending);
+        }
+        if self.mourning {
+            wants.at_once(Tag::Signals);
+        }
+        wants.wait(now)
+    }
+
+    fn serve(&mut self, tag: Tag) {
+        match tag {
+            Tag::Signals => self.hear_signals(),
+            Tag::HostIn => self.hear_host(),
+            Tag::HostOut => self.desk.outbox.retry(),
+            Tag::Call(id, part) => self.calls.ready(id, part, &mut self.desk),
+            Tag::Command(at) => self.entrypoint.read(at, &mut self.desk),
+            Tag::Drain(id) => self.desk.drains.read(id),
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.deaf_until.is_some_and(|until| until > self.desk.now) {
+            return;
+        }
+        self.deaf_until = match self.desk.outbox.flush() {
+            Flush::Waits => None,
+            Flush::Absent => Some(self.desk.now + ABSENT_PAUSE.1),
+        };
+    }
+
+    fn hear_signals(&mut self) {
+        for signal in self.signals.take() {
+            match signal {
+                Signal::SIGCHLD => self.mourning = true,
+                Signal::SIGTERM | Signal::SIGINT => self.end(),
+                other => self.entrypoint.signal(other as i32),
+            }
+        }
+    }
+
+    /// Everybody gets SIGTERM, and a short grace.
+    fn end(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.desk.log.say(format_args!("ending"));
+        self.ending = Some(self.desk.now + SHUTDOWN_GRACE);
+        self.mourning = true;
+        self.signal_everybody(libc::SIGTERM);
+    }
+
+    fn signal_everybody(&self, number: i32) {
+        if getpid().as_raw() == 1 {
+            to_all(number);
+            return;
+        }
+        self.entrypoint.signal(number);
+        for pid in self.processes() {
+            // Gone already: it is about to be buried.
+            let _ = to_group(pid, number);
+        }
+    }
+
+    fn processes(&self) -> impl Iterator<Item = Pid> {
+        self.calls.processes().chain(self.desk.strays.processes())
+    }
+
+    fn is_over(&self, nobody: bool) -> bool {
+        let Some(ending) = self.ending else {
+            return false;
+        };
+        if nobody {
+            return true;
+        }
+        if self.desk.now < ending {
+            return false;
+        }
+        // The kernel does the same when a PID 1 ends.
+        self.signal_everybody(libc::SIGKILL);
+        true
+    }
+
+    /// Buries some of the dead. Whether nobody is left at all.
+    fn bury(&mut self) -> bool {
+        self.mourning = false;
+        for _ in 0..BURIALS {
+            match bury() {
+                Found::Dead(pid, status) => self.buried(pid, status),
+                Found::Alive => return false,
+                Found::Nobody => return true,
+            }
+        }
+        self.mourning = true;
+        false
+    }
+
+    fn buried(&mut self, pid: Pid, status: ExitStatus) {
+        let _known = self.calls.buried(pid, status, &mut self.desk)
+            || self.desk.strays.buried(pid)
+            || self.entrypoint.buried(pid, status, &mut self.desk.log);
+    }
+
+    fn hear_host(&mut self) {
+        self.host.read(self.desk.now);
+        while let Some(heard) = self.host.next(&mut self.desk.log) {
+            match heard {
+                Heard::Hello { session, new: true } => {
+                    self.calls.abandon(&mut self.desk);
+                    self.desk.strays.outlive_session();
+                    self.desk.outbox.begin(session);
+                }
+                Heard::Hello { .. } => self.desk.outbox.acknowledge(),
+                Heard::Said { call, body } => self.obey(call, body),
+            }
+        }
+    }
+
+    fn obey(&mut self, id: u64, ask: Ask) {
+        let desk = &mut self.desk;
+        match ask {
+            // About a call that is open, or was until a moment ago.
+            Ask::Input(chunk) => self
+                .calls
+                .with(id, desk, |call, line| call.input(chunk, line)),
+            Ask::Credit(credit) => self.calls.with(id, desk, |call, _| {
+                call.credit(usize::try_from(credit.bytes).unwrap_or(usize::MAX));
+                Ok(Step::On)
+            }),
+            Ask::Resize(size) => self.calls.with(id, desk, |call, _| {
+                call.resize(size.rows, size.columns);
+                Ok(Step::On)
+            }),
+            Ask::Signal(signal) => self.calls.with(id, desk, |call, _| signalled(call, signal)),
+            Ask::Cancel(_) => self.calls.cancel(id, desk),
+            // Answered at once.
+            Ask::Ping(_) => {
+                let version = env!("CARGO_PKG_VERSION").into();
+                desk.outbox.answer(id, Answer::Pong(Pong { version }));
+            }
+            Ask::Claim(claim) => self.claim(id, claim),
+            Ask::Witness(_) => {
+                let claim_id = self.held.as_ref().map(|held| held.claim_id.clone());
+                let running = u32::try_from(desk.strays.earlier()).unwrap_or(u32::MAX);
+                let claim_id = claim_id.unwrap_or_default();
+                desk.outbox
+                    .answer(id, Answer::Held(v1::Held { claim_id, running }));
+            }
+            Ask::Stats(_) => {
+                let stats = self.stats();
+                self.desk.outbox.answer(id, Answer::Stats(stats));
+            }
+            // New streams.
+            ask => self.open(id, ask),
+        }
+    }
+
+    fn claim(&mut self, id: u64, claim: v1::Claim) {
+        let log = &mut self.desk.log;
+        let answer = match personalize(claim, &mut self.held, self.user.as_ref(), log) {
+            Ok(ack) => Answer::ClaimAck(ack),
+            Err(refusal) => {
+                log.say(format_args!("the claim failed: {}", refusal.text()));
+                Answer::Failure(refusal.into())
+            }
+        };
+        self.desk.outbox.answer(id, answer);
+        // It held the secrets.
+        self.host.rest();
+    }
+
+    fn stats(&self) -> GuestStats {
+        let is_pid = |name: OsString| {
+            name.as_encoded_bytes()
+                .first()
+                .is_some_and(u8::is_ascii_digit)
+        };
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let processes = entries.filter(|entry| is_pid(entry.file_name())).count();
+        GuestStats {
+            processes: u32::try_from(processes).unwrap_or(u32::MAX),
+            execs: u32::try_from(self.processes().count()).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn open(&mut self, id: u64, ask: Ask) {
+        if self.calls.contains(id) {
+            self.desk.log.say(format_args!(
+                "call {id} is in use: another of that number was ignored"
+            ));
+            return;
+        }
+        let opened = self.calls.check_room().and_then(|()| self.opened(id, ask));
+        match opened {
+            Ok(Some(call)) => self.calls.open(id, call),
+            Ok(None) => {}
+            Err(refusal) => {
+                let failure = Answer::Failure(refusal.into());
+                self.desk.outbox.answer(id, failure);
+            }
+        }
+    }
+
+    fn opened(&mut self, id: u64, ask: Ask) -> Result<Option<Box<dyn Call>>, Refusal> {
+        let user = self.user.as_ref();
+        let line = &mut Line {
+            id,
+            desk: &mut self.desk,
+        };
+        Ok(Some(match ask {
+            Ask::Exec(exec) => {
+                let none = BTreeMap::new();
+                let env = self.held.as_ref().map_or(&none, |held| &held.env);
+                Box::new(exec::start(exec, env, user, line)?)
+            }
+            Ask::ReadFile(request) => Box::new(Reading::open(request, line)?),
+            Ask::WriteFile(request) => Box::new(Writing::open(&request, user)?),
+            Ask::ListFiles(request) => Box::new(Listing::open(request)?),
+            Ask::Connect(request) => Box::new(Port::open(request, line)?),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// A number that no signal has is ignored: Signal has no answer.
+fn signalled(call: &dyn Call, signal: v1::Signal) -> Outcome {
+    let number = i32::try_from(signal.number)
+        .ok()
+        .filter(|n| (1..=64).contains(n));
+    if let (Some(pid), Some(number)) = (call.process(), number) {
+        // It may be dead and not yet buried.
+        let _ = to_group(pid, number);
+    }
+    Ok(Step::On)
+}

@@ -1,0 +1,243 @@
+//! What the driver counts. Labels: pool names (at most 64 and those that claims still use) and closed
+//! lists; never a sandbox or a claim.
+
+use super::work::Workers;
+use crate::machine::event::{ExitCause, Notice};
+
+use crate::machine::view::{BreakerView, PoolView};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Metrics of the driver, made once a registry.
+pub(super) struct Metrics {
+    sandboxes: IntGaugeVec,
+    target: IntGaugeVec,
+    waiting: IntGaugeVec,
+    breaker: IntGaugeVec,
+    refill_duration: HistogramVec,
+    refill_failures: IntCounterVec,
+    members_lost: IntCounterVec,
+    claims_expired: IntCounter,
+    claims_failed: IntCounterVec,
+    orphans: IntGauge,
+    orphans_destroyed: IntCounter,
+    destroy_retries: IntCounter,
+    breaker_opened: IntCounterVec,
+    tombstones_early: IntCounter,
+    batch_events: Histogram,
+    queue: IntGauge,
+    channels: IntGauge,
+    /// Pools whose gauges exist.
+    known: BTreeSet<String>,
+}
+
+/// States of `hearth_pool_sandboxes`.
+const STATES: [&str; 5] = ["warm", "creating", "claimed", "releasing", "outdated"];
+
+fn cause_label(cause: ExitCause) -> &'static str {
+    match cause {
+        ExitCause::Exited => "exited",
+        ExitCause::OutOfMemory => "oom",
+        ExitCause::GuestLost => "guest_lost",
+    }
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// A name is registered already.
+    pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let vec = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        let gauge = |name: &str, help: &str| {
+            let one = IntGauge::new(name, help)?;
+            registry.register(Box::new(one.clone()))?;
+            Ok::<_, prometheus::Error>(one)
+        };
+        let counter = |name: &str, help: &str| {
+            let one = IntCounter::new(name, help)?;
+            registry.register(Box::new(one.clone()))?;
+            Ok::<_, prometheus::Error>(one)
+        };
+        let refill = HistogramOpts::new(
+            "hearth_refill_duration_seconds",
+            "From the decision to create a sandbox to its proof of readiness",
+        );
+        let refill = refill.buckets(vec![
+            0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+        ]);
+        let refill_duration = HistogramVec::new(refill, &["pool"])?;
+        registry.register(Box::new(refill_duration.clone()))?;
+        let batch = HistogramOpts::new(
+            "hearth_driver_batch_events",
+            "Events handled in one batch of the driver",
+        );
+        let batch_events = Histogram::with_opts(
+            batch.buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
+        )?;
+        registry.register(Box::new(batch_events.clone()))?;
+        Ok(Self {
+            sandboxes: gauges(
+                "hearth_pool_sandboxes",
+                "Sandboxes of a pool by state",
+                &["pool", "state"],
+            )?,
+            target: gauges(
+                "hearth_pool_warm_target",
+                "Members a pool is to keep warm",
+                &["pool"],
+            )?,
+            waiting: gauges(
+                "hearth_pool_waiting_claims",
+                "Claims waiting for a member",
+                &["pool"],
+            )?,
+            breaker: gauges(
+                "hearth_pool_breaker_open",
+                "1 while refill rests because the template keeps failing",
+                &["pool"],
+            )?,
+            refill_duration,
+            refill_failures: counters(
+                "hearth_refill_failures_total",
+                "Creations that failed",
+                &["pool"],
+            )?,
+            members_lost: counters(
+                "hearth_members_lost_total",
+                "Unclaimed members that ended by themselves",
+                &["cause"],
+            )?,
+            claims_expired: counter("hearth_claims_expired_total", "Claims that expired")?,
+            claims_failed: counters(
+                "hearth_claims_failed_total",
+                "Claims whose sandbox ended by itself",
+                &["cause"],
+            )?,
+            orphans: gauge(
+                "hearth_orphans",
+                "Sandboxes with hearth's marks, in no record, left alone",
+            )?,
+            orphans_destroyed: counter(
+                "hearth_orphans_destroyed_total",
+                "Sandboxes of this node without a record that were destroyed",
+            )?,
+            destroy_retries: counter(
+                "hearth_destroy_retries_total",
+                "Destructions that failed and are tried again",
+            )?,
+            breaker_opened: counters(
+                "hearth_pool_breaker_opened_total",
+                "How often a pool's breaker opened",
+                &["pool"],
+            )?,
+            tombstones_early: counter(
+                "hearth_tombstones_forgotten_early_total",
+                "Released claims forgotten before 24 hours because of the bound",
+            )?,
+            batch_events,
+            queue: gauge("hearth_driver_queue_length", "Calls waiting for the driver")?,
+            channels: gauge("hearth_guest_channels_open", "Open guest channels")?,
+            known: BTreeSet::new(),
+        })
+    }
+
+    /// After a batch.
+    pub(super) fn batch(&self, events: u32, queue: usize, workers: &Workers) {
+        self.batch_events.observe(f64::from(events));
+        self.queue.set(count(queue));
+        self.channels.set(count(workers.guests.count()));
+    }
+
+    /// Orphans that are left alone.
+    pub(super) fn orphans(&self, found: usize) {
+        self.orphans.set(count(found));
+    }
+
+    /// The pools as they stand; those that are gone lose their gauges.
+    pub(super) fn pools(&mut self, pools: &[PoolView]) {
+        let names: BTreeSet<String> = pools.iter().map(|p| p.spec.name.to_string()).collect();
+        for gone in self.known.difference(&names) {
+            for state in STATES {
+                let _absent = self.sandboxes.remove_label_values(&[gone, state]);
+            }
+            for vec in [&self.target, &self.waiting, &self.breaker] {
+                let _absent = vec.remove_label_values(&[gone.as_str()]);
+            }
+        }
+        for view in pools {
+            let pool = view.spec.name.as_str();
+            let counts = [
+                view.warm,
+                view.creating,
+                view.claimed,
+                view.releasing,
+                view.outdated,
+            ];
+            for (state, value) in STATES.into_iter().zip(counts) {
+                let gauge = self.sandboxes.with_label_values(&[pool, state]);
+                gauge.set(i64::from(value));
+            }
+            let set = |vec: &IntGaugeVec, value: i64| vec.with_label_values(&[pool]).set(value);
+            set(&self.target, i64::from(view.spec.min_warm));
+            set(&self.waiting, i64::from(view.waiting));
+            let open = matches!(view.breaker, BreakerView::Open(_) | BreakerView::HalfOpen);
+            set(&self.breaker, i64::from(open));
+        }
+        self.known = names;
+    }
+
+    /// Something for operators.
+    pub(super) fn notice(&self, notice: &Notice) {
+        match notice {
+            Notice::BreakerOpened { pool, .. } => {
+                self.breaker_opened
+                    .with_label_values(&[pool.as_str()])
+                    .inc();
+            }
+            Notice::MemberLost { cause, .. } => self
+                .members_lost
+                .with_label_values(&[cause_label(*cause)])
+                .inc(),
+            Notice::ClaimExpired { .. } => self.claims_expired.inc(),
+            Notice::ClaimFailed { cause, .. } => self
+                .claims_failed
+                .with_label_values(&[cause_label(*cause)])
+                .inc(),
+            Notice::OrphanDestroyed { .. } => self.orphans_destroyed.inc(),
+            Notice::DestroyRetried { .. } => self.destroy_retries.inc(),
+            Notice::TombstoneForgottenEarly => self.tombstones_early.inc(),
+            Notice::Created { pool, took_ms } => match took_ms {
+                Some(took) => {
+                    let seconds = Duration::from_millis(*took).as_secs_f64();
+                    let histogram = self.refill_duration.with_label_values(&[pool.as_str()]);
+                    histogram.observe(seconds);
+                }
+                None => self
+                    .refill_failures
+                    .with_label_values(&[pool.as_str()])
+                    .inc(),
+            },
+            Notice::BreakerClosed { .. }
+            | Notice::OrphanFound { .. }
+            | Notice::Recovered { .. } => {}
+        }
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,213 @@
+//! The workers: each runs one effect on the outside and ends with exactly one event, whatever happens.
+
+use super::guests::Guests;
+use super::ready;
+use crate::guest::{GuestError, Personalization, v1};
+use crate::machine::event::{CreateFailure, Event, GuestFailure, Held};
+use crate::machine::ids::{ClaimId, SandboxId};
+use crate::machine::limits;
+use crate::runtime::{CreateSpec, Runtime, RuntimeError};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tracing::{Instrument, Span, debug, warn};
+
+/// How long a guest may take to acknowledge a personalization before its sandbox is given up.
+const PERSONALIZE: Duration = Duration::from_secs(5);
+/// How long a guest may take to say what it holds. One that is merely slow is asked again.
+const WITNESS: Duration = Duration::from_secs(2);
+/// Guests asked at once: after a restart all of them are.
+const WITNESSES: usize = 32;
+/// A whole creation, above the deadlines of its steps: only a bug in them comes here.
+const CREATE: Duration = Duration::from_secs(600);
+/// A whole destruction, in the same way.
+const DESTROY: Duration = Duration::from_secs(120);
+/// A listing.
+const LIST: Duration = Duration::from_secs(60);
+/// Tries of one listing; after them the machine asks anew in its own time.
+const LIST_TRIES: u32 = 5;
+/// Between two tries.
+const LIST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What workers need.
+pub(super) struct Workers {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) guests: Arc<Guests>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) witnesses: Arc<Semaphore>,
+}
+
+/// Cuts a text at a bound, at a character's edge.
+pub(super) fn bounded(mut text: String) -> String {
+    if text.len() > limits::REASON_BYTES {
+        let cut = (0..=limits::REASON_BYTES).rev();
+        let at = cut.into_iter().find(|at| text.is_char_boundary(*at));
+        text.truncate(at.unwrap_or_default());
+    }
+    text
+}
+
+impl Workers {
+    pub(super) fn new(
+        runtime: Arc<dyn Runtime>,
+        guests: Arc<Guests>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            runtime,
+            guests,
+            events,
+            witnesses: Arc::new(Semaphore::new(WITNESSES)),
+        }
+    }
+
+    /// Runs `work` and sends its event; `otherwise` when it overran `limit` or panicked.
+    fn spawn(
+        &self,
+        span: Span,
+        limit: Duration,
+        otherwise: Event,
+        work: impl Future<Output = Event> + Send + 'static,
+    ) {
+        let events = self.events.clone();
+        let work = tokio::spawn(tokio::time::timeout(limit, work.instrument(span)));
+        tokio::spawn(async move {
+            let event = match work.await {
+                Ok(Ok(event)) => event,
+                Ok(Err(_)) | Err(_) => {
+                    warn!(?otherwise, "a worker overran its deadline or panicked");
+                    otherwise
+                }
+            };
+            // The driver is gone only when hearthd ends.
+            let _ended = events.send(event).await;
+        });
+    }
+
+    pub(super) fn create(&self, spec: CreateSpec) {
+        let (runtime, guests, id) = (self.runtime.clone(), self.guests.clone(), spec.id);
+        let failure = CreateFailure::Template("the creation never ended".into());
+        let span = tracing::info_span!("create", sandbox = %id, pool = %spec.pool);
+        self.spawn(span, CREATE, Event::Created(id, Err(failure)), async move {
+            let made = ready::make(runtime.as_ref(), &guests, &spec).await;
+            match &made {
+                Ok(()) => debug!("sandbox is ready"),
+                Err(failure) => warn!(?failure, "sandbox was not made"),
+            }
+            Event::Created(id, made)
+        });
+    }
+
+    pub(super) fn destroy(&self, id: SandboxId) {
+        let (runtime, guests) = (self.runtime.clone(), self.guests.clone());
+        let otherwise = Event::Destroyed(id, Err("the destruction never ended".into()));
+        let span = tracing::info_span!("destroy", sandbox = %id);
+        self.spawn(span, DESTROY, otherwise, async move {
+            guests.close(id);
+            let destroyed = runtime.destroy(id).await;
+            // Again: a caller that had just located the sandbox may have opened its channel meanwhile.
+            guests.close(id);
+            match &destroyed {
+                Ok(()) => debug!("sandbox is gone"),
+                Err(error) => warn!(%error, "sandbox is not known to be gone"),
+            }
+            Event::Destroyed(id, destroyed.map_err(|error| bounded(error.to_string())))
+        });
+    }
+
+    pub(super) fn personalize(
+        &self,
+        span: Span,
+        id: SandboxId,
+        claim: ClaimId,
+        what: Arc<Personalization>,
+    ) {
+        let guests = self.guests.clone();
+        let lost = GuestFailure::Lost("the personalization never ended".into());
+        let otherwise = Event::Personalized(id, claim, Err(lost));
+        self.spawn(span, PERSONALIZE * 2, otherwise, async move {
+            let done = match guests.open(id) {
+                Ok(guest) => guest
+                    .personalize(&claim.to_string(), &what, PERSONALIZE)
+                    .await
+                    .map_err(failure),
+                Err(error) => Err(GuestFailure::Lost(bounded(error.to_string()))),
+            };
+            debug!(sandbox = %id, %claim, ?done, "guest personalized");
+            Event::Personalized(id, claim, done)
+        });
+    }
+
+    pub(super) fn witness(&self, id: SandboxId) {
+        let (guests, places) = (self.guests.clone(), self.witnesses.clone());
+        let otherwise = Event::Witnessed(id, Held::Silent);
+        let span = tracing::info_span!("witness", sandbox = %id);
+        // All of them wait for their turn, so the bound is on the whole crowd.
+        self.spawn(span, CREATE, otherwise, async move {
+            let _place = places.acquire().await;
+            let held = match guests.open(id) {
+                Ok(guest) => guest.witness(WITNESS).await,
+                Err(_) => Err(GuestError::Closed),
+            };
+            let held = match held {
+                Ok(text) if text.is_empty() => Held::Nothing,
+                // A guest that tells anything but a claim id lies; what it holds is then unknown.
+                Ok(text) => ClaimId::parse(&text).map_or(Held::Silent, Held::Claim),
+                Err(_) => Held::Silent,
+            };
+            debug!(?held, "guest witnessed");
+            Event::Witnessed(id, held)
+        });
+    }
+
+    /// Lists the runtime. A listing that keeps failing ends with no event: the machine asks again.
+    pub(super) fn list(&self, round: u64) -> tokio::task::AbortHandle {
+        let (runtime, events) = (self.runtime.clone(), self.events.clone());
+        let task = tokio::spawn(async move {
+            for _ in 0..LIST_TRIES {
+                match tokio::time::timeout(LIST, runtime.list()).await {
+                    Ok(Ok(observed)) => {
+                        debug!(sandboxes = observed.len(), "runtime listed");
+                        // The driver is gone only when hearthd ends.
+                        let _ended = events.send(Event::Listed { round, observed }).await;
+                        return;
+                    }
+                    Ok(Err(error)) => warn!(%error, "the runtime could not be listed"),
+                    Err(_) => warn!("the runtime's listing hangs"),
+                }
+                tokio::time::sleep(LIST_PAUSE).await;
+            }
+        });
+        task.abort_handle()
+    }
+}
+
+/// What a failed personalization means for the sandbox.
+fn failure(error: GuestError) -> GuestFailure {
+    let lost = |error: &GuestError| GuestFailure::Lost(bounded(error.to_string()));
+    match &error {
+        GuestError::Silent(_) | GuestError::Protocol(_) | GuestError::Closed => lost(&error),
+        GuestError::Limit => lost(&error),
+        GuestError::Failed { kind, message } => match kind {
+            // Held by another claim: it must never serve this one.
+            v1::FailureKind::Claimed | v1::FailureKind::Unspecified => lost(&error),
+            v1::FailureKind::NotFound
+            | v1::FailureKind::Permission
+            | v1::FailureKind::Invalid
+            | v1::FailureKind::Limit
+            | v1::FailureKind::Refused
+            | v1::FailureKind::Io => GuestFailure::Refused(bounded(message.clone())),
+        },
+    }
+}
+
+/// What a failed creation means for the pool.
+pub(super) fn create_failure(error: &RuntimeError) -> CreateFailure {
+    match error {
+        RuntimeError::Unavailable(_) => CreateFailure::RuntimeUnavailable,
+        RuntimeError::DeadlineExceeded { .. }
+        | RuntimeError::ImageMissing(_)
+        | RuntimeError::Refused { .. } => CreateFailure::Template(bounded(error.to_string())),
+    }
+}

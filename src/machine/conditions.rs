@@ -1,0 +1,85 @@
+//! What the node may do at all, from what it has been told of the world around it.
+
+use super::limits::RETRY_MS;
+use super::refusal::Refusal;
+use super::view::Phase;
+
+/// Four independent facts, and the questions that combine them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Conditions {
+    /// The runtime has not been listed since the start: nothing destructive, no new claims.
+    pub(super) recovering: bool,
+    /// containerd is reachable.
+    pub(super) runtime_available: bool,
+    /// The data directory's disk is full up to the reserve.
+    pub(super) reserve_reached: bool,
+    /// hearthd is going away.
+    pub(super) shutting_down: bool,
+}
+
+impl Conditions {
+    /// As at the start of hearthd.
+    pub(super) fn at_start() -> Self {
+        Self {
+            recovering: true,
+            runtime_available: false,
+            reserve_reached: false,
+            shutting_down: false,
+        }
+    }
+
+    /// Are calls served that must not be lost by a shutdown?
+    pub(super) fn staying(&self) -> Result<(), Refusal> {
+        match self.shutting_down {
+            true => Err(Refusal::ShuttingDown { retry_ms: RETRY_MS }),
+            false => Ok(()),
+        }
+    }
+
+    /// Are calls served that start something?
+    pub(super) fn serving(&self) -> Result<(), Refusal> {
+        self.staying()?;
+        match self.recovering {
+            true => Err(Refusal::Starting { retry_ms: RETRY_MS }),
+            false => Ok(()),
+        }
+    }
+
+    /// May a claim take a place in the journal or in a queue?
+    pub(super) fn may_claim(&self) -> Result<(), Refusal> {
+        self.serving()?;
+        match self.reserve_reached {
+            true => Err(Refusal::DiskReserve { retry_ms: RETRY_MS }),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn may_destroy(&self) -> bool {
+        !self.recovering && self.runtime_available && !self.shutting_down
+    }
+
+    pub(super) fn may_create(&self) -> bool {
+        self.may_destroy() && !self.reserve_reached
+    }
+
+    pub(super) fn may_list(&self) -> bool {
+        self.runtime_available && !self.shutting_down
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        match self {
+            Self {
+                shutting_down: true,
+                ..
+            } => Phase::ShuttingDown,
+            Self {
+                recovering: true, ..
+            } => Phase::Recovering,
+            Self {
+                runtime_available: false,
+                ..
+            } => Phase::Degraded,
+            _ => Phase::Ready,
+        }
+    }
+}

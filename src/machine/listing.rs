@@ -1,0 +1,177 @@
+//! Listings of the runtime: asked for at every reconnection and now and then, judged as a whole.
+
+use super::event::{Effect, ExitCause, Notice, Observed};
+use super::ids::{Now, SandboxId};
+use super::limits::RELIST_MS;
+use super::node::Node;
+use super::out::Out;
+use super::record::Owner;
+use super::recovery::Verdict;
+use super::sandboxes::{Residency, Sandbox};
+use super::timers::Timer;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The question that is open, if one is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Listing {
+    /// Questions asked.
+    pub(super) round: u64,
+    /// While the answer is awaited: what was destroyed meanwhile, and may still be in it.
+    open: Option<BTreeSet<SandboxId>>,
+    /// When it is asked (again).
+    pub(super) next_at: Option<Now>,
+}
+
+impl Listing {
+    /// A sandbox is verified gone.
+    pub(super) fn note_destroyed(&mut self, id: SandboxId) {
+        if let Some(destroyed) = &mut self.open {
+            destroyed.insert(id);
+        }
+    }
+
+    /// The answer has come: what was destroyed since the question. `None`: no such question is open.
+    fn close(&mut self, round: u64) -> Option<BTreeSet<SandboxId>> {
+        match round == self.round {
+            true => self.open.take(),
+            false => None,
+        }
+    }
+}
+
+impl Node {
+    /// containerd is reachable, or not. Events of the time between are lost: a listing makes up for them.
+    pub(super) fn runtime_changed(&mut self, available: bool, out: &mut Out<'_>) {
+        self.conditions.runtime_available = available;
+        if available {
+            self.relist(out);
+        }
+    }
+
+    /// Asks for a listing, and for the next one after a while (also if this one never comes).
+    pub(super) fn relist(&mut self, out: &mut Out<'_>) {
+        if let Some(at) = self.listing.next_at.take() {
+            self.timers.clear(at, Timer::Relist);
+        }
+        if !self.conditions.may_list() {
+            return;
+        }
+        let next_at = out.now().plus(RELIST_MS);
+        self.timers.set(next_at, Timer::Relist);
+        self.listing = Listing {
+            round: self.listing.round + 1,
+            open: Some(BTreeSet::new()),
+            next_at: Some(next_at),
+        };
+        let round = self.listing.round;
+        out.push(Effect::List { round });
+    }
+
+    /// Judges a listing. The first one ends recovery.
+    pub(super) fn listed(&mut self, round: u64, observed: &[Observed], out: &mut Out<'_>) {
+        let Some(destroyed) = self.listing.close(round) else {
+            return;
+        };
+        let verdicts = self.verdicts(observed);
+        let questions = |owner: fn(&Owner) -> bool| {
+            let asked = |(sandbox, verdict): &&(SandboxId, Verdict)| {
+                let owned = self
+                    .sandboxes
+                    .get(*sandbox)
+                    .is_some_and(|it| owner(&it.owner));
+                *verdict == Verdict::Ask && owned
+            };
+            verdicts
+                .iter()
+                .filter(asked)
+                .map(|(id, _)| *id)
+                .collect::<Vec<_>>()
+        };
+        let claimed = questions(|owner| matches!(owner, Owner::Claimed(_)));
+        let members = questions(|owner| *owner == Owner::Pool);
+        let count = |which: &[Verdict]| verdicts.iter().filter(|(_, v)| which.contains(v)).count();
+        let recovered = Notice::Recovered {
+            adopted: count(&[Verdict::Adopt]) + members.len(),
+            undone: count(&[Verdict::Ended, Verdict::Undo]),
+            unknown: claimed.len(),
+        };
+        for (id, verdict) in &verdicts {
+            match verdict {
+                Verdict::Adopt => self.adopt(*id, out),
+                Verdict::Ended => self.ended(*id, ExitCause::Exited, out),
+                Verdict::Undo => self.doom(*id, out),
+                Verdict::Ask => {}
+            }
+        }
+        // Claims first: somebody may be waiting.
+        for id in claimed.into_iter().chain(members) {
+            self.ask(id, out);
+        }
+        self.find_orphans(observed, &destroyed, out);
+        if std::mem::take(&mut self.conditions.recovering) {
+            self.pools_changed = true;
+            out.notice(recovered);
+        }
+    }
+
+    /// Only what was known to run when the listing was asked for can be missing from it.
+    fn verdicts(&self, observed: &[Observed]) -> Vec<(SandboxId, Verdict)> {
+        let alive: BTreeMap<_, _> = observed.iter().map(|seen| (seen.id, seen.alive)).collect();
+        let judged = |sandbox: &&Sandbox| sandbox.known_since < self.listing.round;
+        let verdict = |sandbox: &Sandbox| {
+            let alive = alive.get(&sandbox.id).copied().unwrap_or(false);
+            Some((sandbox.id, self.verdict(sandbox, alive)?))
+        };
+        self.sandboxes
+            .iter()
+            .filter(judged)
+            .filter_map(verdict)
+            .collect()
+    }
+
+    /// A confirmed claim's sandbox is there.
+    fn adopt(&mut self, id: SandboxId, out: &mut Out<'_>) {
+        let round = self.listing.round;
+        let found = self.sandboxes.change(id, |sandbox| {
+            sandbox.residency = Residency::Running;
+            sandbox.known_since = round;
+        });
+        let owner = found.map(|sandbox| sandbox.owner);
+        let claim = match owner {
+            Some(Owner::Claimed(claim)) => self.claims.get(&claim),
+            _ => None,
+        };
+        if let Some(claim) = claim {
+            let after = claim.assignment().map_or(out.ticket(), |it| it.ticket);
+            out.claim_changed(self.view_of(claim), false, after);
+        }
+    }
+
+    /// What is there without a record: ours is destroyed, as its record was deleted or never committed; another data
+    /// directory's is left alone and shown.
+    fn find_orphans(
+        &mut self,
+        observed: &[Observed],
+        destroyed: &BTreeSet<SandboxId>,
+        out: &mut Out<'_>,
+    ) {
+        let unrecorded = observed.iter().map(|seen| seen.id);
+        let unrecorded: BTreeSet<_> = unrecorded
+            .filter(|id| self.sandboxes.get(*id).is_none() && !destroyed.contains(id))
+            .collect();
+        let reaper = &self.reaper;
+        self.orphans
+            .retain(|id| unrecorded.contains(id) || reaper.has(*id));
+        for sandbox in unrecorded {
+            let new = self.orphans.insert(sandbox);
+            if sandbox.tag() == self.settings.tag {
+                self.sequence.skip(sandbox, out);
+                if self.reaper.add(sandbox) {
+                    out.notice(Notice::OrphanDestroyed { sandbox });
+                }
+            } else if new {
+                out.notice(Notice::OrphanFound { sandbox });
+            }
+        }
+    }
+}

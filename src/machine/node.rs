@@ -1,0 +1,141 @@
+//! The machine: [`Node`] takes one event at a time and says what to do about it.
+//!
+//! It owns every decision of the claim contract and of the pools, and never does anything itself. The driver tells it
+//! what has happened, with the time and the ticket of the batch, and runs the effects. The same events give the same
+//! effects, always.
+//!
+//! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry),
+//! `declaring` (SetPools), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
+//! `listing`, `witness` (restart, and what the outside shows), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
+//! tests from what the machine does.
+
+use super::claims::Claim;
+use super::conditions::Conditions;
+use super::event::{Call, Effect, Event, Step};
+use super::fence::Fencing;
+use super::ids::{ClaimId, NodeTag, Now, PoolName, RequestId, SandboxId};
+use super::listing::Listing;
+use super::out::Out;
+use super::pools::Pool;
+use super::reaper::Reaper;
+use super::sandboxes::Sandboxes;
+use super::sequence::Sequence;
+use super::timers::{Timer, Timers};
+use super::tombstones::Tombstones;
+use super::view::Phase;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a node is told once, at its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// This data directory: sandboxes of other tags are not touched.
+    pub tag: NodeTag,
+    /// Sandboxes at once on this node, of all pools and in every state.
+    pub max_sandboxes: u32,
+}
+
+/// The pure core. See the module's text.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub(super) settings: Settings,
+    /// Of the latest step.
+    pub(super) now: Now,
+    pub(super) conditions: Conditions,
+    pub(super) fencing: Fencing,
+    pub(super) sequence: Sequence,
+    /// Generation of the declared set.
+    pub(super) pools_generation: u64,
+    /// The declared ones. A pool that was left out lives on in the sandboxes that carry its name.
+    pub(super) pools: BTreeMap<PoolName, Pool>,
+    /// The pool that got the latest creation: the next one is served first.
+    pub(super) last_filled: Option<PoolName>,
+    pub(super) sandboxes: Sandboxes,
+    pub(super) claims: BTreeMap<ClaimId, Claim>,
+    /// Places in queues given out.
+    pub(super) arrivals: u64,
+    pub(super) tombstones: Tombstones,
+    pub(super) reaper: Reaper,
+    /// Found outside without a record.
+    pub(super) orphans: BTreeSet<SandboxId>,
+    pub(super) listing: Listing,
+    pub(super) timers: Timers,
+    /// Some pool's status changed in this step.
+    pub(super) pools_changed: bool,
+}
+
+impl Node {
+    /// Tells the machine what has happened, and takes what it wants done. Called by the driver, in the order of events;
+    /// `step.now` and `step.ticket` never fall.
+    pub fn step(&mut self, step: Step, event: Event, effects: &mut Vec<Effect>) {
+        let out = &mut Out::new(step, effects);
+        self.now = step.now;
+        self.elapse(out);
+        match event {
+            Event::Request(request, call) => self.serve(request, call, out),
+            Event::Created(sandbox, result) => self.created(sandbox, result, out),
+            Event::Destroyed(sandbox, result) => self.destroyed(sandbox, result, out),
+            Event::Personalized(sandbox, claim, result) => {
+                self.personalized(sandbox, claim, result, out);
+            }
+            Event::Witnessed(sandbox, held) => self.witnessed(sandbox, held, out),
+            Event::Ended(sandbox, cause) => self.ended(sandbox, cause, out),
+            Event::Listed { round, observed } => self.listed(round, &observed, out),
+            Event::Runtime { available } => self.runtime_changed(available, out),
+            Event::Disk { reserve_reached } => {
+                self.conditions.reserve_reached = reserve_reached;
+                self.refuse_waiting(out);
+            }
+            Event::ShuttingDown => {
+                self.conditions.shutting_down = true;
+                self.refuse_waiting(out);
+            }
+            Event::Tick => {}
+        }
+        self.start_destructions(out);
+        self.start_creations(out);
+        if std::mem::take(&mut self.pools_changed) {
+            out.push(Effect::PoolsChanged);
+        }
+    }
+
+    /// When the machine wants a `Tick` if nothing happens before. `None`: nothing is due.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Now> {
+        self.timers.next()
+    }
+
+    /// Where the node stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.conditions.phase()
+    }
+
+    fn serve(&mut self, request: RequestId, call: Call, out: &mut Out<'_>) {
+        match call {
+            Call::Claim(fence, asked) => self.claim(request, fence, *asked, out),
+            Call::Release(fence, claim) => self.release(request, fence, claim, out),
+            Call::Renew(fence, claim, ttl_ms) => self.renew(request, fence, claim, ttl_ms, out),
+            Call::SetPools(fence, set) => self.set_pools(request, fence, set, out),
+            Call::DestroyOrphans(named) => self.destroy_orphans(request, &named, out),
+            Call::Get(claim) => self.get(request, claim, out),
+            Call::List { pool, after, limit } => self.list(request, pool, after, limit, out),
+            Call::GetPools => self.get_pools(request, out),
+            Call::Locate(claim) => self.locate(request, claim, out),
+            Call::Inspect => self.inspect(request, out),
+        }
+    }
+
+    /// Does what has fallen due.
+    fn elapse(&mut self, out: &mut Out<'_>) {
+        while let Some(timer) = self.timers.pop_due(out.now()) {
+            match timer {
+                Timer::Expire(claim) => self.expire(claim, out),
+                Timer::Wait(claim, request) => self.wait_ended(claim, request, out),
+                Timer::Destroy(sandbox) => self.reaper.rested(sandbox),
+                Timer::Witness(sandbox) => self.ask(sandbox, out),
+                Timer::Relist => self.relist(out),
+                Timer::Refill => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! A declared pool: its template, the claims that wait for it, its breaker and how long its creations take.
+
+use super::breaker::Breaker;
+use super::ids::{ClaimId, Now};
+use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS, RETRY_MS, WAITERS_PER_POOL};
+use super::refusal::Refusal;
+use super::sandboxes::{Sandboxes, Tally};
+use super::spec::{OnEmpty, PoolSpec, Template, UpdateStrategy};
+use super::view::PoolView;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The claims that wait, first come first served. A cold claim waits for its own creation to begin, and takes a member
+/// that becomes warm before that.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Queue {
+    places: BTreeMap<u64, ClaimId>,
+    cold: BTreeSet<u64>,
+}
+
+impl Queue {
+    /// Waits at a place.
+    pub(super) fn enter(&mut self, place: u64, claim: ClaimId, on_empty: OnEmpty) {
+        self.places.insert(place, claim);
+        if on_empty == OnEmpty::Cold {
+            self.cold.insert(place);
+        }
+    }
+
+    pub(super) fn leave(&mut self, place: u64) {
+        self.places.remove(&place);
+        self.cold.remove(&place);
+    }
+
+    /// Who is next.
+    pub(super) fn first(&self) -> Option<ClaimId> {
+        self.places.values().next().copied()
+    }
+
+    /// The cold claim that is next.
+    pub(super) fn first_cold(&self) -> Option<ClaimId> {
+        self.places.get(self.cold.first()?).copied()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub(super) fn cold_len(&self) -> usize {
+        self.cold.len()
+    }
+
+    /// Those that only a refill can serve.
+    pub(super) fn waiters(&self) -> usize {
+        self.len() - self.cold_len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, ClaimId)> {
+        self.places.iter().map(|(place, claim)| (*place, *claim))
+    }
+
+    /// Cold claims, first come first.
+    pub(super) fn cold(&self) -> Vec<ClaimId> {
+        let cold = self.cold.iter().filter_map(|place| self.places.get(place));
+        cold.copied().collect()
+    }
+
+    /// Room for one more?
+    pub(super) fn has_room(&self) -> Result<(), Refusal> {
+        match self.len() < WAITERS_PER_POOL {
+            true => Ok(()),
+            false => Err(Refusal::QueueFull {
+                queue: "waiters",
+                retry_ms: RETRY_MS,
+            }),
+        }
+    }
+}
+
+/// How long a pool's creations take: a moving average that gives the latest a quarter of the weight.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Estimate {
+    measured_ms: Option<u64>,
+}
+
+impl Estimate {
+    pub(super) fn measured(&mut self, took_ms: u64) {
+        let before = self.measured_ms.unwrap_or(took_ms);
+        self.measured_ms = Some((before.saturating_mul(3).saturating_add(took_ms)) / 4);
+    }
+
+    pub(super) fn creation_ms(&self) -> u64 {
+        self.measured_ms.unwrap_or(REFILL_ESTIMATE_MS).max(1)
+    }
+}
+
+/// A pool as declared, with what happens in it.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    pub(super) spec: PoolSpec,
+    /// The spec's.
+    pub(super) template: Arc<Template>,
+    pub(super) queue: Queue,
+    pub(super) breaker: Breaker,
+    pub(super) estimate: Estimate,
+}
+
+impl Pool {
+    pub(super) fn declared(spec: PoolSpec) -> Self {
+        Self {
+            template: Arc::new(spec.template.clone()),
+            spec,
+            queue: Queue::default(),
+            breaker: Breaker::default(),
+            estimate: Estimate::default(),
+        }
+    }
+
+    /// Is a member made for that generation still wanted?
+    pub(super) fn keeps(&self, generation: u64) -> bool {
+        generation >= self.spec.generation
+            || self.spec.update_strategy == UpdateStrategy::OnReplenish
+    }
+
+    /// Does its own limit leave room for one more sandbox?
+    pub(super) fn has_room(&self, tally: &Tally) -> bool {
+        tally.total() < count(self.spec.max_total)
+    }
+
+    /// May one more creation be in flight?
+    pub(super) fn may_create(&self, tally: &Tally, now: Now) -> bool {
+        tally.creating < self.parallel() && self.has_room(tally) && self.breaker.permits(now)
+    }
+
+    /// Claims wait that need a creation which is not under way.
+    pub(super) fn is_urgent(&self, tally: &Tally) -> bool {
+        self.queue.cold_len() > 0 || self.queue.waiters() > tally.members()
+    }
+
+    /// There are, or will be, too few members. Everything that is being made or not settled yet counts, so events that
+    /// come late make no creation too many.
+    pub(super) fn is_short(&self, tally: &Tally) -> bool {
+        tally.members() < count(self.spec.min_warm).saturating_add(self.queue.waiters())
+    }
+
+    /// Milliseconds until one more caller may find a member: those who wait are served first.
+    pub(super) fn refill_estimate_ms(&self) -> u64 {
+        let rounds = self.queue.len() / self.parallel() + 1;
+        let rounds = u64::try_from(rounds).unwrap_or(u64::MAX);
+        self.estimate.creation_ms().saturating_mul(rounds)
+    }
+
+    /// The refusal of a pool that keeps failing.
+    pub(super) fn failing(&self, now: Now) -> Option<Refusal> {
+        let rest_ms = self.breaker.failing_for(now)?;
+        Some(Refusal::PoolFailing {
+            pool: self.spec.name.to_string(),
+            detail: self.breaker.reason().to_owned(),
+            retry_ms: rest_ms.saturating_add(self.estimate.creation_ms()),
+        })
+    }
+
+    /// The refusal of a request whose wait is over.
+    pub(super) fn timed_out(&self) -> Refusal {
+        Refusal::WaitTimedOut {
+            pool: self.spec.name.to_string(),
+            retry_ms: self.refill_estimate_ms(),
+        }
+    }
+
+    fn parallel(&self) -> usize {
+        match self.spec.max_parallel_refills {
+            0 => count(DEFAULT_PARALLEL_REFILLS),
+            limit => count(limit),
+        }
+    }
+
+    pub(super) fn view(&self, sandboxes: &Sandboxes) -> PoolView {
+        let tally = sandboxes.tally(&self.spec.name);
+        let outdated = tally.warm.iter().filter_map(|id| sandboxes.get(*id));
+        let outdated = outdated.filter(|member| member.generation < self.spec.generation);
+        PoolView {
+            spec: self.spec.clone(),
+            warm: shown(tally.warm.len()),
+            creating: shown(tally.refilling.len() + tally.unsettled.len()),
+            claimed: shown(tally.claimed),
+            releasing: shown(tally.releasing),
+            waiting: shown(self.queue.len()),
+            outdated: shown(outdated.count()),
+            breaker: self.breaker.view(),
+            breaker_reason: self.breaker.reason().to_owned(),
+            consecutive_failures: self.breaker.failures(),
+        }
+    }
+}
+
+/// A declared number as a count.
+pub(super) fn count(declared: u32) -> usize {
+    usize::try_from(declared).unwrap_or(usize::MAX)
+}
+
+/// A count as shown.
+fn shown(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

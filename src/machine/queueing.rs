@@ -1,0 +1,162 @@
+//! The queue of a pool: claims that find it dry wait for a member or for their own creation, as they asked for.
+
+use super::claiming::{pool_unknown, refuse_all};
+use super::claims::{Claim, Pending, Stage, Terms};
+use super::ids::{ClaimId, Now, PoolName, RequestId};
+use super::limits::RETRY_MS;
+use super::node::Node;
+use super::out::Out;
+use super::pools::{Pool, count};
+use super::refusal::Refusal;
+use super::spec::OnEmpty;
+use super::timers::Timer;
+use super::view::Source;
+
+impl Node {
+    /// Gives a claim the oldest warm member. In a dry pool it does what was asked for: refuse, wait, or make one.
+    pub(super) fn seek(&mut self, terms: Terms, pending: Pending, out: &mut Out<'_>) {
+        match self.sandboxes.oldest_warm(&terms.pool) {
+            Some(member) => self.assign(terms, pending, member, Source::Warm, out),
+            None => match self.may_wait(&terms.pool, pending.first.on_empty, out.now()) {
+                Ok(()) => self.enqueue(terms, pending, out),
+                Err(refusal) => refuse_all(pending.askers(), &refusal, out),
+            },
+        }
+    }
+
+    /// Rule 7: what a dry pool means.
+    fn may_wait(&self, name: &PoolName, on_empty: OnEmpty, now: Now) -> Result<(), Refusal> {
+        self.conditions.may_claim()?;
+        let pool = self.pools.get(name).ok_or_else(|| pool_unknown(name))?;
+        let empty = || Refusal::PoolEmpty {
+            pool: name.to_string(),
+            retry_ms: pool.refill_estimate_ms(),
+        };
+        match on_empty {
+            OnEmpty::Fail => Err(pool.failing(now).unwrap_or_else(empty)),
+            OnEmpty::Wait { .. } => pool.queue.has_room(),
+            OnEmpty::Cold => {
+                pool.queue.has_room()?;
+                self.may_make(pool, now)
+            }
+        }
+    }
+
+    /// A creation for a claim has the same limits as any other.
+    fn may_make(&self, pool: &Pool, now: Now) -> Result<(), Refusal> {
+        if !self.conditions.runtime_available {
+            return Err(Refusal::RuntimeUnavailable { retry_ms: RETRY_MS });
+        }
+        if let Some(failing) = pool.failing(now) {
+            return Err(failing);
+        }
+        let name = &pool.spec.name;
+        let expected = pool.queue.cold_len();
+        let of_pool = (self.sandboxes.tally(name).total(), pool.spec.max_total);
+        let of_node = (self.sandboxes.len(), self.settings.max_sandboxes);
+        for (there, limit) in [of_pool, of_node] {
+            if there + expected >= count(limit) {
+                return Err(Refusal::PoolFull {
+                    pool: name.to_string(),
+                    limit,
+                    retry_ms: pool.refill_estimate_ms(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn enqueue(&mut self, terms: Terms, pending: Pending, out: &mut Out<'_>) {
+        for asker in pending.askers() {
+            if let Some(at) = asker.deadline() {
+                self.timers.set(at, Timer::Wait(terms.id, asker.request));
+            }
+        }
+        if let Some(pool) = self.pools.get_mut(&terms.pool) {
+            let on_empty = pending.first.on_empty;
+            pool.queue.enter(pending.place, terms.id, on_empty);
+        }
+        self.pools_changed = true;
+        let stage = Stage::Queued { pending };
+        self.insert_claim(Claim { terms, stage }, out.ticket(), out);
+    }
+
+    /// Takes a claim out of its pool's queue; nothing happens to one that does not wait there.
+    pub(super) fn leave_queue(&mut self, id: ClaimId) {
+        let Some(Claim {
+            terms,
+            stage: Stage::Queued { pending },
+        }) = self.claims.get(&id)
+        else {
+            return;
+        };
+        for asker in pending.askers() {
+            if let Some(at) = asker.deadline() {
+                self.timers.clear(at, Timer::Wait(id, asker.request));
+            }
+        }
+        if let Some(pool) = self.pools.get_mut(&terms.pool) {
+            pool.queue.leave(pending.place);
+        }
+        self.pools_changed = true;
+    }
+
+    /// Takes a claim that waits, to serve it.
+    pub(super) fn dequeue(&mut self, id: ClaimId) -> Option<(Terms, Pending)> {
+        self.leave_queue(id);
+        match self.claims.remove(&id)? {
+            Claim {
+                terms,
+                stage: Stage::Queued { pending },
+            } => Some((terms, pending)),
+            other => {
+                self.claims.insert(id, other);
+                None
+            }
+        }
+    }
+
+    /// Members became warm: those who wait get them, first come first served.
+    pub(super) fn offer(&mut self, pool: &PoolName, out: &mut Out<'_>) {
+        while let Some(member) = self.sandboxes.oldest_warm(pool) {
+            let next = self.pools.get(pool).and_then(|pool| pool.queue.first());
+            let Some((terms, pending)) = next.and_then(|claim| self.dequeue(claim)) else {
+                return;
+            };
+            self.assign(terms, pending, member, Source::Warm, out);
+        }
+    }
+
+    /// One request's wait is over; the last one takes the claim with it.
+    pub(super) fn wait_ended(&mut self, id: ClaimId, request: RequestId, out: &mut Out<'_>) {
+        let Some(Claim {
+            terms,
+            stage: Stage::Queued { pending },
+        }) = self.claims.get_mut(&id)
+        else {
+            return;
+        };
+        let Some(pool) = self.pools.get(&terms.pool) else {
+            return;
+        };
+        let refusal = pool.timed_out();
+        if pending.joined.0.is_empty() {
+            self.drop_claim(id, &refusal, out);
+        } else {
+            pending.leave(request);
+            out.refuse(request, refusal);
+        }
+    }
+
+    /// The disk is full or hearthd is going away: nothing will come to those who wait without a sandbox.
+    pub(super) fn refuse_waiting(&mut self, out: &mut Out<'_>) {
+        let Err(refusal) = self.conditions.may_claim() else {
+            return;
+        };
+        let waiting = self.pools.values().flat_map(|pool| pool.queue.iter());
+        let waiting: Vec<_> = waiting.map(|(_, claim)| claim).collect();
+        for claim in waiting {
+            self.drop_claim(claim, &refusal, out);
+        }
+    }
+}

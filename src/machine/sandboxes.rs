@@ -1,0 +1,253 @@
+//! Sandboxes on their two axes: whose they are, and how far the outside has come with them; with at most one operation
+//! in progress each.
+
+use super::ids::{Now, PoolName, SandboxId};
+use super::record::{self, Owner, SandboxRecord};
+use super::spec::Template;
+use super::view::SandboxView;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// How far the outside has come with a sandbox, as far as this process knows. `Frozen` and `OnDisk` will join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Residency {
+    /// It is being made, or was when hearthd died: the outside may hold anything.
+    Creating,
+    /// It was made, proved ready, and has not ended since.
+    Running,
+    /// It was running before hearthd started; since then neither the runtime nor its guest has spoken for it.
+    Unknown,
+    /// It has ended by itself; remains may be left.
+    Gone,
+}
+
+/// What goes on with a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Operation {
+    /// Nothing.
+    Idle,
+    /// `Effect::Create` is out. Never cut short: whatever is decided meanwhile waits for `Event::Created`.
+    Create,
+    /// `Effect::Personalize` is out, for the claim that owns it.
+    Personalize,
+    /// `Effect::Witness` is out; the guest has been silent so many times before.
+    Witness { tries: u32 },
+    /// The guest was silent so many times and is asked again then.
+    AskAgain { tries: u32, at: Now },
+    /// It is the reaper's.
+    Destroy,
+}
+
+/// A sandbox.
+#[derive(Debug, Clone)]
+pub(super) struct Sandbox {
+    pub(super) id: SandboxId,
+    pub(super) pool: PoolName,
+    pub(super) generation: u64,
+    pub(super) created_at: Now,
+    /// What it was made from; not known of those that are older than this process and their pool's generation.
+    pub(super) template: Option<Arc<Template>>,
+    pub(super) owner: Owner,
+    pub(super) residency: Residency,
+    pub(super) operation: Operation,
+    /// The latest listing that had been asked for when it became known to run: only later ones may judge it.
+    pub(super) known_since: u64,
+}
+
+/// What a sandbox counts as in its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Can be claimed now.
+    Warm,
+    /// Is being made for the pool.
+    Refilling,
+    /// May be a member: recovery has yet to tell.
+    Unsettled,
+    Claimed,
+    Releasing,
+}
+
+impl Sandbox {
+    fn role(&self) -> Role {
+        match (self.owner, self.residency, self.operation) {
+            (Owner::Releasing, _, _) => Role::Releasing,
+            (Owner::Claimed(_), _, _) => Role::Claimed,
+            (Owner::Pool, _, Operation::Create) => Role::Refilling,
+            (Owner::Pool, Residency::Running, Operation::Idle) => Role::Warm,
+            (Owner::Pool, _, _) => Role::Unsettled,
+        }
+    }
+
+    pub(super) fn record(&self) -> SandboxRecord {
+        let made = self.residency != Residency::Creating && self.operation != Operation::Create;
+        SandboxRecord {
+            id: self.id,
+            pool: self.pool.clone(),
+            generation: self.generation,
+            owner: self.owner,
+            residency: match made {
+                true => record::Residency::Running,
+                false => record::Residency::Creating,
+            },
+            created_at: self.created_at,
+        }
+    }
+
+    pub(super) fn view(&self) -> SandboxView {
+        let (owner, claim) = match self.owner {
+            Owner::Pool => ("pool", None),
+            Owner::Claimed(claim) => ("claimed", Some(claim)),
+            Owner::Releasing => ("releasing", None),
+        };
+        SandboxView {
+            id: self.id,
+            pool: self.pool.clone(),
+            owner,
+            claim,
+            residency: match self.residency {
+                Residency::Creating => "creating",
+                Residency::Running => "running",
+                Residency::Unknown => "unknown",
+                Residency::Gone => "gone",
+            },
+            created_at: self.created_at,
+        }
+    }
+}
+
+/// The sandboxes of one pool by what they count as.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Ordered by age: the oldest is handed out first, so members of an older template are used up first.
+    pub(super) warm: BTreeSet<SandboxId>,
+    pub(super) refilling: BTreeSet<SandboxId>,
+    pub(super) unsettled: BTreeSet<SandboxId>,
+    pub(super) claimed: usize,
+    pub(super) releasing: usize,
+    /// Creations in flight, whoever they are for: also those that will be destroyed as soon as they end.
+    pub(super) creating: usize,
+}
+
+impl Tally {
+    /// All of them.
+    pub(super) fn total(&self) -> usize {
+        self.members() + self.claimed + self.releasing
+    }
+
+    /// Those that are, will be or may be warm.
+    pub(super) fn members(&self) -> usize {
+        self.warm.len() + self.refilling.len() + self.unsettled.len()
+    }
+
+    fn add(&mut self, sandbox: &Sandbox) {
+        match sandbox.role() {
+            Role::Warm => drop(self.warm.insert(sandbox.id)),
+            Role::Refilling => drop(self.refilling.insert(sandbox.id)),
+            Role::Unsettled => drop(self.unsettled.insert(sandbox.id)),
+            Role::Claimed => self.claimed += 1,
+            Role::Releasing => self.releasing += 1,
+        }
+        self.creating += usize::from(sandbox.operation == Operation::Create);
+    }
+
+    fn remove(&mut self, sandbox: &Sandbox) {
+        match sandbox.role() {
+            Role::Warm => drop(self.warm.remove(&sandbox.id)),
+            Role::Refilling => drop(self.refilling.remove(&sandbox.id)),
+            Role::Unsettled => drop(self.unsettled.remove(&sandbox.id)),
+            Role::Claimed => self.claimed -= 1,
+            Role::Releasing => self.releasing -= 1,
+        }
+        self.creating -= usize::from(sandbox.operation == Operation::Create);
+    }
+}
+
+static NONE: Tally = Tally {
+    warm: BTreeSet::new(),
+    refilling: BTreeSet::new(),
+    unsettled: BTreeSet::new(),
+    claimed: 0,
+    releasing: 0,
+    creating: 0,
+};
+
+/// All sandboxes. Every change goes through [`Self::change`], so the tallies cannot drift.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sandboxes {
+    by_id: BTreeMap<SandboxId, Sandbox>,
+    tallies: BTreeMap<PoolName, Tally>,
+    creating: usize,
+}
+
+impl Sandboxes {
+    pub(super) fn get(&self, id: SandboxId) -> Option<&Sandbox> {
+        self.by_id.get(&id)
+    }
+
+    /// Ordered by id.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Sandbox> {
+        self.by_id.values()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Creations in flight on the node.
+    pub(super) fn creating(&self) -> usize {
+        self.creating
+    }
+
+    /// Of a pool, declared or not.
+    pub(super) fn tally(&self, pool: &PoolName) -> &Tally {
+        self.tallies.get(pool).unwrap_or(&NONE)
+    }
+
+    /// The member that is handed out next.
+    pub(super) fn oldest_warm(&self, pool: &PoolName) -> Option<SandboxId> {
+        self.tally(pool).warm.first().copied()
+    }
+
+    pub(super) fn insert(&mut self, sandbox: Sandbox) {
+        let tally = self.tallies.entry(sandbox.pool.clone()).or_default();
+        tally.add(&sandbox);
+        self.creating += usize::from(sandbox.operation == Operation::Create);
+        self.by_id.insert(sandbox.id, sandbox);
+    }
+
+    /// Changes a sandbox; returns it as it is then.
+    pub(super) fn change(
+        &mut self,
+        id: SandboxId,
+        change: impl FnOnce(&mut Sandbox),
+    ) -> Option<&Sandbox> {
+        let sandbox = self.by_id.get_mut(&id)?;
+        let tally = self.tallies.get_mut(&sandbox.pool)?;
+        tally.remove(sandbox);
+        self.creating -= usize::from(sandbox.operation == Operation::Create);
+        change(sandbox);
+        tally.add(sandbox);
+        self.creating += usize::from(sandbox.operation == Operation::Create);
+        Some(sandbox)
+    }
+
+    pub(super) fn remove(&mut self, id: SandboxId) {
+        let Some(sandbox) = self.by_id.remove(&id) else {
+            return;
+        };
+        self.creating -= usize::from(sandbox.operation == Operation::Create);
+        if let Some(tally) = self.tallies.get_mut(&sandbox.pool) {
+            tally.remove(&sandbox);
+            if tally.total() == 0 {
+                self.tallies.remove(&sandbox.pool);
+            }
+        }
+    }
+
+    /// The tallies are what counting anew gives.
+    pub(super) fn is_sound(&self) -> bool {
+        let mut anew = Self::default();
+        self.iter().for_each(|sandbox| anew.insert(sandbox.clone()));
+        anew.tallies == self.tallies && anew.creating == self.creating
+    }
+}

@@ -1,0 +1,98 @@
+//! Values the tests use.
+
+use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
+use crate::machine::node::Settings;
+use crate::machine::spec::*;
+
+pub const TAG: NodeTag = NodeTag(0x00c0_ffee);
+
+pub fn settings() -> Settings {
+    Settings {
+        tag: TAG,
+        max_sandboxes: 64,
+    }
+}
+
+pub fn id(claim: u128) -> ClaimId {
+    ClaimId::from_u128(claim)
+}
+
+pub fn sandbox(sequence: u64) -> SandboxId {
+    SandboxId::new(TAG, sequence).unwrap()
+}
+
+pub fn name(pool: &str) -> PoolName {
+    PoolName::parse(pool).unwrap()
+}
+
+pub fn template(image: &str) -> Template {
+    Template {
+        image: image.to_owned(),
+        runtime_handler: "gvisor".to_owned(),
+        command: Vec::new(),
+        env: Default::default(),
+        working_dir: String::new(),
+        resources: Resources {
+            cpu_millis: 0,
+            memory_bytes: 1 << 28,
+            pids: 1024,
+            disk_bytes: 1 << 30,
+        },
+        network_policy: "none".to_owned(),
+        warm_command: Vec::new(),
+        readiness: Readiness {
+            command: Vec::new(),
+            timeout_ms: 30_000,
+        },
+    }
+}
+
+/// A pool of generation 1 that makes its members two at a time.
+pub fn pool(pool: &str, min_warm: u32, max_total: u32) -> PoolSpec {
+    PoolSpec {
+        name: name(pool),
+        generation: 1,
+        template: template("image:1"),
+        min_warm,
+        max_total,
+        update_strategy: UpdateStrategy::OnReplenish,
+        max_parallel_refills: 2,
+    }
+}
+
+pub fn set(generation: u64, pools: &[PoolSpec]) -> PoolSet {
+    PoolSet {
+        generation,
+        pools: pools.to_vec(),
+    }
+}
+
+pub fn fence(epoch: u64) -> Fence {
+    Fence {
+        epoch,
+        caller: "uid:0".to_owned(),
+    }
+}
+
+/// A claim of pool "py" that never expires and is refused when the pool is dry.
+pub fn ask(claim: u128) -> ClaimRequest {
+    ClaimRequest {
+        claim_id: id(claim),
+        pool: name("py"),
+        holder: Holder::default(),
+        ttl_ms: 0,
+        content: content(0),
+        on_empty: OnEmpty::Fail,
+        network_policy: None,
+    }
+}
+
+/// Digests that differ in the environment.
+pub fn content(env: u8) -> ContentDigest {
+    ContentDigest {
+        fields: vec![
+            ("pool".to_owned(), [0; 16]),
+            ("personalization.env".to_owned(), [env; 16]),
+        ],
+    }
+}

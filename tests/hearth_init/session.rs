@@ -1,0 +1,220 @@
+//! The death of the host, and its return.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use hearth::guest::{
+    v1::{
+        HostMessage, Ping, StatsQuery, Witness, WriteFile, guest_message::Body as Answer,
+        host_message::Body as Ask,
+    },
+    wire,
+};
+use prost::Message;
+
+use crate::{
+    channel::BABBLE,
+    guest::{Guest, Host, command, eventually, shell},
+};
+
+/// Far above what it takes (about a millisecond), far below a deadline of hearthd.
+const ALIGNED: Duration = Duration::from_secs(1);
+
+fn alive(pid: u32) -> bool {
+    // A zombie is dead.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z"))
+}
+
+fn running(host: &mut Host) -> u32 {
+    match host.call(Ask::Witness(Witness {})) {
+        Answer::Held(held) => held.running,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_new_session_aligns_in_the_middle_of_output() {
+    let guest = Guest::plain(&[]);
+    for _ in 0..20 {
+        let mut host = guest.host();
+        let (id, _) = host.start(shell(BABBLE));
+        host.grant(id, 1 << 30);
+        // Dies without a word while both FIFOs are busy.
+        eventually("the FIFO is full", || {
+            std::thread::sleep(Duration::from_millis(5));
+            true
+        });
+        drop(host);
+        let mut host = guest.host();
+        assert!(host.aligned.0 < ALIGNED, "{:?}", host.aligned);
+        host.ping();
+        println!(
+            "aligned in {:?} after {} stale bytes",
+            host.aligned.0, host.aligned.1
+        );
+        match host.call(Ask::Stats(StatsQuery {})) {
+            Answer::Stats(stats) => assert_eq!(stats.execs, 0, "the babbler was killed"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_new_session_aligns_in_the_middle_of_input() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let mut exec = command(&["cat"]);
+    exec.stdin = true;
+    let (id, pid) = host.start(exec);
+    let body = Some(Ask::Input(hearth::guest::v1::Chunk {
+        data: vec![7; 50_000].into(),
+        eof: false,
+    }));
+    let records = wire::records(
+        host.session,
+        &HostMessage { call: id, body }.encode_to_vec(),
+    );
+    // Half a message, and half a record behind it: more than a host can leave, but a shim may lose bytes at a restore.
+    host.write(&records[..records.len() / 2].concat());
+    host.write(&records[records.len() / 2][..1000]);
+    drop(host);
+    let mut host = guest.host();
+    assert!(host.aligned.0 < ALIGNED, "{:?}", host.aligned);
+    host.ping();
+    assert_eq!(host.sh("echo whole"), "whole\n");
+    eventually("cat was killed", || !alive(pid));
+}
+
+#[test]
+fn a_hello_of_the_same_session_changes_nothing() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let mut exec = command(&["cat"]);
+    exec.stdin = true;
+    let (id, _) = host.start(exec);
+    host.write(&wire::hello(host.session));
+    host.input(id, b"still here", true);
+    assert_eq!(host.finish(id).text(), "still here");
+}
+
+#[test]
+fn what_is_detached_outlives_the_session() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    // Its output would fill any pipe, and break if nobody had it open.
+    let line = "while :; do head -c 100000 /dev/zero; echo; sleep 0.01; done";
+    let mut exec = shell(line);
+    exec.detach = true;
+    let (_, stays) = host.start(exec.clone());
+    let (_, goes) = host.start(shell(line));
+    exec.timeout_ms = 1500;
+    let (_, timed) = host.start(exec);
+    assert_eq!(running(&mut host), 0);
+    drop(host);
+    let mut host = guest.host();
+    eventually("what is not detached was killed", || !alive(goes));
+    assert_eq!(running(&mut host), 2);
+    assert!(alive(stays));
+    eventually("a timeout holds for a stray", || !alive(timed));
+    let stuck = Instant::now();
+    while stuck.elapsed() < Duration::from_millis(300) {
+        assert!(alive(stays));
+        host.ping();
+    }
+    assert_eq!(running(&mut host), 1);
+    assert_eq!(
+        host.run(command(&["kill", "-9", &stays.to_string()]))
+            .code(),
+        0
+    );
+    eventually("it was buried", || running(&mut host) == 0);
+}
+
+#[test]
+fn cancel_kills_unless_detached() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let mut exec = shell("sleep 1000 & sleep 1000");
+    let (id, pid) = host.start(exec.clone());
+    let group = |pid: u32| {
+        let found = host_processes().filter(move |(_, group)| *group == pid);
+        found.map(|(pid, _)| pid).collect::<Vec<_>>()
+    };
+    eventually("both run", || group(pid).len() >= 3);
+    host.say(id, Ask::Cancel(hearth::guest::v1::Cancel {}));
+    eventually("the group is gone", || group(pid).is_empty());
+    exec.detach = true;
+    let (id, pid) = host.start(exec);
+    host.say(id, Ask::Cancel(hearth::guest::v1::Cancel {}));
+    host.ping();
+    assert!(alive(pid));
+    assert!(
+        host.next_within(id, Duration::from_millis(100)).is_none(),
+        "Cancel has no answer"
+    );
+    // Not of an earlier session.
+    assert_eq!(running(&mut host), 0);
+    host.run(command(&["kill", "-9", "--", &format!("-{pid}")]));
+}
+
+/// (pid, process group) of everything that runs.
+fn host_processes() -> impl Iterator<Item = (u32, u32)> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let rest = stat.rsplit_once(") ")?.1;
+        let mut fields = rest.split(' ');
+        let state = fields.next()?;
+        let group = fields.nth(1)?.parse().ok()?;
+        (state != "Z").then_some((pid, group))
+    })
+}
+
+#[test]
+fn a_file_half_written_leaves_nothing() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let dir = guest.fifos.path("made/deep");
+    let path = dir.join("file").display().to_string();
+    let id = host.ask(Ask::WriteFile(WriteFile {
+        path,
+        mode: 0,
+        parents: true,
+    }));
+    host.input(id, &[1; 10_000], false);
+    host.ping();
+    assert_eq!(
+        std::fs::read_dir(&dir).unwrap().count(),
+        1,
+        "a temporary file"
+    );
+    drop(host);
+    let mut host = guest.host();
+    host.ping();
+    assert!(!Path::new(&guest.fifos.path("made")).exists());
+}
+
+#[test]
+fn an_absent_host_is_waited_for_without_spinning() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hearth-init"));
+    let mut child = crate::guest::quiet(&mut command).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(600));
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "the end of stdin is not its end"
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(ticks < 10, "{ticks} ticks of 10 ms in 600 ms");
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    host.ping();
+    let _ = host.ask(Ask::Ping(Ping {}));
+}

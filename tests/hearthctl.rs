@@ -1,0 +1,328 @@
+//! What people type, on a real node: every command of hearthctl once, with its exit codes and its forms.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/hearthd.rs"]
+mod hearthd;
+
+use hearthd::Hearth;
+use nix::pty::openpty;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+const POOLS: &str = r#"
+[[pools]]
+name = "python"
+min_warm = 2
+max_total = 8
+[pools.template]
+image = "hearth.local/python:3"
+"#;
+
+fn command(hearth: &Hearth, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearthctl"));
+    command.arg("--socket").arg(hearth.path("s"));
+    command
+        .arg("--admin")
+        .arg(format!("http://{}", hearth.admin));
+    command.args(args);
+    command
+}
+
+fn ctl(hearth: &Hearth, args: &[&str]) -> Output {
+    command(hearth, args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn good(hearth: &Hearth, args: &[&str]) -> String {
+    let output = ctl(hearth, args);
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(hearth: &Hearth, args: &[&str]) -> serde_json::Value {
+    let args: Vec<_> = args.iter().chain(&["-o", "json"]).copied().collect();
+    serde_json::from_str(&good(hearth, &args)).unwrap()
+}
+
+fn with_stdin(hearth: &Hearth, args: &[&str], stdin: &[u8]) -> Output {
+    let mut child = command(hearth, args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(stdin).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// hearthctl on a terminal: what it shows while `typed` is typed, a line whenever the last one has been answered.
+fn on_a_terminal(hearth: &Hearth, args: &[&str], typed: &[(&str, &str)]) -> (String, i32) {
+    let pty = openpty(None, None).unwrap();
+    let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+    let mut child: Child = command(hearth, args)
+        .stdin(slave())
+        .stdout(slave())
+        .stderr(slave())
+        .spawn()
+        .unwrap();
+    drop(pty.slave);
+    let mut master = File::from(pty.master);
+    let mut shown = String::new();
+    let mut seen = 0;
+    for (prompt, line) in typed {
+        while !shown[seen..].contains(prompt) {
+            let mut buffer = [0; 4096];
+            let count = master.read(&mut buffer).unwrap();
+            assert!(count > 0, "ended before {prompt:?}: {shown}");
+            shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        seen = shown.len();
+        master.write_all(line.as_bytes()).unwrap();
+    }
+    // The end of the terminal is EIO.
+    let mut buffer = [0; 4096];
+    while let Ok(count) = master.read(&mut buffer) {
+        if count == 0 {
+            break;
+        }
+        shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    (shown, child.wait().unwrap().code().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_can_be_typed() {
+    let hearth = Hearth::start().await;
+    let file = hearth.path("pools.toml");
+    std::fs::write(&file, POOLS).unwrap();
+    let file = file.to_str().unwrap();
+
+    // Pools and images.
+    good(&hearth, &["pools", "set", "-f", file, "--wait", "60s"]);
+    assert!(good(&hearth, &["pools"]).contains("python"));
+    assert_eq!(json(&hearth, &["pools"])["pools"][0]["status"]["warm"], 2);
+    assert!(good(&hearth, &["pools", "export"]).contains("hearth.local/python:3"));
+    assert_eq!(
+        good(&hearth, &["image", "ls", "-o", "name"]).trim(),
+        "hearth.local/python:3"
+    );
+    let used = ctl(&hearth, &["image", "rm", "hearth.local/python:3"]);
+    assert!(!used.status.success(), "{used:?}");
+    assert!(
+        String::from_utf8_lossy(&used.stderr).contains("pool python"),
+        "{used:?}"
+    );
+
+    // Claim, look, renew.
+    let claimed = json(
+        &hearth,
+        &["claim", "python", "-e", "WHO=me", "--hostname", "box"],
+    );
+    let claim = claimed["claim_id"].as_str().unwrap().to_owned();
+    let short = &claim[..8];
+    assert!(good(&hearth, &["claims"]).contains(short));
+    assert!(good(&hearth, &["get", short]).contains(&claim));
+    good(&hearth, &["renew", short, "--ttl", "1h"]);
+    for args in [
+        vec!["node"],
+        vec!["top"],
+        vec!["stats", short],
+        vec!["orphans"],
+        vec!["claims", "-o", "yaml"],
+    ] {
+        assert!(
+            !good(&hearth, &args).is_empty() || args[0] == "orphans",
+            "{args:?}"
+        );
+    }
+    assert_eq!(json(&hearth, &["node"])["phase"], "ready");
+
+    // Exec: output, stdin, exit codes.
+    assert_eq!(
+        good(
+            &hearth,
+            &["exec", short, "--", "sh", "-c", "echo $WHO@$(hostname)"]
+        ),
+        "me@box\n"
+    );
+    let echoed = with_stdin(
+        &hearth,
+        &["exec", "-i", short, "--", "cat"],
+        b"through\nand back\n",
+    );
+    assert_eq!(echoed.stdout, b"through\nand back\n");
+    assert_eq!(
+        ctl(&hearth, &["exec", short, "--", "sh", "-c", "exit 7"])
+            .status
+            .code(),
+        Some(7)
+    );
+    assert_eq!(
+        ctl(&hearth, &["exec", short, "--", "nothing-there"])
+            .status
+            .code(),
+        Some(127)
+    );
+    let late = ctl(
+        &hearth,
+        &["exec", "--timeout", "300ms", short, "--", "sleep", "30"],
+    );
+    assert_eq!(late.status.code(), Some(137), "{late:?}");
+
+    // exec -it behaves as a terminal does.
+    let typed = [
+        ("# ", "tty; stty size; echo wo''rks\r"),
+        ("works", "sleep 30\r"),
+        ("sleep 30", "\x03"),
+        ("# ", "exit 3\r"),
+    ];
+    let (shown, code) = on_a_terminal(
+        &hearth,
+        &["exec", "-it", "-e", "PS1=# ", short, "--", "sh"],
+        &typed,
+    );
+    assert_eq!(code, 3, "{shown}");
+    assert!(shown.contains("/dev/pts/"), "{shown}");
+
+    // Copy: files, directories, streams.
+    let tree = hearth.path("tree");
+    std::fs::create_dir_all(tree.join("deep")).unwrap();
+    std::fs::write(tree.join("deep/file"), "content").unwrap();
+    good(
+        &hearth,
+        &["cp", tree.to_str().unwrap(), &format!("{short}:/root/tree")],
+    );
+    let back = hearth.path("back");
+    good(
+        &hearth,
+        &["cp", &format!("{short}:/root/tree"), back.to_str().unwrap()],
+    );
+    assert_eq!(
+        std::fs::read_to_string(back.join("deep/file")).unwrap(),
+        "content"
+    );
+    let out = with_stdin(
+        &hearth,
+        &["cp", "-", &format!("{short}:/root/note")],
+        b"from stdin",
+    );
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(
+        good(&hearth, &["cp", &format!("{short}:/root/note"), "-"]),
+        "from stdin"
+    );
+
+    // A server inside, from here.
+    good(
+        &hearth,
+        &[
+            "exec",
+            "-d",
+            "-w",
+            "/root",
+            short,
+            "--",
+            "python3",
+            "-m",
+            "http.server",
+            "8000",
+        ],
+    );
+    assert!(fetched(&hearth, short).ends_with("from stdin"));
+
+    // Run: claim, exec, release in one.
+    assert_eq!(
+        good(
+            &hearth,
+            &["run", "python", "--", "python3", "-c", "print(6*7)"]
+        ),
+        "42\n"
+    );
+    assert_eq!(
+        ctl(&hearth, &["run", "python", "--", "sh", "-c", "exit 5"])
+            .status
+            .code(),
+        Some(5)
+    );
+    let figures = json(&hearth, &["bench", "python", "-n", "3"]);
+    assert_eq!((&figures["n"], &figures["failed"]), (&3.into(), &0.into()));
+
+    // Doctor finds this node well, or says what to do.
+    let doctor = ctl(&hearth, &["doctor", "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    assert!(report.to_string().contains("containerd"), "{report}");
+    assert!(good(&hearth, &["completions", "bash"]).contains("hearthctl"));
+
+    // Failures tell what is wrong by their exit code.
+    assert_eq!(
+        ctl(&hearth, &["get", "00000000-0000-4000-8000-000000000001"])
+            .status
+            .code(),
+        Some(4)
+    );
+    assert_eq!(
+        ctl(&hearth, &["claim", "no-such-pool"]).status.code(),
+        Some(4)
+    );
+    assert_eq!(ctl(&hearth, &["claim"]).status.code(), Some(2));
+    let nobody = Command::new(env!("CARGO_BIN_EXE_hearthctl"))
+        .args(["--socket", "/nonexistent", "pools"])
+        .output()
+        .unwrap();
+    assert_eq!(nobody.status.code(), Some(3), "{nobody:?}");
+
+    good(&hearth, &["release", short]);
+    good(&hearth, &["release", "--all"]);
+    assert_eq!(json(&hearth, &["claims"])["claims"], serde_json::json!([]));
+    hearth.finish().await;
+}
+
+/// What the server inside serves, through `port-forward`.
+fn fetched(hearth: &Hearth, claim: &str) -> String {
+    let mut forward = command(hearth, &["port-forward", claim, ":8000"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = String::new();
+    let mut buffer = [0; 256];
+    let address = loop {
+        let count = forward.stdout.as_mut().unwrap().read(&mut buffer).unwrap();
+        assert!(count > 0, "{told}");
+        told.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        if let Some(at) = told.find("127.0.0.1:") {
+            let port: String = told[at..]
+                .chars()
+                .take_while(|c| !c.is_whitespace())
+                .collect();
+            if told[at + port.len()..].contains(char::is_whitespace) {
+                break port;
+            }
+        }
+    };
+    let began = std::time::Instant::now();
+    let page = loop {
+        let mut page = String::new();
+        if let Ok(mut stream) = std::net::TcpStream::connect(&address) {
+            let _asked = stream.write_all(b"GET /note HTTP/1.0\r\n\r\n");
+            let _read = stream.read_to_string(&mut page);
+        }
+        if !page.is_empty() {
+            break page;
+        }
+        assert!(
+            began.elapsed() < hearthd::PATIENCE,
+            "the server never answered"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(forward.id()).unwrap()),
+        nix::sys::signal::Signal::SIGINT,
+    )
+    .unwrap();
+    forward.wait().unwrap();
+    page
+}
