@@ -7,11 +7,13 @@ mod image;
 #[path = "support/runtime.rs"]
 #[allow(dead_code)]
 mod support;
+#[path = "support/tool.rs"]
+mod tool;
 
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use hearth::runtime::{
-    Runtime,
+    Runtime, RuntimeEvent,
     managed::{ManagedConfig, ManagedContainerd, ManagedError},
 };
 use nix::{
@@ -90,7 +92,7 @@ async fn it_is_detached_and_its_files_are_bounded() {
     let words: Vec<_> = files.split_whitespace().collect();
     assert_eq!(words[3], words[4], "as many open files as allowed: {files}");
     let env = fs::read(format!("/proc/{pid}/environ")).unwrap();
-    let shims = support::tool("containerd-shim-runc-v2");
+    let shims = tool::tool("containerd-shim-runc-v2");
     let path = format!("PATH={}:", shims.parent().unwrap().display());
     assert!(String::from_utf8_lossy(&env).contains(&path));
     node.finish().await;
@@ -130,12 +132,13 @@ async fn one_that_cannot_start_says_why() {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let config = ManagedConfig {
         containerd: program,
-        shim: support::tool("containerd-shim-runc-v2"),
+        shim: tool::tool("containerd-shim-runc-v2"),
         snapshotter: "overlayfs".into(),
         data_dir: dir.path().join("data"),
         run_dir: dir.path().join("run"),
         runsc_root: dir.path().join("run/runsc"),
         cgroup_parent: format!("/hearth-managed-{}", std::process::id()),
+        hung_after: ManagedConfig::HUNG_AFTER,
     };
     let metrics = hearth::runtime::RuntimeMetrics::register(&prometheus::Registry::new()).unwrap();
     let failed = ManagedContainerd::start(config.clone(), metrics.clone())
@@ -180,5 +183,29 @@ async fn it_is_started_again_as_often_as_it_dies() {
         assert!(began.elapsed() < support::PATIENCE);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_one_is_killed_and_started_again() {
+    let mut node = Node::with_image("hung").await;
+    node.adapter()
+        .event(|event| *event == RuntimeEvent::Connected)
+        .await;
+    let id = node.sandbox().await;
+    let pid = node.managed.pid();
+    // Long enough for the supervisor to have seen an answer.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    node.adapter()
+        .event(|event| *event == RuntimeEvent::Disconnected)
+        .await;
+    node.adapter()
+        .event(|event| *event == RuntimeEvent::Connected)
+        .await;
+    assert_ne!(node.managed.pid(), pid);
+    assert!(!is_running(pid));
+    assert!(node.runtime().list().await.unwrap()[0].alive);
+    node.guest(id).assert_answers("living").await;
     node.finish().await;
 }

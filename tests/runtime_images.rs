@@ -7,6 +7,8 @@ mod image;
 #[path = "support/runtime.rs"]
 #[allow(dead_code)]
 mod support;
+#[path = "support/tool.rs"]
+mod tool;
 
 use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc};
 

@@ -10,8 +10,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use containerd_client::services::v1::{
-    DeleteContainerRequest, DeleteTaskRequest, ListTasksRequest, WaitRequest,
-    snapshots::RemoveSnapshotRequest,
+    DeleteContainerRequest, DeleteTaskRequest, WaitRequest, snapshots::RemoveSnapshotRequest,
 };
 use tokio::time::{Instant, sleep};
 
@@ -32,7 +31,6 @@ const WAIT: Call = Call::seconds("tasks.wait", 3);
 const DELETE: Call = Call::seconds("tasks.delete", 13);
 const CONTAINER: Call = Call::seconds("containers.delete", 10);
 const SNAPSHOT: Call = Call::seconds("snapshots.remove", 10);
-const TASKS: Call = Call::seconds("tasks.list", 30);
 /// For the kernel to end every process of the sandbox.
 const KILL: Duration = Duration::from_secs(5);
 /// For the kernel to let the empty group go.
@@ -191,24 +189,18 @@ impl ContainerdRuntime {
     }
 
     /// containerd learns of a shim's death from the broken connection, starts `shim delete`, which starts hearth-runsc,
-    /// and forgets the task. It leaves the task out of its lists from the beginning of that; so it is over when nothing
-    /// on the host has spoken of the sandbox for a while.
+    /// and forgets the task. It does not tell when; so it is over when no process on the host has spoken of the sandbox
+    /// for a while.
     async fn until_cleaned_up(&self, id: SandboxId) -> Result<(), RuntimeError> {
         let began = Instant::now();
         let mut quiet_since = began;
-        let mut tasks = self.client.tasks();
-        let text = id.to_string();
         while quiet_since.elapsed() < QUIET {
             if began.elapsed() >= CLEANUP {
                 return Err(failed(
                     "containerd does not end its cleaning up after a dead shim",
                 ));
             }
-            // Not Tasks.Get: that knows no task whose container record is gone.
-            let request = ListTasksRequest::default();
-            let listed = self.client.call(TASKS, tasks.list(request)).await?;
-            let spoken_of = blocking(WHAT, move || Ok(shim::is_spoken_of(id))).await?;
-            if spoken_of || listed.tasks.iter().any(|task| task.id == text) {
+            if blocking(WHAT, move || Ok(shim::is_spoken_of(id))).await? {
                 quiet_since = Instant::now();
             }
             sleep(LOOK_EVERY).await;

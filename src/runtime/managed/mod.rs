@@ -38,8 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const ANSWER: Duration = Duration::from_secs(2);
 /// Between two such questions while it runs.
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// One that has answered before and does not for so long is hung, and ended.
-const HUNG: Duration = Duration::from_secs(60);
 /// First and longest pause before it is started again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// One that ran for so long has recovered: the pause begins anew.
@@ -64,9 +62,15 @@ pub struct ManagedConfig {
     pub runsc_root: PathBuf,
     /// Parent of the sandboxes' cgroups: swept by `stop`, of this containerd's sandboxes only.
     pub cgroup_parent: String,
+    /// One that has answered before and does not for so long is hung: it is killed and started again. A busy node is no
+    /// reason: [`Self::HUNG_AFTER`].
+    pub hung_after: Duration,
 }
 
 impl ManagedConfig {
+    /// What `hung_after` is in production.
+    pub const HUNG_AFTER: Duration = Duration::from_secs(60);
+
     fn root(&self) -> PathBuf {
         self.data_dir.join("containerd")
     }
@@ -303,18 +307,18 @@ impl ManagedContainerd {
         .await
     }
 
-    /// Returns when it has answered once and then does not for [`HUNG`], or has ended.
+    /// Returns when it has answered once and then does not for `hung_after`, or has ended.
     async fn until_it_hangs(&self, instance: &Instance) {
         let mut answered: Option<Instant> = None;
         while instance.is_running() {
             if answers(&self.config.socket()).await {
                 answered = Some(Instant::now());
             }
-            if answered.is_some_and(|at| at.elapsed() >= HUNG) {
+            if answered.is_some_and(|at| at.elapsed() >= self.config.hung_after) {
                 return;
             }
             log::bound(&self.config.log());
-            sleep(ASK_EVERY).await;
+            sleep(ASK_EVERY.min(self.config.hung_after / 4)).await;
         }
     }
 
