@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds hearth's binaries.
 #   hack/build.sh release   target/release/{hearthd,hearthctl,hearth-runsc,hearth-init}
-#   hack/build.sh init      only the static hearth-init, target/init/hearth-init (for tests; cargo's own is not static)
+#   hack/build.sh init      only the static hearth-init, target/static/hearth-init (for tests; cargo's own is not static)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh
@@ -29,7 +29,7 @@ init() {
   fi
   step "hearth-init (static)" env RUSTFLAGS="$flags" \
     cargo build --locked --profile init --no-default-features --features init --target "$triple" --bin hearth-init
-  place "target/$triple/init/hearth-init" target/init/hearth-init
+  place "target/$triple/init/hearth-init" target/static/hearth-init
 }
 
 case ${1:-release} in
@@ -38,7 +38,7 @@ case ${1:-release} in
     step "hearthd, hearthctl, hearth-runsc (release)" \
       cargo build --release --locked --bin hearthd --bin hearthctl --bin hearth-runsc
     init
-    place target/init/hearth-init target/release/hearth-init
+    place target/static/hearth-init target/release/hearth-init
     ;;
   *) die "usage: hack/build.sh [release|init]" ;;
 esac

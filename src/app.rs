@@ -29,7 +29,6 @@ use crate::runtime::managed::{ManagedConfig, ManagedContainerd, ManagedError};
 use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics, SHIM};
 use programs::Programs;
 use prometheus::{IntGaugeVec, Opts, Registry};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
@@ -250,7 +249,7 @@ async fn start(
         listener,
         handle.clone(),
         rpc_config,
-        rpc::Metrics::register(registry)?,
+        rpc::Metrics::new(registry)?,
         stop_serving.clone().cancelled_owned(),
     ));
     info!(

@@ -47,7 +47,7 @@ pub fn tool(name: &str) -> PathBuf {
 
 /// The static hearth-init.
 pub fn static_init() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/init/hearth-init");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/static/hearth-init");
     needed(path, "run `hack/build.sh init`")
 }
 
