@@ -26,7 +26,7 @@ use crate::machine::refusal::Refusal;
 use crate::rpc;
 use crate::runtime::containerd::ContainerdRuntime;
 use crate::runtime::managed::{ManagedConfig, ManagedContainerd, ManagedError};
-use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics};
+use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics, SHIM};
 use programs::Programs;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use std::sync::Arc;
@@ -196,7 +196,11 @@ async fn start(
         runsc: programs.runsc.clone(),
         runsc_root,
         init: programs.init.clone(),
-        shim: programs.shim.clone(),
+        // The managed containerd finds the shim by its name; another one is told which to take.
+        shim: match &managed {
+            Some(_) => SHIM.into(),
+            None => programs.shim.clone(),
+        },
         snapshotter: config.containerd.snapshotter.clone(),
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         node_tag: opened.identity.tag,
@@ -299,6 +303,7 @@ async fn start_containerd(
         run_dir: config.run_dir.clone(),
         runsc_root: runsc_root.to_owned(),
         cgroup_parent: config.runtime.cgroup_parent.clone(),
+        hung_after: ManagedConfig::HUNG_AFTER,
     };
     let managed = ManagedContainerd::start(managed, metrics.clone()).await?;
     let supervised = managed.clone();
@@ -378,7 +383,10 @@ impl Running {
             warn!("the API did not end in time");
         }
         self.stop_driver.cancel();
-        if tokio::time::timeout(LAST_COMMIT, self.driver).await.is_err() {
+        if tokio::time::timeout(LAST_COMMIT, self.driver)
+            .await
+            .is_err()
+        {
             warn!("the driver did not end in time");
         }
         if let Some(dev) = dev {

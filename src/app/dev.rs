@@ -59,7 +59,10 @@ impl Dev {
         let cache = std::env::var_os("HEARTH_CACHE").map(PathBuf::from);
         let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/hearth"));
         let built = || Some(cache.or_else(home)?.join("images/python.tar"));
-        self.image.clone().or_else(built).filter(|path| path.is_file())
+        self.image
+            .clone()
+            .or_else(built)
+            .filter(|path| path.is_file())
     }
 
     /// Imports the image and declares the pool, unless pools are declared already.
@@ -67,8 +70,13 @@ impl Dev {
         let mut phase = handle.phase();
         let ready = phase.wait_for(|phase| *phase == crate::driver::Phase::Ready);
         let ready = timeout(READY, ready).await;
-        ready.map_err(|_| AppError::Dev("hearthd did not become ready".into()))
-            .and_then(|phase| phase.map(|_| ()).map_err(|_| AppError::Dev("hearthd ended".into())))?;
+        ready
+            .map_err(|_| AppError::Dev("hearthd did not become ready".into()))
+            .and_then(|phase| {
+                phase
+                    .map(|_| ())
+                    .map_err(|_| AppError::Dev("hearthd ended".into()))
+            })?;
         if !inspect(handle).await?.pools.is_empty() {
             return Ok(());
         }
@@ -181,6 +189,8 @@ fn fence(epoch: u64) -> Fence {
 async fn inspect(handle: &Handle) -> Result<NodeView, AppError> {
     match handle.call(Call::Inspect, None).await?.answer {
         Answer::Node(view) => Ok(*view),
-        _ => Err(AppError::Dev("Inspect was answered with something else".into())),
+        _ => Err(AppError::Dev(
+            "Inspect was answered with something else".into(),
+        )),
     }
 }

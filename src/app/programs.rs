@@ -67,7 +67,10 @@ impl Programs {
         if missing.is_empty() {
             return Ok(programs);
         }
-        let looked: Vec<_> = directories.iter().map(|dir| dir.display().to_string()).collect();
+        let looked: Vec<_> = directories
+            .iter()
+            .map(|dir| dir.display().to_string())
+            .collect();
         Err(MissingPrograms {
             missing,
             looked: looked.join(":"),

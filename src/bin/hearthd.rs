@@ -36,7 +36,12 @@ struct Cli {
     #[arg(long)]
     dev: bool,
     /// With --dev: the root of all its directories
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/hearth-dev", requires = "dev")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/hearth-dev",
+        requires = "dev"
+    )]
     dev_root: PathBuf,
     /// With --dev: OCI archive of the pool's image [default: the one `make image` built]
     #[arg(long, value_name = "FILE", requires = "dev")]

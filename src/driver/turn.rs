@@ -79,7 +79,10 @@ pub(super) fn build(
         parts.connector,
         events_in.clone(),
     ));
-    let watches = Arc::new(ClaimWatches::new(parts.start_nonce, parts.node.claim_views()));
+    let watches = Arc::new(ClaimWatches::new(
+        parts.start_nonce,
+        parts.node.claim_views(),
+    ));
     let phase = watch::Sender::new(Phase::Recovering);
     let pools_changed = watch::Sender::new(0);
     let door = Handle::new(Door {

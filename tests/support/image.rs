@@ -43,7 +43,7 @@ impl Layout {
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
         for applet in [
             "sh", "cat", "echo", "dd", "sleep", "id", "hostname", "mount", "ls", "true", "grep",
-            "tail", "printenv", "pwd", "stat",
+            "tail", "pwd", "stat",
         ] {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
@@ -113,18 +113,12 @@ impl Layout {
         descriptor
     }
 
-    /// Adds another image's blobs.
-    pub fn absorb(&self, other: &Layout) {
-        for blob in fs::read_dir(other.layout().join("blobs/sha256"))
-            .unwrap()
-            .map(Result::unwrap)
-        {
-            fs::copy(
-                blob.path(),
-                self.layout().join("blobs/sha256").join(blob.file_name()),
-            )
-            .unwrap();
-        }
+    /// Adds an index; its descriptor.
+    pub fn index(&self, index: &Value, annotations: &Value) -> Value {
+        let media_type = index["mediaType"].as_str().unwrap();
+        let mut descriptor = self.blob(media_type, index.to_string().as_bytes());
+        descriptor["annotations"] = annotations.clone();
+        descriptor
     }
 
     /// Packs what there is, with this index.

@@ -24,7 +24,7 @@ use hearth::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::image::Layout;
+use super::{image::Layout, tool::tool};
 
 /// Nothing takes so long; only for what would hang.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,21 +43,6 @@ while read -r word rest; do
   esac
 done
 "#;
-
-/// A tool that `make setup` builds.
-pub fn tool(name: &str) -> PathBuf {
-    let dir = std::env::var_os("HEARTH_BIN_DIR").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/hearth/bin"),
-        PathBuf::from,
-    );
-    let path = dir.join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run `make setup`",
-        path.display()
-    );
-    path
-}
 
 /// What is on top of a started containerd.
 pub struct Adapter {
@@ -157,8 +142,10 @@ impl Node {
             )),
         };
         change(&mut config);
-        fs::write(&config.init, FAKE_INIT).unwrap();
-        fs::set_permissions(&config.init, fs::Permissions::from_mode(0o755)).unwrap();
+        if !config.init.exists() {
+            fs::write(&config.init, FAKE_INIT).unwrap();
+            fs::set_permissions(&config.init, fs::Permissions::from_mode(0o755)).unwrap();
+        }
         let managed_config = ManagedConfig {
             containerd: tool("containerd"),
             shim: tool("containerd-shim-runc-v2"),
@@ -167,6 +154,7 @@ impl Node {
             run_dir: config.run_dir.clone(),
             runsc_root: config.runsc_root.clone(),
             cgroup_parent: config.cgroup_parent.clone(),
+            hung_after: Duration::from_secs(3),
         };
         config.socket = managed_config.socket();
         let registry = prometheus::Registry::new();
@@ -265,6 +253,25 @@ impl Node {
                 + format!("{counter:.0}").parse::<u64>().unwrap()
         };
         metrics.iter().filter(fits).map(one).sum()
+    }
+
+    /// The mean of a histogram under one label, in its unit.
+    pub fn mean(&self, name: &str, label: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families
+            .iter()
+            .find(|family| family.name() == name)
+            .unwrap();
+        let fits = |metric: &&prometheus::proto::Metric| {
+            metric.get_label().iter().any(|pair| pair.value() == label)
+        };
+        let histogram = family
+            .get_metric()
+            .iter()
+            .find(fits)
+            .unwrap()
+            .get_histogram();
+        histogram.get_sample_sum() / histogram.get_sample_count() as f64
     }
 
     /// Nothing of a sandbox is anywhere.

@@ -10,8 +10,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use containerd_client::services::v1::{
-    DeleteContainerRequest, DeleteTaskRequest, ListTasksRequest, WaitRequest,
-    snapshots::RemoveSnapshotRequest,
+    DeleteContainerRequest, DeleteTaskRequest, WaitRequest, snapshots::RemoveSnapshotRequest,
 };
 use tokio::time::{Instant, sleep};
 
@@ -32,7 +31,6 @@ const WAIT: Call = Call::seconds("tasks.wait", 3);
 const DELETE: Call = Call::seconds("tasks.delete", 13);
 const CONTAINER: Call = Call::seconds("containers.delete", 10);
 const SNAPSHOT: Call = Call::seconds("snapshots.remove", 10);
-const TASKS: Call = Call::seconds("tasks.list", 30);
 /// For the kernel to end every process of the sandbox.
 const KILL: Duration = Duration::from_secs(5);
 /// For the kernel to let the empty group go.
@@ -41,8 +39,10 @@ const REMOVE: Duration = Duration::from_secs(5);
 const SHIM_ENDS: Duration = Duration::from_secs(3);
 /// For containerd to clean up after a killed shim (it gives itself 5 s).
 const CLEANUP: Duration = Duration::from_secs(8);
+/// Silence about the sandbox that means the cleaning up is over; containerd begins it within milliseconds.
+const QUIET: Duration = Duration::from_millis(300);
 /// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(30);
 /// For `hearth-runsc delete` without a shim.
 const RUNSC_DELETE: Duration = Duration::from_secs(10);
 
@@ -125,26 +125,29 @@ impl ContainerdRuntime {
     async fn end_task(&self, id: SandboxId) -> Result<(), RuntimeError> {
         let end = self.delete_task(id).await?;
         let shim = match (self.live.shim(id), end) {
-            (Some(shim), _) => Some(shim),
-            // Nobody has seen its shim, and it was not the shim that said the task is deleted: look for one.
             (None, TaskEnd::Unknown | TaskEnd::Wedged) => self.search_shim(id).await?,
-            (None, TaskEnd::Deleted) => None,
+            (known, _) => known,
         };
-        if let Some(shim) = shim {
+        if let Some(shim) = &shim {
             let watch = |error: io::Error| failed(error.to_string());
             let ends =
                 end != TaskEnd::Wedged && shim.ends_within(SHIM_ENDS).await.map_err(watch)?;
             if !ends {
-                self.kill_shim(id, &shim).await?;
+                self.kill_shim(id, shim).await?;
             }
-        } else if end == TaskEnd::Wedged {
-            // Its shim is gone already; containerd is still cleaning up.
-            return self.until_task_is_gone(id).await;
         }
-        match end {
-            TaskEnd::Wedged => self.until_task_is_gone(id).await,
-            TaskEnd::Deleted | TaskEnd::Unknown => Ok(()),
+        // A shim that did not end by its task's deletion is one that containerd cleans up after.
+        let cleaned_up_after = match end {
+            TaskEnd::Deleted => false,
+            TaskEnd::Wedged => true,
+            TaskEnd::Unknown => {
+                shim.is_some() || blocking(WHAT, move || Ok(shim::is_spoken_of(id))).await?
+            }
+        };
+        if cleaned_up_after {
+            self.until_cleaned_up(id).await?;
         }
+        Ok(())
     }
 
     async fn delete_task(&self, id: SandboxId) -> Result<TaskEnd, RuntimeError> {
@@ -185,23 +188,24 @@ impl ContainerdRuntime {
         }
     }
 
-    /// containerd learns of a shim's death from the broken connection, cleans up, and forgets the task.
-    async fn until_task_is_gone(&self, id: SandboxId) -> Result<(), RuntimeError> {
+    /// containerd learns of a shim's death from the broken connection, starts `shim delete`, which starts hearth-runsc,
+    /// and forgets the task. It does not tell when; so it is over when no process on the host has spoken of the sandbox
+    /// for a while.
+    async fn until_cleaned_up(&self, id: SandboxId) -> Result<(), RuntimeError> {
         let began = Instant::now();
-        let mut tasks = self.client.tasks();
-        loop {
-            // Not Tasks.Get: that knows no task whose container record is gone.
-            let request = ListTasksRequest::default();
-            let listed = self.client.call(TASKS, tasks.list(request)).await?;
-            let text = id.to_string();
-            if listed.tasks.iter().all(|task| task.id != text) {
-                return Ok(());
-            }
+        let mut quiet_since = began;
+        while quiet_since.elapsed() < QUIET {
             if began.elapsed() >= CLEANUP {
-                return Err(failed("containerd still lists the task of a dead shim"));
+                return Err(failed(
+                    "containerd does not end its cleaning up after a dead shim",
+                ));
+            }
+            if blocking(WHAT, move || Ok(shim::is_spoken_of(id))).await? {
+                quiet_since = Instant::now();
             }
             sleep(LOOK_EVERY).await;
         }
+        Ok(())
     }
 
     /// runsc's record goes with the task as a rule; what a killed shim left is deleted by hearth-runsc itself.

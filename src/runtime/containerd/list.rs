@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use containerd_client::{
-    services::v1::{ListContainersRequest, ListTasksRequest},
+    services::v1::{GetRequest, ListContainersRequest},
     types::v1::{Process as Task, Status},
 };
+use futures::stream::{StreamExt, iter};
 
 use super::{
     ContainerdRuntime, blocking,
-    client::Call,
+    client::{Call, Reason},
     fifo,
     watch::{self, Found, Watch},
 };
@@ -20,8 +21,11 @@ use crate::{
 };
 
 const CONTAINERS: Call = Call::seconds("containers.list", 30);
-/// containerd asks every shim for its state, one after the other, a hung one for 2 s.
-const TASKS: Call = Call::seconds("tasks.list", 120);
+/// containerd gives a hung shim 2 s.
+const TASK: Call = Call::seconds("tasks.get", 5);
+/// Tasks asked for at once. Each by itself: `Tasks.List` asks all shims one after the other, so that some hung ones
+/// would keep the truth about all others from us.
+const AT_ONCE: usize = 16;
 
 const WHAT: &str = "list";
 
@@ -29,8 +33,8 @@ const WHAT: &str = "list";
 #[derive(Debug)]
 struct Outside {
     cgroup: Option<SandboxCgroup>,
-    /// Something lives in its cgroup.
-    populated: bool,
+    /// What lives in its cgroup.
+    pids: Vec<i32>,
 }
 
 impl ContainerdRuntime {
@@ -38,7 +42,7 @@ impl ContainerdRuntime {
     pub(super) async fn observe(&self) -> Result<Vec<Observed>, RuntimeError> {
         let held_before = self.live.ids();
         let containers = self.containers().await?;
-        let tasks = self.tasks().await?;
+        let tasks = self.tasks(&containers).await?;
         let outside = blocking(WHAT, {
             let (tree, config) = (self.tree.clone(), self.config.clone());
             move || look_outside(&tree, &config).map_err(|error| error.to_string())
@@ -46,7 +50,6 @@ impl ContainerdRuntime {
         .await?;
         let mut ids: BTreeSet<SandboxId> = outside.keys().copied().collect();
         ids.extend(&containers);
-        ids.extend(tasks.keys());
         let mut observed = Vec::with_capacity(ids.len());
         for id in &ids {
             let there = outside.get(id);
@@ -82,15 +85,31 @@ impl ContainerdRuntime {
         Ok(listed.await?)
     }
 
-    async fn tasks(&self) -> Result<BTreeMap<SandboxId, Task>, RuntimeError> {
+    /// What their shims say of them; nothing of one without a task, or whose shim does not answer.
+    async fn tasks(
+        &self,
+        containers: &BTreeSet<SandboxId>,
+    ) -> Result<BTreeMap<SandboxId, Task>, RuntimeError> {
+        let asked = containers.iter().copied().map(|id| self.task_of(id));
+        let mut answers = iter(asked).buffer_unordered(AT_ONCE);
+        let mut found = BTreeMap::new();
+        while let Some(answer) = answers.next().await {
+            found.extend(answer?);
+        }
+        Ok(found)
+    }
+
+    async fn task_of(&self, id: SandboxId) -> Result<Option<(SandboxId, Task)>, RuntimeError> {
         let mut tasks = self.client.tasks();
-        let request = ListTasksRequest::default();
-        let listed = self.client.call(TASKS, tasks.list(request)).await?;
-        let parsed = listed.tasks.into_iter().filter_map(|task| {
-            let id = SandboxId::parse(&task.id).ok()?;
-            Some((id, task))
-        });
-        Ok(parsed.collect())
+        let request = GetRequest {
+            container_id: id.to_string(),
+            exec_id: String::new(),
+        };
+        match self.client.call(TASK, tasks.get(request)).await {
+            Ok(answer) => Ok(answer.process.map(|task| (id, task))),
+            Err(error) if error.reason == Reason::Unreachable => Err(error.into()),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Takes a living sandbox into our hands: FIFOs open, its end watched.
@@ -132,13 +151,19 @@ impl ContainerdRuntime {
     }
 }
 
-/// Unknown is not dead: a task whose shim gives no state lives as long as something is in its cgroup. Created but not
-/// started is not alive: nobody will start it.
+/// Whether it lives: the shim says so and its sentry is in its cgroup (a shim may not have seen the end yet). Unknown is
+/// not dead: a task whose shim gives no state lives as long as anything is in the cgroup. Created but not started is
+/// not alive: nobody will start it.
 fn is_alive(task: Option<&Task>, outside: Option<&Outside>) -> bool {
-    let populated = outside.is_some_and(|outside| outside.populated);
-    let status = task.map_or(Status::Unknown, Task::status);
-    match status {
-        Status::Unknown | Status::Running | Status::Paused | Status::Pausing => populated,
+    let pids = outside
+        .map(|outside| outside.pids.as_slice())
+        .unwrap_or_default();
+    let sentry = task.and_then(|task| i32::try_from(task.pid).ok());
+    match task.map_or(Status::Unknown, Task::status) {
+        Status::Running | Status::Paused | Status::Pausing => {
+            sentry.is_some_and(|sentry| pids.contains(&sentry))
+        }
+        Status::Unknown => !pids.is_empty(),
         Status::Created | Status::Stopped => false,
     }
 }
@@ -154,14 +179,15 @@ fn look_outside(
             continue;
         };
         let cgroup = tree.sandbox(&config.cgroup_parent, &found.pool, &found.id)?;
-        let populated = cgroup.processes().is_ok_and(|pids| !pids.is_empty());
+        // A group that vanishes meanwhile is empty.
+        let pids = cgroup.processes().unwrap_or_default();
         let cgroup = Some(cgroup);
-        outside.insert(id, Outside { cgroup, populated });
+        outside.insert(id, Outside { cgroup, pids });
     }
     for id in fifo::list(config)? {
         let nothing = Outside {
             cgroup: None,
-            populated: false,
+            pids: Vec::new(),
         };
         outside.entry(id).or_insert(nothing);
     }

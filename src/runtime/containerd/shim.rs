@@ -52,6 +52,13 @@ pub(super) fn search(id: SandboxId) -> io::Result<Option<Process>> {
     Ok(None)
 }
 
+/// Whether any process has the id among its arguments: a shim, its helpers, hearth-runsc, runsc.
+pub(super) fn is_spoken_of(id: SandboxId) -> bool {
+    let text = id.to_string();
+    let names = |pid| process::command_line(pid).contains(&text);
+    process::pids().into_iter().any(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::serves;

@@ -97,6 +97,7 @@ mod tests {
             run_dir: "/run/hearth".into(),
             runsc_root: "/run/hearth/runsc".into(),
             cgroup_parent: "/hearth".into(),
+            hung_after: ManagedConfig::HUNG_AFTER,
         };
         let table: toml::Table = text(&config).parse().unwrap();
         assert_eq!(

@@ -38,8 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const ANSWER: Duration = Duration::from_secs(2);
 /// Between two such questions while it runs.
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// One that has answered before and does not for so long is hung, and ended.
-const HUNG: Duration = Duration::from_secs(60);
 /// First and longest pause before it is started again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// One that ran for so long has recovered: the pause begins anew.
@@ -64,9 +62,15 @@ pub struct ManagedConfig {
     pub runsc_root: PathBuf,
     /// Parent of the sandboxes' cgroups: swept by `stop`, of this containerd's sandboxes only.
     pub cgroup_parent: String,
+    /// One that has answered before and does not for so long is hung: it is killed and started again. A busy node is no
+    /// reason: [`Self::HUNG_AFTER`].
+    pub hung_after: Duration,
 }
 
 impl ManagedConfig {
+    /// What `hung_after` is in production.
+    pub const HUNG_AFTER: Duration = Duration::from_secs(60);
+
     fn root(&self) -> PathBuf {
         self.data_dir.join("containerd")
     }
@@ -151,26 +155,33 @@ impl ManagedContainerd {
         config: ManagedConfig,
         metrics: RuntimeMetrics,
     ) -> Result<Arc<Self>, ManagedError> {
-        for dir in [config.root(), config.state()] {
-            std::fs::create_dir_all(&dir).map_err(io_error(&dir))?;
-        }
-        // Two starts at once must not spawn two.
-        let lock = file::lock(&config.state())?;
-        let changed = file::write(&config)?;
-        let instance = match instance::adopt(&config)? {
-            Some(running) if !changed && running.runs(&config.containerd) => {
+        let found = config.clone();
+        let (lock, changed, found) = blocking(move || {
+            for dir in [found.root(), found.state()] {
+                std::fs::create_dir_all(&dir).map_err(io_error(&dir))?;
+            }
+            // Two starts at once must not spawn two.
+            let lock = file::lock(&found.state())?;
+            Ok((lock, file::write(&found)?, instance::adopt(&found)?))
+        })
+        .await?;
+        let current = |running: &Instance| !changed && running.runs(&config.containerd);
+        let instance = match found {
+            Some(running) if current(&running) => {
                 tracing::info!(pid = running.pid(), "adopted the running containerd");
                 running
             }
-            Some(outdated) => {
-                tracing::info!(
-                    pid = outdated.pid(),
-                    "the running containerd is outdated: replacing it"
-                );
-                end(&outdated).await?;
-                instance::spawn(&config)?
+            outdated => {
+                if let Some(outdated) = outdated {
+                    tracing::info!(
+                        pid = outdated.pid(),
+                        "the running containerd is outdated: replacing it"
+                    );
+                    end(&outdated).await?;
+                }
+                let config = config.clone();
+                blocking(move || instance::spawn(&config)).await?
             }
-            None => instance::spawn(&config)?,
         };
         drop(lock);
         let managed = Arc::new(Self {
@@ -271,7 +282,7 @@ impl ManagedContainerd {
             loop {
                 sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
-                match instance::spawn(&self.config) {
+                match self.start_again().await {
                     Ok(fresh) => {
                         *self.running.lock().unwrap_or_else(PoisonError::into_inner) =
                             Arc::new(fresh);
@@ -283,18 +294,31 @@ impl ManagedContainerd {
         }
     }
 
-    /// Returns when it has answered once and then does not for [`HUNG`], or has ended.
+    /// Another start may have been quicker: then that one is taken.
+    async fn start_again(&self) -> Result<Instance, ManagedError> {
+        let config = self.config.clone();
+        blocking(move || {
+            let _lock = file::lock(&config.state())?;
+            match instance::adopt(&config)? {
+                Some(running) => Ok(running),
+                None => instance::spawn(&config),
+            }
+        })
+        .await
+    }
+
+    /// Returns when it has answered once and then does not for `hung_after`, or has ended.
     async fn until_it_hangs(&self, instance: &Instance) {
         let mut answered: Option<Instant> = None;
         while instance.is_running() {
             if answers(&self.config.socket()).await {
                 answered = Some(Instant::now());
             }
-            if answered.is_some_and(|at| at.elapsed() >= HUNG) {
+            if answered.is_some_and(|at| at.elapsed() >= self.config.hung_after) {
                 return;
             }
             log::bound(&self.config.log());
-            sleep(ASK_EVERY).await;
+            sleep(ASK_EVERY.min(self.config.hung_after / 4)).await;
         }
     }
 
@@ -307,8 +331,17 @@ impl ManagedContainerd {
         self.stopping.send_replace(true);
         end(&self.current()).await?;
         let config = self.config.clone();
-        let swept = tokio::task::spawn_blocking(move || sweep::sweep(&config)).await;
-        swept.unwrap_or_else(|error| Err(ManagedError::Left(vec![error.to_string()])))
+        blocking(move || sweep::sweep(&config)).await
+    }
+}
+
+/// Small file I/O, forks and waiting for the lock, off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ManagedError> + Send + 'static,
+) -> Result<T, ManagedError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

@@ -82,6 +82,19 @@ fn is_ours(platform: Option<&Platform>) -> bool {
     })
 }
 
+/// Digests that an index lists; none if it is no index.
+pub(super) async fn listed(
+    client: &Client,
+    target: &Descriptor,
+) -> Result<Vec<String>, RuntimeError> {
+    if !is_index(&target.media_type) {
+        return Ok(Vec::new());
+    }
+    let index: ImageIndex = read(client, &target.digest, &target.digest).await?;
+    let digests = index.manifests().iter().map(|one| one.digest().to_string());
+    Ok(digests.collect())
+}
+
 /// The manifest for linux/amd64 that a reference leads to.
 pub(super) async fn manifest(
     client: &Client,

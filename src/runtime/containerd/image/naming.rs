@@ -11,6 +11,7 @@ use containerd_client::services::v1::{
 
 use super::{
     super::client::{Call, Client, Reason, gone_is_fine},
+    content,
     transfer::refused,
 };
 use crate::runtime::RuntimeError;
@@ -58,63 +59,84 @@ pub(super) async fn settle(
     name: Option<&str>,
     archive: &str,
 ) -> Result<Vec<Image>, RuntimeError> {
-    let (unnamed, named): (Vec<_>, Vec<_>) = saved
-        .into_iter()
-        .partition(|saved| saved.starts_with(prefix));
-    let renamed = rename(client, &unnamed, prefix, name, archive, named.is_empty()).await;
-    for temporary in &unnamed {
+    let settled = settle_names(client, &saved, prefix, name, archive).await;
+    for temporary in saved.iter().filter(|saved| saved.starts_with(prefix)) {
         remove(client, temporary).await?;
     }
-    let mut images = Vec::new();
-    for name in named {
-        if let Err(error) = check(&name) {
-            remove(client, &name).await?;
-            return Err(error);
-        }
-        images.push(get(client, &name).await?);
-    }
-    images.extend(renamed?);
-    Ok(images)
+    settled
 }
 
-async fn rename(
+async fn settle_names(
     client: &Client,
-    unnamed: &[String],
+    saved: &[String],
     prefix: &str,
     name: Option<&str>,
     archive: &str,
-    alone: bool,
-) -> Result<Option<Image>, RuntimeError> {
-    let (Some(first), Some(name)) = (unnamed.first(), name) else {
-        // Named ones are there: the nameless rest of the archive was not asked for.
-        if !alone {
-            return Ok(None);
+) -> Result<Vec<Image>, RuntimeError> {
+    let (mut unnamed, mut images) = (Vec::new(), Vec::new());
+    let mut all = BTreeSet::new();
+    for saved in saved {
+        if let Err(error) = check(saved) {
+            remove(client, saved).await?;
+            return Err(error);
         }
-        let text = if unnamed.is_empty() {
-            format!("archive {archive:?} holds no image for linux/amd64")
+        let image = get(client, saved).await?;
+        all.insert(digest(&image).to_owned());
+        if saved.starts_with(prefix) {
+            unnamed.push(image);
         } else {
-            format!("archive {archive:?} does not name its image: give it a name")
-        };
-        return Err(refused(&text));
-    };
-    let image = get(client, first).await?;
-    let mut digests = BTreeSet::new();
-    for other in unnamed {
-        digests.insert(get(client, other).await?.target.unwrap_or_default().digest);
+            images.push(image);
+        }
     }
-    if digests.len() > 1 {
-        let count = digests.len();
-        return Err(refused(&format!(
-            "archive {archive:?} holds {count} nameless images, and {name:?} can name only one"
-        )));
+    let mut chosen: Option<Image> = None;
+    for image in unnamed {
+        // containerd stores the archive's own index too.
+        let target = image.target.clone().unwrap_or_default();
+        let lists = content::listed(client, &target).await?;
+        if lists.iter().any(|listed| all.contains(listed)) {
+            continue;
+        }
+        if chosen
+            .as_ref()
+            .is_some_and(|chosen| digest(chosen) != digest(&image))
+            && name.is_some()
+        {
+            return Err(refused(&format!(
+                "archive {archive:?} holds several nameless images, and {name:?} can name only one"
+            )));
+        }
+        chosen = Some(image);
     }
-    let wanted = Image {
-        name: full(name, first.strip_prefix(prefix).unwrap_or_default()),
-        target: image.target,
-        ..Image::default()
-    };
-    put(client, &wanted).await?;
-    Ok(Some(wanted))
+    match (chosen, name) {
+        (Some(image), Some(name)) => {
+            let rest = image.name.strip_prefix(prefix).unwrap_or_default();
+            let wanted = Image {
+                name: full(name, rest),
+                target: image.target,
+                ..Image::default()
+            };
+            put(client, &wanted).await?;
+            images.push(wanted);
+        }
+        (None, _) if images.is_empty() => {
+            return Err(refused(&format!("archive {archive:?} holds no image")));
+        }
+        (Some(_), None) if images.is_empty() => {
+            return Err(refused(&format!(
+                "archive {archive:?} does not name its image: give it a name"
+            )));
+        }
+        // All have names, or the nameless rest was not asked for.
+        (Some(_), None) | (None, _) => {}
+    }
+    Ok(images)
+}
+
+fn digest(image: &Image) -> &str {
+    image
+        .target
+        .as_ref()
+        .map_or("", |target| target.digest.as_str())
 }
 
 async fn get(client: &Client, name: &str) -> Result<Image, RuntimeError> {
