@@ -6,3 +6,4 @@ mod command_line;
 mod crash;
 mod hearthd;
 mod main_job;
+mod sanity;
