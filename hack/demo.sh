@@ -86,7 +86,7 @@ start() {
   local warm=0
   began=$(now)
   while :; do
-    warm=$(ctl pools -o json | field pools.0.status.warm)
+    warm=$(ctl pools -o json | field pools.0.warm)
     bar $((warm * 100 / WARM)) "pool python: $warm/$WARM gVisor sandboxes warm, $(seconds $(($(now) - began)))   "
     [ "$warm" -lt "$WARM" ] || break
     [ $(($(now) - began)) -lt 60000000000 ] || die "the pool did not fill within 60 s"
@@ -102,9 +102,10 @@ peer() {
     began=$(now)
     "$BIN/ctr" --address "$ROOT/run/containerd/containerd.sock" -n hearth run --rm --runtime io.containerd.runc.v2 \
       --runc-binary "$PWD/target/release/hearth-runsc" --runc-root "$ROOT/run/runsc" \
-      --cgroup "/$(basename "$ROOT")/ctr/demo-$id" hearth.local/python:3 "demo-$id" python3 -c pass >/dev/null
+      --cgroup "/$(basename "$ROOT")/ctr/demo-$id" hearth.local/python:3 "demo-$id" python3 -c pass >/dev/null 2>"$ROOT/ctr" || die "ctr run: $(cat "$ROOT/ctr")"
     times+=($(($(now) - began)))
   done
+  rm -f "$ROOT/ctr"
   printf '%s\n' "${times[@]}" | sort -n | sed -n 2p
 }
 
@@ -134,13 +135,13 @@ work() {
   typed "hearthctl exec $short -- python3 -c 'print(sum(range(10**6)))'"
   ctl exec "$CLAIM" -- python3 -c 'print(sum(range(10**6)))' | told
   typed "echo 'made outside' | hearthctl cp - $short:/root/note; hearthctl cp $short:/root/note -"
-  echo 'made outside' | ctl cp - "$CLAIM:/root/note"
+  echo 'made outside' | ctl cp - "$CLAIM:/root/note" 2>/dev/null
   ctl cp "$CLAIM:/root/note" - | told
 
   title "A server inside, reached from outside through hearth (the sandbox has no network)"
   typed "hearthctl exec -d $short -- python3 -m http.server 8000; hearthctl port-forward $short :8000"
   ctl exec -d "$CLAIM" -w /root -- python3 -m http.server 8000 >/dev/null
-  ctl port-forward "$CLAIM" :8000 >"$ROOT/forward" 2>&1 &
+  target/release/hearthctl --socket "$ROOT/s" port-forward "$CLAIM" :8000 >"$ROOT/forward" 2>&1 &
   local forward=$! port='' try
   for try in $(seq 100); do
     port=$(grep -o '127.0.0.1:[0-9]*' "$ROOT/forward" | head -1 | cut -d: -f2 || :)

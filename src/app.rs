@@ -249,7 +249,7 @@ async fn start(
         listener,
         handle.clone(),
         rpc_config,
-        rpc::Metrics::new(registry)?,
+        rpc::Metrics::register(registry)?,
         stop_serving.clone().cancelled_owned(),
     ));
     info!(

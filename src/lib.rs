@@ -2,6 +2,10 @@
 //!
 //! The house and its arrows are drawn in `docs/architecture.md` and enforced by `tests/arch.rs`.
 
+// Suites under tests/ that also run inside the library name it as they do outside.
+#[cfg(all(test, feature = "daemon"))]
+extern crate self as hearth;
+
 /// Probes, metrics, state dump.
 #[cfg(feature = "daemon")]
 pub mod admin;

@@ -157,7 +157,8 @@ pub enum Effect {
         /// When: the intent is durable.
         after: Ticket,
     },
-    /// Destroy whatever there is of a sandbox; ends with `Event::Destroyed`.
+    /// Destroy whatever there is of a sandbox; ends with `Event::Destroyed`. Never out beside a creation of the same
+    /// sandbox. Calls to its guest may be: they end with the guest, and their events mean nothing any more.
     Destroy {
         /// Which.
         sandbox: SandboxId,

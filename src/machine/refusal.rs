@@ -1,4 +1,5 @@
-//! Why a request is refused: a closed enum. `rpc/status.rs` maps each to a status, exhaustively.
+//! Why a request is refused: a closed enum. `rpc/status.rs` maps each to a status, exhaustively, and says what to do
+//! next; the texts here only say what is wrong.
 
 use super::ids::SandboxId;
 use super::limits::REASON_BYTES;
@@ -21,7 +22,7 @@ pub enum Refusal {
     #[error("invalid request: {}", .0.iter().map(|(f, d)| format!("{f}: {d}")).collect::<Vec<_>>().join("; "))]
     InvalidArgument(Vec<(String, String)>),
     /// No such pool.
-    #[error("there is no pool {pool:?}; GetPools lists them")]
+    #[error("there is no pool {pool:?}")]
     PoolUnknown {
         /// As asked.
         pool: String,
@@ -33,7 +34,7 @@ pub enum Refusal {
         claim: String,
     },
     /// The claim was released (or expired); the id is spent.
-    #[error("claim {claim} was released; use a new claim_id")]
+    #[error("claim {claim} was released")]
     ClaimReleased {
         /// As asked.
         claim: String,
@@ -47,13 +48,13 @@ pub enum Refusal {
         field: String,
     },
     /// The claim is not acknowledged yet.
-    #[error("claim {claim} is pending; retry Claim to join it")]
+    #[error("claim {claim} is pending")]
     ClaimPending {
         /// As asked.
         claim: String,
     },
     /// The claim's sandbox ended by itself.
-    #[error("the sandbox of claim {claim} has ended ({reason}); release the claim")]
+    #[error("the sandbox of claim {claim} has ended ({reason})")]
     SandboxEnded {
         /// As asked.
         claim: String,
@@ -73,7 +74,7 @@ pub enum Refusal {
         current: u64,
     },
     /// The current epoch belongs to another caller.
-    #[error("epoch {current} belongs to another caller; take a larger one")]
+    #[error("epoch {current} belongs to another caller")]
     EpochConflict {
         /// The epoch.
         current: u64,
@@ -113,7 +114,8 @@ pub enum Refusal {
     /// A queue has no room.
     #[error("{queue} is full")]
     QueueFull {
-        /// Which one: "requests", "waiters", "joiners", "watchers", "executions".
+        /// Which one: "requests", "waiters", "joiners", "watchers", "executions",
+        /// "imports".
         queue: &'static str,
         /// Milliseconds.
         retry_ms: u64,
@@ -186,7 +188,7 @@ pub enum Refusal {
         current: u64,
     },
     /// The same generation with other content.
-    #[error("{what} has other content under the same generation {current}; raise it")]
+    #[error("{what} has other content under the same generation {current}")]
     GenerationConflict {
         /// "set" or the pool.
         what: String,
@@ -252,7 +254,7 @@ pub enum Refusal {
         detail: String,
     },
     /// No such image.
-    #[error("there is no image {image:?}; `hearthctl image import` or `pull` brings one")]
+    #[error("there is no image {image:?}")]
     ImageUnknown {
         /// Reference.
         image: String,
@@ -264,6 +266,12 @@ pub enum Refusal {
         image: String,
         /// The pool.
         pool: String,
+    },
+    /// The caller's deadline, or hearth's own bound for the call, passed before the answer. What was started goes on.
+    #[error("{what} passed before the answer")]
+    DeadlineExceeded {
+        /// "the caller's deadline", "hearth's bound for this call", …
+        what: &'static str,
     },
     /// Our bug.
     #[error("internal error: {detail}")]

@@ -1,1 +1,62 @@
-//! gRPC services.
+//! gRPC services over a Unix socket.
+//!
+//! Owns: decoding, identity, the shape and bounds of every request, statuses, streams to and from guests, and the
+//! bounds of what is in flight. Never: a decision about claims or pools (the machine's), an effect outside (the
+//! driver's). What a caller sees of a refusal is one table, `status.rs`.
+//!
+//! ```text
+//! socket ─▶ Acceptor ─▶ CallLayer: span · who (caller) · room (lanes) · deadline (until) · metrics, log line
+//!                           │                                              ▲ the answer's body, to its end
+//!                           ▼                                              │
+//!             services: check ─▶ Call ─▶ driver::Handle ─▶ Answer ─▶ view ─┤
+//!                       check ─▶ Locate, token ─▶ Guest ─▶ Answers (stream)┘
+//! ```
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod answers;
+mod archive;
+mod body;
+mod bounds;
+mod caller;
+mod check;
+mod claims;
+mod config;
+mod connect;
+mod connection;
+mod content;
+mod core;
+mod door;
+mod exec;
+mod files;
+mod guest;
+mod images;
+mod incoming;
+mod key;
+mod lanes;
+mod layer;
+mod method;
+mod metrics;
+mod node;
+mod places;
+mod pools;
+mod sandboxes;
+mod serve;
+mod socket;
+mod status;
+mod text;
+mod trace;
+mod until;
+mod view;
+
+#[cfg(test)]
+mod fakes;
+#[cfg(test)]
+mod guest_fakes;
+#[cfg(test)]
+mod tests;
+
+pub use config::{RpcConfig, RpcLimits};
+pub use metrics::Metrics;
+pub use serve::{ServeError, serve};
+pub use socket::{BindError, bind};

@@ -72,7 +72,7 @@ fn failure_2_over_creation_runaway_after_lagging_events() {
 fn failure_3_warm_orphans_after_a_restart() {
     let mut rig = Rig::with(&[pool("py", 2, 4)]);
     let members: Vec<_> = rig.store.sandboxes.keys().copied().collect();
-    let unrecorded = sandbox(99);
+    let unrecorded = sandbox(9_999);
     rig.restart();
     let listed: Vec<_> = members.iter().copied().chain([unrecorded]).collect();
     rig.connect(&listed);
@@ -88,8 +88,9 @@ fn failure_3_warm_orphans_after_a_restart() {
     assert!(rig.inspect().orphans.is_empty());
     let fresh = rig.granted(ask(1)).sandbox;
     assert!(members.contains(&fresh));
+    assert_eq!(rig.created.len(), 1);
     assert!(
-        rig.created.iter().all(|id| id.sequence() > 99),
+        rig.created.iter().all(|id| id.sequence() > 9_999),
         "its id is not reused"
     );
 }

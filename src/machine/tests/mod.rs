@@ -3,7 +3,11 @@
 mod contract;
 mod failures;
 mod fixtures;
+mod histories;
 mod pools;
+mod promises;
 mod recovery;
 mod rig;
 mod store;
+mod table;
+mod world;

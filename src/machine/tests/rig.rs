@@ -11,6 +11,7 @@ use crate::machine::spec::*;
 use crate::machine::view::*;
 use std::collections::BTreeMap;
 
+#[derive(Clone)]
 pub struct Rig {
     pub node: Node,
     pub now: Now,
@@ -30,6 +31,8 @@ pub struct Rig {
     pub created: Vec<SandboxId>,
     /// What the latest event persisted.
     pub persisted: Vec<Op>,
+    /// All it asked for.
+    pub effects: Vec<Effect>,
     requests: u64,
 }
 
@@ -67,6 +70,7 @@ impl Rig {
             changes: Vec::new(),
             created: Vec::new(),
             persisted: Vec::new(),
+            effects: Vec::new(),
             requests: 0,
         }
     }
@@ -97,6 +101,7 @@ impl Rig {
     pub fn send(&mut self, event: Event) {
         self.ticket.0 += 1;
         self.persisted.clear();
+        self.effects.clear();
         self.send_in_batch(event);
     }
 
@@ -110,6 +115,7 @@ impl Rig {
         self.node.step(step, event, &mut effects);
         self.node.check_invariants().unwrap();
         for effect in effects {
+            self.effects.push(effect.clone());
             self.run(effect);
         }
     }

@@ -1,16 +1,11 @@
 //! The main job through the public API on a real node: claim a warm sandbox, run code in it, release it; and the claim
 //! contract where it meets reality (timers, guests, refills).
-#![allow(clippy::unwrap_used)]
-
-#[path = "support/hearthd.rs"]
-mod hearthd;
-
 use hearth::api::{
     BreakerState, ChangeKind, ClaimBatchRequest, ClaimState, File, GetClaimRequest,
     HibernateRequest, OnEmpty, Personalization, Readiness, RenewRequest, Secret, Source,
     WatchClaimsRequest, WriteFileRequest, WriteFileStart, claim_result, write_file_request,
 };
-use hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;

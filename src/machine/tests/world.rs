@@ -1,0 +1,546 @@
+//! A small simulated outside: a runtime, guests, a journal whose commits lag, callers. It does only what reality could
+//! do, in any order, and checks on the way that the machine keeps its intents before its effects.
+
+use super::fixtures::*;
+use super::promises::Promises;
+use super::store::Store;
+use crate::machine::event::*;
+use crate::machine::ids::*;
+use crate::machine::node::{Node, Settings};
+use crate::machine::record::{Op, Owner, Residency};
+use crate::machine::refusal::Refusal;
+use crate::machine::spec::*;
+use crate::machine::view::*;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub const POOLS: [&str; 2] = ["js", "py"];
+const SETTINGS: Settings = Settings {
+    tag: TAG,
+    max_sandboxes: 7,
+};
+
+/// A sandbox of another data directory: it stays, whatever happens.
+fn stranger() -> SandboxId {
+    SandboxId::new(NodeTag(7), 1).unwrap()
+}
+
+/// A sandbox outside.
+#[derive(Debug, Clone, Copy)]
+struct Real {
+    alive: bool,
+    /// The claim its guest was personalized for.
+    held: Option<ClaimId>,
+}
+
+/// What a worker of the driver is doing.
+#[derive(Debug, Clone)]
+pub enum Work {
+    Create(SandboxId, Template),
+    Destroy(SandboxId),
+    Personalize(SandboxId, ClaimId),
+    Witness(SandboxId),
+    /// With what a listing that began at once saw.
+    List(u64, Vec<Observed>),
+}
+
+#[derive(Debug, Clone)]
+pub struct World {
+    pub node: Node,
+    pub now: Now,
+    ticket: Ticket,
+    /// Events that will be one batch.
+    inbox: Vec<Event>,
+    /// Batches that are not durable.
+    batches: VecDeque<(Ticket, Vec<Op>)>,
+    /// What nothing waits for: goes with the next batch.
+    lazy: Vec<Op>,
+    held_back: Vec<(Ticket, Effect)>,
+    pub store: Store,
+    outside: BTreeMap<SandboxId, Real>,
+    pub work: Vec<Work>,
+    reachable: bool,
+    pub promises: Promises,
+    ever_made: BTreeSet<SandboxId>,
+    pub requests: u64,
+    pub sets: u64,
+    /// The epochs of two allocators.
+    pub epochs: [u64; 2],
+    /// Claim ids are spent: how often each of a few slots has got a new one.
+    pub lives: [u128; 8],
+    pub events: u64,
+    /// How often callers heard what.
+    pub heard: BTreeMap<String, u64>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let mut world = Self {
+            node: Node::recover(SETTINGS, Store::default().records(), Now(1000)),
+            now: Now(1000),
+            ticket: Ticket(0),
+            inbox: Vec::new(),
+            batches: VecDeque::new(),
+            lazy: Vec::new(),
+            held_back: Vec::new(),
+            store: Store::default(),
+            outside: BTreeMap::from([(
+                stranger(),
+                Real {
+                    alive: true,
+                    held: None,
+                },
+            )]),
+            work: Vec::new(),
+            reachable: true,
+            promises: Promises::default(),
+            ever_made: BTreeSet::new(),
+            requests: 0,
+            sets: 0,
+            epochs: [1, 2],
+            lives: [0; 8],
+            events: 0,
+            heard: BTreeMap::new(),
+        };
+        world.tell(Event::Runtime { available: true });
+        world
+    }
+
+    /// An event joins the batch that is being gathered.
+    pub fn tell(&mut self, event: Event) {
+        self.inbox.push(event);
+    }
+
+    pub fn call(&mut self, call: Call) {
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        self.promises.send(request, call.clone(), self.now);
+        self.tell(Event::Request(request, call));
+    }
+
+    /// The batch is handled: one time, one ticket, one commit.
+    pub fn flush(&mut self) {
+        if self.inbox.is_empty() {
+            return;
+        }
+        self.ticket.0 += 1;
+        let step = Step {
+            now: self.now,
+            ticket: self.ticket,
+        };
+        let (mut ops, mut effects) = (std::mem::take(&mut self.lazy), Vec::new());
+        let mut must_commit = false;
+        for event in std::mem::take(&mut self.inbox) {
+            self.events += 1;
+            self.node.step(step, event.clone(), &mut effects);
+            if let Err(broken) = self.node.check_invariants() {
+                panic!("{broken} after {event:?}");
+            }
+            for effect in effects.drain(..) {
+                match effect {
+                    Effect::Persist(op) => {
+                        self.check_op(&op);
+                        must_commit = true;
+                        ops.push(op);
+                    }
+                    Effect::PersistLazily(op) => ops.push(op),
+                    other => {
+                        if let Effect::Create { pool, .. } = &other {
+                            self.check_creation(pool);
+                        }
+                        self.held_back.push((after(&other), other));
+                    }
+                }
+            }
+            self.promises.check(&self.node, self.now);
+        }
+        match must_commit {
+            true => self.batches.push_back((self.ticket, ops)),
+            false => self.lazy = ops,
+        }
+        self.check_members();
+        self.release_effects();
+    }
+
+    /// The oldest batch becomes durable.
+    pub fn commit(&mut self) -> bool {
+        let Some((_, ops)) = self.batches.pop_front() else {
+            return false;
+        };
+        ops.into_iter().for_each(|op| self.store.apply(op));
+        true
+    }
+
+    /// Effects whose gate is open run.
+    pub fn release_effects(&mut self) {
+        let durable = |ticket: Ticket| {
+            let first = self.batches.front();
+            first.is_none_or(|(pending, _)| ticket < *pending)
+        };
+        let held_back = std::mem::take(&mut self.held_back).into_iter();
+        let (open, shut): (Vec<_>, Vec<_>) = held_back.partition(|(after, _)| durable(*after));
+        self.held_back = shut;
+        open.into_iter().for_each(|(_, effect)| self.run(effect));
+    }
+
+    fn run(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply { to, answer, .. } => self.answered(to, &answer),
+            Effect::Create {
+                sandbox, template, ..
+            } => {
+                assert!(self.ever_made.insert(sandbox), "{sandbox} was made before");
+                let record = &self.store.sandboxes[&sandbox];
+                assert_eq!(record.residency, Residency::Creating, "intent");
+                assert!(self.store.next_sequence > sandbox.sequence());
+                if sandbox.sequence() % 3 == 0 {
+                    self.appear(sandbox, true);
+                }
+                let template = Template::clone(&template);
+                self.work.push(Work::Create(sandbox, template));
+            }
+            Effect::Destroy { sandbox, .. } => {
+                let owner = self.store.sandboxes.get(&sandbox).map(|it| it.owner);
+                let intended = matches!(owner, None | Some(Owner::Releasing));
+                assert!(intended, "destroyed while its record says {owner:?}");
+                assert_ne!(sandbox, stranger());
+                self.promises.check_destroy(sandbox, self.now);
+                self.work.push(Work::Destroy(sandbox));
+            }
+            Effect::Personalize { sandbox, claim, .. } => {
+                self.work.push(Work::Personalize(sandbox, claim));
+            }
+            Effect::Witness { sandbox } => self.work.push(Work::Witness(sandbox)),
+            Effect::List { round } => {
+                let seen = self.look();
+                self.work.push(Work::List(round, seen));
+            }
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, to: RequestId, answer: &Result<Answer, Refusal>) {
+        let kind = match answer {
+            Ok(Answer::Granted(grant)) => format!("Granted {:?}", grant.source),
+            Ok(answer) => format!("{answer:?}"),
+            Err(refusal) => format!("{refusal:?}"),
+        };
+        let word = |c: char| !c.is_alphanumeric() && c != ' ';
+        let kind = kind.split(word).next().unwrap_or_default().trim();
+        *self.heard.entry(kind.to_owned()).or_default() += 1;
+        if let Ok(Answer::Granted(grant)) = answer {
+            // A release may have become durable with the answer.
+            let durable = match self.store.claims.get(&grant.claim) {
+                Some(record) => record.sandbox == grant.sandbox,
+                None => self.store.tombstones.contains_key(&grant.claim),
+            };
+            assert!(durable, "acknowledged, not durable: {grant:?}");
+            if let Some(real) = self.outside.get(&grant.sandbox) {
+                assert_eq!(real.held, Some(grant.claim), "acknowledged, not confirmed");
+            }
+        }
+        if let Err(Refusal::ClaimReleased { claim }) = answer {
+            let slot =
+                (0..self.lives.len()).find(|slot| self.claim_id(*slot).to_string() == *claim);
+            slot.into_iter().for_each(|slot| self.lives[slot] += 1);
+        }
+        self.promises.answer(to, answer);
+    }
+
+    /// The claim id a slot uses now.
+    pub fn claim_id(&self, slot: usize) -> ClaimId {
+        id(100 * self.lives[slot] + u128::try_from(slot).unwrap() + 1)
+    }
+
+    fn check_op(&self, op: &Op) {
+        if let Op::DeleteSandbox(sandbox) = op {
+            assert!(
+                !self.outside.contains_key(sandbox),
+                "{sandbox} is still there"
+            );
+        }
+    }
+
+    /// What can be claimed was never used.
+    fn check_members(&self) {
+        for name in self.node.pools.keys() {
+            for member in &self.node.sandboxes.tally(name).warm {
+                let held = self.outside.get(member).and_then(|real| real.held);
+                assert_eq!(held, None, "{member} was used");
+            }
+        }
+    }
+
+    /// A creation keeps the limits. (It is what a step decides last.)
+    fn check_creation(&self, name: &PoolName) {
+        let most = usize::try_from(self.node.pools[name].spec.max_total).unwrap();
+        let there = self.node.sandboxes.tally(name).total();
+        assert!(
+            there <= most,
+            "{name} has {there} sandboxes, {most} at most"
+        );
+        let most = usize::try_from(SETTINGS.max_sandboxes).unwrap();
+        assert!(self.node.sandboxes.len() <= most);
+    }
+
+    fn appear(&mut self, sandbox: SandboxId, alive: bool) {
+        let held = None;
+        self.outside.entry(sandbox).or_insert(Real { alive, held });
+    }
+
+    fn look(&self) -> Vec<Observed> {
+        let seen = self.outside.iter();
+        seen.map(|(id, real)| Observed {
+            id: *id,
+            alive: real.alive,
+        })
+        .collect()
+    }
+
+    fn alive(&self, sandbox: SandboxId) -> bool {
+        self.outside.get(&sandbox).is_some_and(|real| real.alive)
+    }
+
+    /// A worker ends; `outcome` chooses how, 0 is well.
+    pub fn finish(&mut self, pick: usize, outcome: u8) {
+        if self.work.is_empty() {
+            return;
+        }
+        let work = self.work.remove(pick % self.work.len());
+        match work {
+            Work::Create(sandbox, template) => self.finish_create(sandbox, &template, outcome),
+            Work::Destroy(sandbox) => {
+                let result = match self.reachable && outcome % 4 != 1 {
+                    true => Ok(()),
+                    false => Err("busy".to_owned()),
+                };
+                if result.is_ok() || outcome % 4 == 1 {
+                    self.outside.remove(&sandbox);
+                }
+                self.tell(Event::Destroyed(sandbox, result));
+            }
+            Work::Personalize(sandbox, claim) => self.finish_personalize(sandbox, claim, outcome),
+            Work::Witness(sandbox) => {
+                let real = self.outside.get(&sandbox).filter(|real| real.alive);
+                let held = match (real.map(|real| real.held), outcome % 3) {
+                    (None, _) | (_, 1) => Held::Silent,
+                    (Some(None), _) => Held::Nothing,
+                    (Some(Some(claim)), _) => Held::Claim(claim),
+                };
+                self.tell(Event::Witnessed(sandbox, held));
+            }
+            Work::List(round, early) => {
+                let observed = match outcome % 2 {
+                    0 => self.look(),
+                    _ => early,
+                };
+                if self.reachable {
+                    self.tell(Event::Listed { round, observed });
+                }
+            }
+        }
+    }
+
+    fn finish_create(&mut self, sandbox: SandboxId, template: &Template, outcome: u8) {
+        let bad = template.image.starts_with("bad") || outcome % 5 == 1;
+        let died = self.outside.get(&sandbox).is_some_and(|real| !real.alive);
+        let result = if !self.reachable {
+            Err(CreateFailure::RuntimeUnavailable)
+        } else if bad || (died && outcome % 2 == 0) {
+            Err(CreateFailure::Template("exit status 1".to_owned()))
+        } else {
+            Ok(())
+        };
+        // A failure leaves nothing, a corpse, or something that runs.
+        match (&result, outcome % 3) {
+            (Ok(()), _) => self.appear(sandbox, true),
+            (Err(_), 0) => self.appear(sandbox, true),
+            (Err(_), 1) => self.appear(sandbox, false),
+            (Err(_), _) => {}
+        }
+        self.tell(Event::Created(sandbox, result));
+    }
+
+    fn finish_personalize(&mut self, sandbox: SandboxId, claim: ClaimId, outcome: u8) {
+        let alive = self.alive(sandbox);
+        let result = match outcome % 6 {
+            1 | 2 => Err(GuestFailure::Lost("no answer".to_owned())),
+            3 => Err(GuestFailure::Refused("bad path".to_owned())),
+            _ if !alive => Err(GuestFailure::Lost("gone".to_owned())),
+            _ => Ok(()),
+        };
+        // An answer that got lost may have been a yes.
+        if alive && (result.is_ok() || outcome % 6 == 2) {
+            self.personalize(sandbox, claim);
+        }
+        self.tell(Event::Personalized(sandbox, claim, result));
+    }
+
+    fn personalize(&mut self, sandbox: SandboxId, claim: ClaimId) {
+        if let Some(real) = self.outside.get_mut(&sandbox) {
+            let fresh = real.held.is_none_or(|held| held == claim);
+            assert!(fresh, "{sandbox} was personalized for two claims");
+            real.held = Some(claim);
+        }
+    }
+
+    /// A sandbox ends by itself; the event of it may be lost.
+    pub fn exit(&mut self, pick: usize, how: u8) {
+        let ours = self.outside.iter_mut().filter(|(id, _)| **id != stranger());
+        let alive = ours.filter(|(_, real)| real.alive);
+        let mut alive: Vec<_> = alive.collect();
+        if alive.is_empty() {
+            return;
+        }
+        let pick = pick % alive.len();
+        let (sandbox, real) = &mut alive[pick];
+        let sandbox = **sandbox;
+        let cause = match how % 4 {
+            0 => ExitCause::OutOfMemory,
+            1 => ExitCause::GuestLost,
+            _ => ExitCause::Exited,
+        };
+        real.alive = cause == ExitCause::GuestLost;
+        self.promises.ended(sandbox);
+        if cause == ExitCause::GuestLost || (self.reachable && how % 8 != 2) {
+            self.tell(Event::Ended(sandbox, cause));
+        }
+    }
+
+    pub fn reach(&mut self, available: bool) {
+        self.reachable = available;
+        self.tell(Event::Runtime { available });
+    }
+
+    pub fn advance(&mut self, millis: u64) {
+        self.now = self.now.plus(millis);
+        if self.node.next_wakeup().is_some_and(|at| at <= self.now) {
+            self.tell(Event::Tick);
+        }
+    }
+
+    /// hearthd dies. `commits` batches were durable though nobody was told; what workers were doing has happened, or
+    /// has not.
+    pub fn crash(&mut self, commits: usize, fate: u8) {
+        for _ in 0..commits {
+            self.commit();
+        }
+        for (at, work) in std::mem::take(&mut self.work).into_iter().enumerate() {
+            let happened = (usize::from(fate) >> (at % 8)) & 1 == 1;
+            match work {
+                Work::Create(sandbox, _) if happened => self.appear(sandbox, at % 2 == 0),
+                Work::Destroy(sandbox) if happened => drop(self.outside.remove(&sandbox)),
+                Work::Personalize(sandbox, claim) if happened && self.alive(sandbox) => {
+                    self.personalize(sandbox, claim);
+                }
+                _ => {}
+            }
+        }
+        self.promises.crash();
+        *self.heard.entry("(crash)".to_owned()).or_default() += 1;
+        self.inbox.clear();
+        self.batches.clear();
+        self.lazy.clear();
+        self.held_back.clear();
+        self.now = self.now.plus(u64::from(fate) * 10);
+        self.ticket = Ticket(0);
+        self.node = Node::recover(SETTINGS, self.store.records(), self.now);
+        self.node.check_invariants().unwrap();
+        self.promises.check(&self.node, self.now);
+        if self.reachable {
+            self.tell(Event::Runtime { available: true });
+        }
+    }
+
+    /// From now on all goes well: recovery comes to its end.
+    pub fn heal(&mut self) {
+        if self.node.phase() == Phase::ShuttingDown {
+            self.crash(self.batches.len(), 0);
+        }
+        self.reach(true);
+        self.tell(Event::Disk {
+            reserve_reached: false,
+        });
+        self.go_on_until(|world| world.node.phase() == Phase::Ready);
+    }
+
+    /// And everything comes to rest, at what was asked for.
+    pub fn rest(&mut self) {
+        self.go_on_until(Self::is_at_rest);
+        self.check_at_rest();
+    }
+
+    fn go_on_until(&mut self, done: impl Fn(&Self) -> bool) {
+        self.flush();
+        for _ in 0..5_000 {
+            while self.commit() {
+                self.release_effects();
+            }
+            if !self.work.is_empty() {
+                self.finish(0, 0);
+            } else if done(self) && self.inbox.is_empty() {
+                return;
+            } else if self.inbox.is_empty() {
+                let at = self.node.next_wakeup().expect("nothing will ever happen");
+                self.now = self.now.max(at);
+                self.tell(Event::Tick);
+            }
+            self.flush();
+        }
+        let (claims, pools) = (&self.node.claims, &self.node.pools);
+        panic!("no rest: {claims:?} {pools:?} {:?}", self.node.sandboxes);
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let full = |name: &PoolName, pool: &crate::machine::pools::Pool| {
+            let tally = self.node.sandboxes.tally(name);
+            let enough = tally.warm.len() >= usize::try_from(pool.spec.min_warm).unwrap();
+            enough || !pool.has_room(tally) || self.node.sandboxes.len() >= 7
+        };
+        let settled = |it: &crate::machine::sandboxes::Sandbox| {
+            it.owner != Owner::Releasing
+                && it.operation == crate::machine::sandboxes::Operation::Idle
+        };
+        self.promises.open() == 0
+            && self.node.pools.iter().all(|(name, pool)| full(name, pool))
+            && self.node.sandboxes.iter().all(settled)
+            && self.node.reaper.iter().next().is_none()
+    }
+
+    /// The outside, the journal and the machine agree.
+    fn check_at_rest(&mut self) {
+        self.promises.check_usable(&self.node, self.now);
+        let there = self.outside.keys().copied();
+        let there: Vec<_> = there.filter(|id| *id != stranger()).collect();
+        let known: Vec<_> = self.node.sandboxes.iter().map(|it| it.id).collect();
+        assert_eq!(there, known);
+        let lazy = std::mem::take(&mut self.lazy);
+        lazy.into_iter().for_each(|op| self.store.apply(op));
+        let sandboxes = self.node.sandboxes.iter();
+        let sandboxes: Vec<_> = sandboxes.map(|it| it.record()).collect();
+        let claims = self.node.claims.values();
+        let claims: Vec<_> = claims.filter_map(|it| it.record()).collect();
+        let records = self.store.records();
+        assert_eq!(records.sandboxes, sandboxes);
+        assert_eq!(records.claims.len(), claims.len());
+        for (durable, there) in records.claims.iter().zip(&claims) {
+            // The whole time to live of a claim that hearthd's death left unconfirmed counts anew in memory.
+            let mut durable = durable.clone();
+            if !durable.confirmed {
+                durable.expires_at = there.expires_at;
+            }
+            assert_eq!(durable, *there);
+        }
+        assert_eq!(records.tombstones.len(), self.node.tombstones.len());
+    }
+}
+
+/// The gate of an effect.
+fn after(effect: &Effect) -> Ticket {
+    match effect {
+        Effect::Reply { after, .. }
+        | Effect::Create { after, .. }
+        | Effect::Destroy { after, .. }
+        | Effect::ClaimChanged { after, .. } => *after,
+        _ => Ticket(0),
+    }
+}

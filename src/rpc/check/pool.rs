@@ -1,0 +1,225 @@
+//! SetPools.
+
+use super::{Fields, bounds, index, value};
+use crate::api::{Pool, Readiness, Resources, SetPoolsRequest, Template, UpdateStrategy};
+use crate::machine::ids::PoolName;
+use crate::machine::limits;
+use crate::machine::refusal::Refusal;
+use crate::machine::spec;
+use std::collections::BTreeSet;
+
+/// The only network policy there is.
+const NONE: &str = "none";
+
+/// SetPools: the set, ordered by name, with defaults filled in, and the epoch. `handlers` are the runtime handlers of
+/// this node.
+pub fn set_pools(
+    request: SetPoolsRequest,
+    handlers: &[String],
+) -> Result<(spec::PoolSet, u64), Refusal> {
+    let mut fields = Fields::default();
+    value::epoch(&mut fields, "epoch", request.epoch);
+    fields.need(request.generation >= 1, "generation", "must be at least 1");
+    let most = limits::POOLS;
+    fields.need(
+        request.pools.len() <= most,
+        "pools",
+        format!("must be at most {most} pools"),
+    );
+    let mut pools = Vec::new();
+    let mut names = BTreeSet::new();
+    let mut refused_policy = None;
+    for (at, pool) in request.pools.into_iter().enumerate().take(most) {
+        let at = index("pools", at);
+        let policy = pool
+            .template
+            .as_ref()
+            .map(|template| template.network_policy.clone());
+        let unserved = policy.filter(|policy| !policy.is_empty() && policy != NONE);
+        refused_policy = refused_policy.or(unserved);
+        let Some(pool) = one(&mut fields, &at, pool, handlers) else {
+            continue;
+        };
+        fields.need(
+            names.insert(pool.name.clone()),
+            format!("{at}.name"),
+            "is in this set already",
+        );
+        pools.push(pool);
+    }
+    match refused_policy {
+        Some(policy) if fields.none() => return Err(Refusal::NetworkPolicyUnsupported { policy }),
+        _ => {}
+    }
+    pools.sort_by(|a, b| a.name.cmp(&b.name));
+    fields.give(Some((
+        spec::PoolSet {
+            generation: request.generation,
+            pools,
+        },
+        request.epoch,
+    )))
+}
+
+fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option<spec::PoolSpec> {
+    let field = |name: &str| format!("{at}.{name}");
+    let name = fields.take(&field("name"), PoolName::parse(&pool.name));
+    fields.need(
+        pool.generation >= 1,
+        field("generation"),
+        "must be at least 1",
+    );
+    let most = limits::POOL_MAX_TOTAL;
+    fields.need(
+        (1..=most).contains(&pool.max_total),
+        field("max_total"),
+        format!("must be 1 to {most}"),
+    );
+    fields.need(
+        pool.min_warm <= pool.max_total,
+        field("min_warm"),
+        "must be at most max_total",
+    );
+    let most = limits::MAX_PARALLEL_REFILLS;
+    let refills = pool.max_parallel_refills;
+    fields.need(
+        refills <= most,
+        field("max_parallel_refills"),
+        format!("must be at most {most}"),
+    );
+    let update_strategy = match UpdateStrategy::try_from(pool.update_strategy) {
+        Ok(UpdateStrategy::Unspecified | UpdateStrategy::OnReplenish) => {
+            Some(spec::UpdateStrategy::OnReplenish)
+        }
+        Ok(UpdateStrategy::Recreate) => Some(spec::UpdateStrategy::Recreate),
+        Err(_) => {
+            fields.wrong(field("update_strategy"), "is not a known value");
+            None
+        }
+    };
+    let template = match pool.template {
+        Some(asked) => template(fields, &field("template"), asked, handlers),
+        None => {
+            fields.wrong(field("template"), "is required");
+            None
+        }
+    };
+    Some(spec::PoolSpec {
+        name: name?,
+        generation: pool.generation,
+        template: template?,
+        min_warm: pool.min_warm,
+        max_total: pool.max_total,
+        update_strategy: update_strategy?,
+        max_parallel_refills: if refills == 0 {
+            limits::DEFAULT_PARALLEL_REFILLS
+        } else {
+            refills
+        },
+    })
+}
+
+fn template(
+    fields: &mut Fields,
+    at: &str,
+    asked: Template,
+    handlers: &[String],
+) -> Option<spec::Template> {
+    let field = |name: &str| format!("{at}.{name}");
+    image(fields, &field("image"), &asked.image);
+    if !handlers.contains(&asked.runtime_handler) {
+        let known = if handlers.is_empty() {
+            "none".to_owned()
+        } else {
+            handlers.join(", ")
+        };
+        fields.wrong(
+            field("runtime_handler"),
+            format!("is not one of this node's: {known}"),
+        );
+    }
+    value::command(fields, &field("command"), &asked.command);
+    value::env(fields, &field("env"), &asked.env);
+    value::working_dir(fields, &field("working_dir"), &asked.working_dir);
+    value::command(fields, &field("warm_command"), &asked.warm_command);
+    let resources = resources(
+        fields,
+        &field("resources"),
+        asked.resources.unwrap_or_default(),
+    );
+    let readiness = readiness(
+        fields,
+        &field("readiness"),
+        asked.readiness.unwrap_or_default(),
+    );
+    Some(spec::Template {
+        image: asked.image,
+        runtime_handler: asked.runtime_handler,
+        command: asked.command,
+        env: asked.env,
+        working_dir: asked.working_dir,
+        resources,
+        network_policy: NONE.to_owned(),
+        warm_command: asked.warm_command,
+        readiness: readiness?,
+    })
+}
+
+/// An image reference: a bounded word. Whether it names something is containerd's to say.
+pub fn image(fields: &mut Fields, at: &str, image: &str) {
+    let word = image.bytes().all(|b| b.is_ascii_graphic());
+    let fits = (1..=bounds::IMAGE_BYTES).contains(&image.len()) && word;
+    fields.need(
+        fits,
+        at,
+        "must be an image reference such as \"hearth.local/python:3.11\"",
+    );
+}
+
+fn resources(fields: &mut Fields, at: &str, asked: Resources) -> spec::Resources {
+    let field = |name: &str| format!("{at}.{name}");
+    let most = bounds::CPU_MILLIS;
+    fields.need(
+        asked.cpu_millis <= most,
+        field("cpu_millis"),
+        format!("must be at most {most}"),
+    );
+    spec::Resources {
+        cpu_millis: asked.cpu_millis,
+        memory_bytes: value::amount(
+            fields,
+            &field("memory_bytes"),
+            asked.memory_bytes,
+            bounds::MEMORY_BYTES,
+        ),
+        pids: value::amount(fields, &field("pids"), asked.pids, bounds::PIDS),
+        disk_bytes: value::amount(
+            fields,
+            &field("disk_bytes"),
+            asked.disk_bytes,
+            bounds::DISK_BYTES,
+        ),
+    }
+}
+
+fn readiness(fields: &mut Fields, at: &str, asked: Readiness) -> Option<spec::Readiness> {
+    let (default, least, most) = bounds::READINESS_MS;
+    value::command(fields, &format!("{at}.command"), &asked.command);
+    let timeout_ms = match asked.timeout {
+        None => default,
+        Some(timeout) => {
+            let at = format!("{at}.timeout");
+            let timeout = value::millis(fields, &at, timeout, most)?;
+            fields.need(
+                timeout >= least,
+                at,
+                format!("must be at least {} s", least / 1000),
+            );
+            timeout
+        }
+    };
+    Some(spec::Readiness {
+        command: asked.command,
+        timeout_ms,
+    })
+}

@@ -1,0 +1,92 @@
+//! What all services share.
+
+use super::caller::Caller;
+use super::config::RpcConfig;
+use super::door::Door;
+use super::key::NodeKey;
+use super::metrics::Metrics;
+use super::places::Places;
+use crate::machine::event::Call;
+use crate::machine::ids::{ClaimId, SandboxId};
+use crate::machine::refusal::Refusal;
+use crate::machine::view::Answer;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Shared by all services, behind an `Arc`.
+pub struct Core {
+    /// The driver.
+    pub door: Arc<dyn Door>,
+    /// For tokens and digests.
+    pub key: NodeKey,
+    /// As given by app.
+    pub config: RpcConfig,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Streams in each sandbox.
+    pub places: Places,
+    /// Image imports and pulls.
+    pub transfers: Arc<Semaphore>,
+}
+
+impl Core {
+    /// A call without personalization.
+    pub async fn call(&self, call: Call) -> Result<Answer, Refusal> {
+        Ok(self.door.call(call, None).await?.answer)
+    }
+
+    /// The sandbox of an acknowledged claim that the caller may use. Asked for on each call: a token ends with its
+    /// claim, and a sandbox is never used for a claim that has lost it.
+    pub async fn enter(&self, caller: &Caller, claim: ClaimId) -> Result<SandboxId, Refusal> {
+        let located = match self.call(Call::Locate(claim)).await {
+            Ok(Answer::Located { sandbox, .. }) => Ok(sandbox),
+            Ok(other) => Err(unexpected(&other)),
+            Err(refusal) => Err(refusal),
+        };
+        match caller {
+            Caller::Operator(_) => located,
+            Caller::Anyone => Err(Refusal::NotAllowed {
+                detail: "this call needs the claim's access token",
+            }),
+            Caller::Holder(token) => match located {
+                Ok(sandbox) if self.key.opens(token, claim, sandbox) => Ok(sandbox),
+                Ok(_) => Err(CLOSED),
+                Err(refusal) => Err(self.told_to_holder(token, claim, refusal).await),
+            },
+        }
+    }
+
+    /// Why a claim can't be used is told to who holds its token only; others don't even learn that there is one.
+    async fn told_to_holder(&self, token: &str, claim: ClaimId, refusal: Refusal) -> Refusal {
+        let sandbox = match self.call(Call::Get(claim)).await {
+            Ok(Answer::Claim(view)) => view.sandbox,
+            Ok(_) | Err(Refusal::ClaimUnknown { .. } | Refusal::ClaimReleased { .. }) => None,
+            // hearthd's own state, for example that it starts.
+            Err(other) => return other,
+        };
+        let opens = sandbox.is_some_and(|sandbox| self.key.opens(token, claim, sandbox));
+        if opens { refusal } else { CLOSED }
+    }
+}
+
+const CLOSED: Refusal = Refusal::NotAllowed {
+    detail: "the token does not open this claim (a token ends with its claim)",
+};
+
+/// An answer of another kind than the call's: a bug.
+pub fn unexpected(answer: &Answer) -> Refusal {
+    let name = match answer {
+        Answer::Granted(_) => "Granted",
+        Answer::Released => "Released",
+        Answer::Renewed { .. } => "Renewed",
+        Answer::Claim(_) => "Claim",
+        Answer::Claims { .. } => "Claims",
+        Answer::PoolsSet { .. } => "PoolsSet",
+        Answer::Pools { .. } => "Pools",
+        Answer::Located { .. } => "Located",
+        Answer::Node(_) => "Node",
+    };
+    Refusal::Internal {
+        detail: format!("the driver answered {name} to another kind of call"),
+    }
+}

@@ -1,0 +1,154 @@
+//! The Node service: what this node can do, what it found without a record, and its images (`images.rs`).
+
+use super::answers::Answers;
+use super::check;
+use super::claims::unserved;
+use super::core::{Core, unexpected};
+use super::images;
+use crate::api::node_server::Node;
+use crate::api::*;
+use crate::machine::event::Call;
+use crate::machine::ids::SandboxId;
+use crate::machine::refusal::Refusal;
+use crate::machine::view::{Answer, NodeView};
+use std::sync::Arc;
+use tonic::{Request, Response, Status, Streaming};
+
+/// The orphan carries another data directory's tag.
+const OTHER_NODE_TAG: &str = "OTHER_NODE_TAG";
+/// The orphan is being destroyed.
+const BEING_DESTROYED: &str = "BEING_DESTROYED";
+
+/// The service.
+pub struct NodeService(pub Arc<Core>);
+
+impl NodeService {
+    async fn view(&self, call: Call) -> Result<Box<NodeView>, Refusal> {
+        match self.0.call(call).await? {
+            Answer::Node(view) => Ok(view),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn orphan(&self, id: SandboxId, named: &[SandboxId]) -> Orphan {
+        let ours = id.tag() == self.0.config.node_tag;
+        Orphan {
+            sandbox_id: id.to_string(),
+            // A listing tells sandboxes by id, wherever a trace of one was found.
+            found: Vec::new(),
+            reason: if ours || named.contains(&id) {
+                BEING_DESTROYED
+            } else {
+                OTHER_NODE_TAG
+            }
+            .to_owned(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    type DrainStream = Answers<DrainResponse>;
+    type ImportImageStream = Answers<ImportImageResponse>;
+    type PullImageStream = Answers<PullImageResponse>;
+
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        let core = &self.0;
+        let view = self.view(Call::Inspect).await?;
+        // Unreachable is told by an empty version and by the phase.
+        let versions = core.door.versions().await.unwrap_or_default();
+        let handler = |(name, can): (String, crate::driver::Capabilities)| RuntimeHandler {
+            name,
+            version: versions.runsc.clone(),
+            freeze: can.freeze,
+            checkpoint: can.checkpoint,
+        };
+        Ok(Response::new(InfoResponse {
+            version: core.config.version.clone(),
+            runtime_handlers: core.door.handlers().into_iter().map(handler).collect(),
+            containerd_version: versions.containerd.clone(),
+            cgroup_version: core.config.cgroup_version,
+            started_at: Some(core.config.started_at.into()),
+            node_tag: core.config.node_tag.to_string(),
+            phase: view.phase.to_owned(),
+            epoch: view.epoch,
+            sandboxes: u32::try_from(view.sandboxes.len()).unwrap_or(u32::MAX),
+            max_sandboxes: core.config.max_sandboxes,
+        }))
+    }
+
+    async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        Err(unserved("Drain"))
+    }
+
+    async fn undrain(
+        &self,
+        _: Request<UndrainRequest>,
+    ) -> Result<Response<UndrainResponse>, Status> {
+        Err(unserved("Undrain"))
+    }
+
+    async fn orphans(
+        &self,
+        request: Request<OrphansRequest>,
+    ) -> Result<Response<OrphansResponse>, Status> {
+        let named = check::orphans(&request.get_ref().destroy)?;
+        let mut view = self.view(Call::Inspect).await?;
+        if !named.is_empty() {
+            let mut fields = check::Fields::default();
+            for (at, id) in named.iter().enumerate() {
+                if !view.orphans.contains(id) {
+                    fields.wrong(format!("destroy[{at}]"), "is not listed as an orphan");
+                }
+            }
+            fields.finish()?;
+            view = self.view(Call::DestroyOrphans(named.clone())).await?;
+        }
+        let orphans = view
+            .orphans
+            .into_iter()
+            .map(|id| self.orphan(id, &named))
+            .collect();
+        Ok(Response::new(OrphansResponse { orphans }))
+    }
+
+    async fn list_images(
+        &self,
+        _: Request<ListImagesRequest>,
+    ) -> Result<Response<ListImagesResponse>, Status> {
+        let found = self.0.door.images().await?;
+        let images = images::named(&self.0, found).await?;
+        Ok(Response::new(ListImagesResponse { images }))
+    }
+
+    async fn import_image(
+        &self,
+        request: Request<Streaming<ImportImageRequest>>,
+    ) -> Result<Response<Self::ImportImageStream>, Status> {
+        let stream = images::import(Arc::clone(&self.0), request.into_inner()).await?;
+        Ok(Response::new(stream))
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<PullImageRequest>,
+    ) -> Result<Response<Self::PullImageStream>, Status> {
+        let name = request.into_inner().name;
+        check::image(&name)?;
+        Ok(Response::new(images::pull(Arc::clone(&self.0), name)?))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<RemoveImageRequest>,
+    ) -> Result<Response<RemoveImageResponse>, Status> {
+        let name = request.into_inner().name;
+        check::image(&name)?;
+        let (_, pools) = super::pools::read(&self.0).await?;
+        if let Some(pool) = images::pools_with(&pools, &name).into_iter().next() {
+            return Err(Refusal::ImageInUse { image: name, pool }.into());
+        }
+        self.0.door.remove_image(&name).await?;
+        Ok(Response::new(RemoveImageResponse {}))
+    }
+}

@@ -1,0 +1,177 @@
+//! The Sandboxes service: which sandbox, who may, how many at once; the streams themselves are in `exec.rs`, `files.rs`
+//! and `connect.rs`.
+
+use super::answers::Answers;
+use super::bounds;
+use super::caller::Caller;
+use super::check;
+use super::claims::unserved;
+use super::connect;
+use super::core::Core;
+use super::exec;
+use super::files;
+use super::guest;
+use super::incoming;
+use super::places::{Kind, Place};
+use crate::api::sandboxes_server::Sandboxes;
+use crate::api::*;
+use crate::driver::{Guest, GuestError, GuestStream};
+use crate::machine::ids::{ClaimId, SandboxId};
+use crate::machine::refusal::Refusal;
+use std::future::Future;
+use std::sync::Arc;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, Streaming};
+
+/// The service.
+pub struct SandboxesService(pub Arc<Core>);
+
+/// A sandbox that a caller may use, with a place for one stream.
+pub struct Entered {
+    /// Which.
+    pub sandbox: SandboxId,
+    /// Its guest.
+    pub guest: Arc<dyn Guest>,
+    /// Kept as long as the stream.
+    pub place: Place,
+}
+
+impl Entered {
+    /// A stream of the guest, as `open` asks for it.
+    pub async fn open(
+        &self,
+        open: impl Future<Output = Result<GuestStream, GuestError>>,
+    ) -> Result<GuestStream, Refusal> {
+        match timeout(bounds::FIRST_MESSAGE, open).await {
+            Ok(opened) => opened.map_err(|error| guest::refusal(self.sandbox, error)),
+            Err(_) => Err(guest::unavailable(self.sandbox)),
+        }
+    }
+}
+
+impl SandboxesService {
+    async fn enter(&self, caller: &Caller, claim: ClaimId, kind: Kind) -> Result<Entered, Refusal> {
+        let sandbox = self.0.enter(caller, claim).await?;
+        let place = self.0.places.take(sandbox, kind)?;
+        let guest = self.0.door.guest(sandbox)?;
+        Ok(Entered {
+            sandbox,
+            guest,
+            place,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Sandboxes for SandboxesService {
+    type ExecStream = Answers<ExecResponse>;
+    type RunCodeStream = Answers<RunCodeResponse>;
+    type ReadFileStream = Answers<ReadFileResponse>;
+    type ListFilesStream = Answers<ListFilesResponse>;
+    type ConnectStream = Answers<ConnectResponse>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let mut requests = request.into_inner();
+        let start = match incoming::first(&mut requests).await?.request {
+            Some(exec_request::Request::Start(start)) => check::exec_start(start)?,
+            _ => return Err(incoming::not_started("it is another").into()),
+        };
+        let entered = self.enter(&caller, start.claim, Kind::Exec).await?;
+        let stream = entered.open(entered.guest.exec(start.exec)).await?;
+        Ok(Response::new(exec::answer(
+            entered,
+            stream,
+            requests,
+            start.rules,
+        )))
+    }
+
+    async fn run_code(
+        &self,
+        _: Request<RunCodeRequest>,
+    ) -> Result<Response<Self::RunCodeStream>, Status> {
+        Err(unserved("RunCode"))
+    }
+
+    async fn read_file(
+        &self,
+        request: Request<ReadFileRequest>,
+    ) -> Result<Response<Self::ReadFileStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let range = check::read_file(request.into_inner())?;
+        let entered = self.enter(&caller, range.claim, Kind::ReadFile).await?;
+        let stream = entered.open(entered.guest.read_file(range.read)).await?;
+        Ok(Response::new(files::read(entered, stream)))
+    }
+
+    async fn write_file(
+        &self,
+        request: Request<Streaming<WriteFileRequest>>,
+    ) -> Result<Response<WriteFileResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let mut requests = request.into_inner();
+        let start = match incoming::first(&mut requests).await?.request {
+            Some(write_file_request::Request::Start(start)) => check::write_file(start)?,
+            _ => return Err(incoming::not_started("it is another").into()),
+        };
+        let entered = self.enter(&caller, start.claim, Kind::WriteFile).await?;
+        let stream = entered.open(entered.guest.write_file(start.write)).await?;
+        let size_bytes = files::write(&entered, stream, requests).await?;
+        Ok(Response::new(WriteFileResponse { size_bytes }))
+    }
+
+    async fn list_files(
+        &self,
+        request: Request<ListFilesRequest>,
+    ) -> Result<Response<Self::ListFilesStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let directory = check::list_files(request.into_inner())?;
+        let entered = self
+            .enter(&caller, directory.claim, Kind::ListFiles)
+            .await?;
+        let stream = entered
+            .open(entered.guest.list_files(directory.list))
+            .await?;
+        Ok(Response::new(files::list(entered, stream)))
+    }
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<ConnectRequest>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let mut requests = request.into_inner();
+        let start = match incoming::first(&mut requests).await?.request {
+            Some(connect_request::Request::Start(start)) => check::connect(&start)?,
+            _ => return Err(incoming::not_started("it is another").into()),
+        };
+        let entered = self.enter(&caller, start.claim, Kind::Connect).await?;
+        let stream = entered.open(entered.guest.connect(start.port)).await?;
+        Ok(Response::new(connect::answer(entered, stream, requests)))
+    }
+
+    async fn stats(
+        &self,
+        request: Request<StatsRequest>,
+    ) -> Result<Response<StatsResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let claim = check::stats(request.get_ref())?;
+        let sandbox = self.0.enter(&caller, claim).await?;
+        let guest = self.0.door.guest(sandbox)?;
+        let usage = self.0.door.usage(sandbox).await?;
+        let inside = guest.stats(bounds::STATS_DEADLINE).await;
+        let inside = inside.map_err(|error| guest::refusal(sandbox, error))?;
+        Ok(Response::new(StatsResponse {
+            cpu_nanoseconds: usage.cpu_nanoseconds,
+            memory_bytes: usage.memory_bytes,
+            pids: usage.pids,
+            guest_processes: inside.processes,
+            execs: inside.execs,
+            memory_limit_bytes: usage.memory_limit_bytes,
+        }))
+    }
+}

@@ -1,0 +1,8 @@
+//! A real node: hearthd with its own containerd, the real runsc, real cgroups. Needs root and what `make setup`,
+//! `make image` and `hack/build.sh init` bring; nothing is skipped.
+#![allow(clippy::unwrap_used)]
+
+mod command_line;
+mod crash;
+mod hearthd;
+mod main_job;
