@@ -23,7 +23,7 @@ use crate::{
     exec,
     files::{Listing, Reading, Writing},
     host::{Heard, Host},
-    limits::{ABSENT_PAUSE, BURIALS, SHUTDOWN_GRACE},
+    limits::{ABSENT_PAUSE, BURIALS, ROUNDS, SHUTDOWN_GRACE},
     outbox::Flush,
     port::Port,
     reaper::{Found, bury},
@@ -46,6 +46,8 @@ pub struct Init {
     deaf_until: Option<Moment>,
     /// Children may be dead.
     mourning: bool,
+    /// There are no children.
+    alone: bool,
     /// SIGTERM came: the end comes at the latest then.
     ending: Option<Moment>,
 }
@@ -70,6 +72,7 @@ impl Init {
             held: None,
             deaf_until: None,
             mourning: true,
+            alone: false,
             ending: None,
         })
     }
@@ -82,16 +85,26 @@ impl Init {
             for tag in tags {
                 self.serve(tag);
             }
+            self.serve_hot();
             self.calls.due(&mut self.desk);
             self.desk.strays.due(self.desk.now);
-            let nobody = self.mourning && self.bury();
+            if self.mourning {
+                self.bury();
+            }
             self.flush();
-            if self.is_over(nobody) {
+            if self.is_over() {
                 return ExitCode::SUCCESS;
             }
-            if self.calls.is_empty() && self.desk.outbox.is_empty() {
-                self.desk.rest();
-            }
+            self.rest();
+        }
+    }
+
+    /// Gives memory back when there is nothing to do.
+    fn rest(&mut self) {
+        if self.calls.is_empty() && self.desk.outbox.is_empty() && self.host.is_idle() {
+            self.desk.rest();
+            self.host.rest();
+            crate::MEMORY.rest();
         }
     }
 
@@ -134,6 +147,16 @@ impl Init {
             Tag::Command(at) => self.entrypoint.read(at, &mut self.desk),
             Tag::Drain(id) => self.desk.drains.read(id),
         }
+    }
+
+    /// Those that have more, as long as there is room.
+    fn serve_hot(&mut self) {
+        for _ in 1..ROUNDS {
+            for (id, part) in self.desk.take_hot() {
+                self.calls.ready(id, part, &mut self.desk);
+            }
+        }
+        self.desk.take_hot();
     }
 
     fn flush(&mut self) {
@@ -183,11 +206,12 @@ impl Init {
         self.calls.processes().chain(self.desk.strays.processes())
     }
 
-    fn is_over(&self, nobody: bool) -> bool {
+    /// Everybody is gone and the host knows how, or the grace is over.
+    fn is_over(&self) -> bool {
         let Some(ending) = self.ending else {
             return false;
         };
-        if nobody {
+        if self.alone && !self.calls.has_processes() && self.desk.outbox.is_empty() {
             return true;
         }
         if self.desk.now < ending {
@@ -198,18 +222,20 @@ impl Init {
         true
     }
 
-    /// Buries some of the dead. Whether nobody is left at all.
-    fn bury(&mut self) -> bool {
+    /// Buries some of the dead.
+    fn bury(&mut self) {
         self.mourning = false;
         for _ in 0..BURIALS {
             match bury() {
                 Found::Dead(pid, status) => self.buried(pid, status),
-                Found::Alive => return false,
-                Found::Nobody => return true,
+                Found::Alive => return,
+                Found::Nobody => {
+                    self.alone = true;
+                    return;
+                }
             }
         }
         self.mourning = true;
-        false
     }
 
     fn buried(&mut self, pid: Pid, status: ExitStatus) {
@@ -282,8 +308,7 @@ impl Init {
             }
         };
         self.desk.outbox.answer(id, answer);
-        // It held the secrets.
-        self.host.rest();
+        self.host.forget();
     }
 
     fn stats(&self) -> GuestStats {
@@ -328,6 +353,7 @@ impl Init {
             Ask::Exec(exec) => {
                 let none = BTreeMap::new();
                 let env = self.held.as_ref().map_or(&none, |held| &held.env);
+                self.alone = false;
                 Box::new(exec::start(exec, env, user, line)?)
             }
             Ask::ReadFile(request) => Box::new(Reading::open(request, line)?),

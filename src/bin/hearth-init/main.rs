@@ -28,6 +28,7 @@ mod init;
 mod intake;
 mod limits;
 mod log;
+mod memory;
 mod outbox;
 mod place;
 mod port;
@@ -40,14 +41,13 @@ mod strays;
 mod user;
 mod wants;
 mod which;
-mod wipe;
 
 use std::{io, process::ExitCode};
 
 use args::Asked;
 
 #[global_allocator]
-static ALLOCATOR: wipe::Wiping = wipe::Wiping;
+static MEMORY: memory::Memory = memory::Memory::new();
 
 /// Exit code of a wrong command line (`EX_USAGE`).
 const WRONG_USAGE: u8 = 64;

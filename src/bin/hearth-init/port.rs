@@ -110,7 +110,7 @@ impl Port {
         if self.ended || !line.has_room() || left == 0 {
             return Ok(Step::On);
         }
-        let (data, eof) = match line.desk.read(&self.socket, left) {
+        let (data, eof) = match line.read(&self.socket, left, Part::Stdout) {
             Piece::Data(data) => (data, false),
             Piece::Empty => return Ok(Step::On),
             Piece::End => (bytes::Bytes::new(), true),
