@@ -91,6 +91,8 @@ impl Drop for Sandbox {
         let _ = self.group.kill(LIMIT);
         let _ = self.guest.child.wait();
         let _ = quiet(&mut self.runsc(&["delete", "--force", &self.id])).status();
+        // runsc keeps an empty network namespace mounted in its root directory.
+        let _ = quiet(Command::new("umount").arg(self.root.join("null-netns"))).status();
         let _ = self.group.remove(LIMIT);
         let _ = self.tree.remove_empty_pools(&self.parent);
         let _ = self.tree.remove_parent(&self.parent);
@@ -372,6 +374,7 @@ fn it_realigns_after_a_freeze_in_the_middle_of_everything() {
     let sandbox = Sandbox::start("freeze", &["--user", "1000:1000"]);
     let mut host = sandbox.guest.host();
     assert_eq!(host.sh("id -u; echo $HOME"), "1000\n/home/user\n");
+    assert_eq!(host.sh("echo a >/proc/self/fd/1"), "a\n");
     let began = |host: &mut Host| {
         let began = Instant::now();
         assert_eq!(host.run(command(&["/bin/true"])).code(), 0);

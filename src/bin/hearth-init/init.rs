@@ -23,7 +23,7 @@ use crate::{
     exec,
     files::{Listing, Reading, Writing},
     host::{Heard, Host},
-    limits::{ABSENT_PAUSE, BURIALS, ROUNDS, SHUTDOWN_GRACE},
+    limits::{ABSENT_PAUSE, BURIALS, ROUNDS, SHUTDOWN_GRACE, STARTS},
     outbox::Flush,
     port::Port,
     reaper::{Found, bury},
@@ -42,6 +42,8 @@ pub struct Init {
     calls: Calls,
     entrypoint: Entrypoint,
     held: Option<Held>,
+    /// More was read than has been heard.
+    unheard: bool,
     /// Nobody has stdout open: write again then.
     deaf_until: Option<Moment>,
     /// Children may be dead.
@@ -70,6 +72,7 @@ impl Init {
             calls: Calls::default(),
             entrypoint,
             held: None,
+            unheard: false,
             deaf_until: None,
             mourning: true,
             alone: false,
@@ -115,6 +118,8 @@ impl Init {
         wants.read(self.signals.woken(), Tag::Signals);
         if self.desk.outbox.is_crowded() {
             // The host will be heard once it has taken what is there for it.
+        } else if self.unheard {
+            wants.at_once(Tag::HostIn);
         } else if self.host.absent_until() > now {
             wants.until(self.host.absent_until());
         } else {
@@ -245,7 +250,11 @@ impl Init {
     }
 
     fn hear_host(&mut self) {
-        self.host.read(self.desk.now);
+        if !self.unheard {
+            self.host.read(self.desk.now);
+        }
+        self.unheard = false;
+        let mut begun = 0;
         while let Some(heard) = self.host.next(&mut self.desk.log) {
             match heard {
                 Heard::Hello { session, new: true } => {
@@ -254,7 +263,15 @@ impl Init {
                     self.desk.outbox.begin(session);
                 }
                 Heard::Hello { .. } => self.desk.outbox.acknowledge(),
-                Heard::Said { call, body } => self.obey(call, body),
+                Heard::Said { call, body } => {
+                    begun += usize::from(matches!(body, Ask::Exec(_)));
+                    self.obey(call, body);
+                }
+            }
+            // Each start takes milliseconds; the others have a turn in between.
+            if begun >= STARTS || self.desk.outbox.is_crowded() {
+                self.unheard = true;
+                return;
             }
         }
     }

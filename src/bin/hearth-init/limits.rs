@@ -49,8 +49,8 @@ pub const PIECE_BYTES: usize = 30 << 10;
 pub const PAGE_ENTRIES: usize = 64;
 /// Stream messages that wait for room in stdout: above this nothing more is read from any process, file or socket.
 pub const QUEUED_BYTES: usize = 48 << 10;
-/// Answers that wait for room in stdout: above this stdin is not read. An honest host never comes near: it has at most
-/// [`CALLS`] calls, and it drains stdout while it sends a HELLO.
+/// Answers that wait for room in stdout: above this the host is not heard. An honest host never comes near: it has at
+/// most [`CALLS`] calls, and it drains stdout while it sends a HELLO.
 pub const QUEUED_ANSWERS: usize = 2048;
 /// Records handed to one write(2): about what a FIFO holds.
 pub const WRITE_BYTES: usize = 60 << 10;
@@ -62,6 +62,8 @@ pub const READ_BYTES: (usize, usize) = (4 << 10, 60 << 10);
 /// A lump of granted credit: a quarter of the first credit, as the proto says.
 pub const GRANT_BYTES: usize = hearth::guest::wire::FIRST_CREDIT / 4;
 
+/// Processes started in one turn of the loop.
+pub const STARTS: usize = 4;
 /// Children buried in one turn of the loop.
 pub const BURIALS: usize = 64;
 /// How long output that a dead process's children hold open is still forwarded. (`docker exec` waits 2 s.) What was
