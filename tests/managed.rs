@@ -117,7 +117,7 @@ async fn stop_leaves_nothing_even_of_sandboxes_that_were_not_destroyed() {
     assert_eq!(mounts(&dir), Vec::<String>::new());
     assert!(node.tree.remove_parent(&node.config.cgroup_parent).unwrap());
     // Twice is fine.
-    node.managed.stop().await.unwrap();
+    node.finish_stopped().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,8 @@ use std::{
 
 use hearth::{
     guest::{
-        ChannelConfig, FifoConnector, GuestConnector, GuestMetrics, Personalization, StreamItem,
+        GuestConnector, Personalization, StreamItem,
+        channel::{ChannelConfig, FifoConnector, GuestMetrics},
         v1 as guest_v1,
     },
     runtime::{Runtime, RuntimeError, RuntimeEvent},
@@ -225,6 +226,13 @@ async fn eight_at_once_and_how_fast() {
         4.0 / took.as_secs_f64()
     );
 
+    for stage in ["container", "snapshot", "task", "start"] {
+        println!(
+            "of that {stage}: {:.1} ms",
+            1000.0 * node.mean("hearth_sandbox_create_stage_seconds", stage)
+        );
+    }
+
     let specs: Vec<_> = (0..8).map(|_| node.spec(IMAGE)).collect();
     let began = Instant::now();
     let limit = Arc::new(tokio::sync::Semaphore::new(4));
@@ -247,12 +255,6 @@ async fn eight_at_once_and_how_fast() {
     );
     for spec in &specs {
         node.guest(spec.id).assert_answers("up").await;
-    }
-    for stage in ["container", "snapshot", "task", "start"] {
-        println!(
-            "of that {stage}: {:.1} ms",
-            1000.0 * node.mean("hearth_sandbox_create_stage_seconds", stage)
-        );
     }
     let began = Instant::now();
     for id in serial.iter().chain([&first]) {

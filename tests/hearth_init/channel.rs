@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use hearth::guest::{
     v1::{
-        Credit, FailureKind, HostMessage, Ping, Signal, Witness, guest_message::Body as Answer,
-        host_message::Body as Ask,
+        Credit, FailureKind, HostMessage, Ping, ReadFile, Signal, Witness,
+        guest_message::Body as Answer, host_message::Body as Ask,
     },
     wire,
 };
 use prost::Message;
 
-use crate::guest::{Guest, PATIENCE, command, eventually, shell};
+use crate::guest::{Guest, Host, PATIENCE, command, eventually, shell};
 
 /// Writes for ever, as fast as it may.
 pub const BABBLE: &str = "exec cat /dev/zero";
@@ -296,4 +296,80 @@ fn calls_beyond_the_bound_are_refused() {
     host.say(open[8], Ask::Exec(command(&["true"])));
     host.ping();
     guest.log_until("is in use");
+}
+
+/// How fast data goes each way, printed.
+pub fn rates(host: &mut Host, bytes: usize) {
+    let rate = |name: &str, began: Instant| {
+        let megabytes = f64::from(u32::try_from(bytes).unwrap()) / 1e6;
+        println!(
+            "{name}: {:.0} MB/s",
+            megabytes / began.elapsed().as_secs_f64()
+        );
+    };
+    let began = Instant::now();
+    let count = format!("count={}", bytes / 50_000);
+    let ran = host.run(command(&["dd", "if=/dev/zero", "bs=50000", &count]));
+    assert_eq!(ran.stdout.len(), bytes);
+    rate("output of an exec", began);
+    let (path, limit) = ("/dev/zero".into(), u64::try_from(bytes).unwrap());
+    let ask = ReadFile {
+        path,
+        offset: 0,
+        limit,
+    };
+    let began = Instant::now();
+    let id = host.ask(Ask::ReadFile(ask));
+    assert!(matches!(host.next(id), Answer::FileInfo(_)));
+    assert_eq!(host.finish_data(id).len(), bytes);
+    rate("content of a file", began);
+    let ask = ReadFile {
+        path: "/dev/zero".into(),
+        offset: 0,
+        limit,
+    };
+    let began = Instant::now();
+    host.generous = false;
+    let id = host.ask(Ask::ReadFile(ask));
+    host.grant(id, bytes);
+    assert!(matches!(host.next(id), Answer::FileInfo(_)));
+    assert_eq!(host.finish_data(id).len(), bytes);
+    host.generous = true;
+    rate("content of a file, all credit at once", began);
+    let mut exec = shell("cat >/dev/null");
+    exec.stdin = true;
+    let (id, _) = host.start(exec);
+    let (mut left, mut credit) = (bytes, wire::FIRST_CREDIT);
+    let piece = vec![0; 32 << 10];
+    let began = Instant::now();
+    while left > 0 {
+        let count = piece.len().min(credit).min(left);
+        if count > 0 {
+            host.input(id, &piece[..count], count == left);
+            (left, credit) = (left - count, credit - count);
+        }
+        let wait = if credit == 0 {
+            PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        if let Some(Answer::Credit(more)) = host.next_within(id, wait) {
+            credit += usize::try_from(more.bytes).unwrap();
+        }
+    }
+    assert_eq!(host.finish(id).code(), 0);
+    rate("input of an exec", began);
+}
+
+#[test]
+fn data_goes_both_ways() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    rates(&mut host, 100_000_000);
+    let times = std::fs::read_to_string(format!("/proc/{}/stat", guest.child.id())).unwrap();
+    let fields: Vec<&str> = times.rsplit_once(") ").unwrap().1.split(' ').collect();
+    println!(
+        "hearth-init: {} ticks of its own, {} of the kernel's",
+        fields[11], fields[12]
+    );
 }

@@ -136,6 +136,7 @@ fn what_cannot_start_says_why() {
         (of(&words), Invalid, "Exec format error"),
         (in_dir("/no/such"), NotFound, "working directory /no/such"),
         (in_dir("/etc/passwd"), Invalid, "not a directory"),
+        (in_dir("relative"), Invalid, "not an absolute path"),
         (command(&[]), Invalid, "no command"),
         (command(&[""]), Invalid, "no command"),
         (command(&["a\0b"]), Invalid, "NUL"),
@@ -301,6 +302,9 @@ fn processes_run_as_the_user() {
     assert_eq!(host.run(exec).text(), "12345\r\nx\r\n20 50\r\n");
     let failure = host.failure(Ask::Exec(command(&["/no/such"])));
     assert_eq!(failure.kind(), FailureKind::NotFound);
+    // Its streams are its own: it may open them by name.
+    let ran = host.run(shell("echo a >/dev/stdout && echo b >/dev/stderr"));
+    assert_eq!((ran.text().as_str(), &ran.stderr[..]), ("a\n", &b"b\n"[..]));
     let mut exec = shell("echo $HOME");
     exec.env = vars(&[("HOME", "/own")]);
     assert_eq!(host.run(exec).text(), "/own\n");
@@ -313,15 +317,19 @@ fn many_at_once() {
     let began = Instant::now();
     let calls: Vec<u64> = (0..64)
         .map(|at| {
-            host.ask(Ask::Exec(shell(&format!(
-                "sleep 0.2; echo {at}; exit {at}"
-            ))))
+            let mut exec = shell(&format!("read word; echo $word {at}; exit {at}"));
+            exec.stdin = true;
+            host.ask(Ask::Exec(exec))
         })
         .collect();
+    println!("a ping behind 64 starts: {:?}", host.ping());
     assert_eq!(stats(&mut host).1, 64);
+    for id in &calls {
+        host.input(*id, b"word\n", true);
+    }
     for (at, id) in calls.into_iter().enumerate() {
         let ran = host.finish(id);
-        assert_eq!(ran.text(), format!("{at}\n"));
+        assert_eq!(ran.text(), format!("word {at}\n"));
         assert_eq!(ran.code(), i32::try_from(at).unwrap());
     }
     println!("64 execs in {:?}", began.elapsed());

@@ -17,9 +17,9 @@ use hearth::{
 };
 
 use crate::{
-    channel::BABBLE,
+    channel::{BABBLE, rates},
     claim::full,
-    guest::{Guest, Host, command, quiet, shell, vars},
+    guest::{Guest, Host, command, eventually, quiet, shell, vars},
     pty::terminal,
     tool::tool,
 };
@@ -35,7 +35,7 @@ struct Sandbox {
     root: PathBuf,
     id: String,
     began: Instant,
-    _bundle: tempfile::TempDir,
+    bundle: tempfile::TempDir,
 }
 
 impl Sandbox {
@@ -52,27 +52,37 @@ impl Sandbox {
         let config = config(&format!("{parent}/{POOL}/{id}"), args);
         fs::write(bundle.path().join("config.json"), config).unwrap();
         let root = bundle.path().join("root");
-        let mut runsc = Command::new(tool("runsc"));
-        runsc.arg(format!("--root={}", root.display()));
-        runsc.args([
-            "--network=none",
-            "--platform=systrap",
-            "--overlay2=root:memory",
-            "run",
-        ]);
-        runsc.arg(format!("--bundle={}", bundle.path().display()));
+        let mut run = runsc(&root, &["run"]);
+        run.arg(format!("--bundle={}", bundle.path().display()));
         let began = Instant::now();
         Self {
-            guest: Guest::launch(runsc, &[&id]),
+            guest: Guest::launch(run, &[&id]),
             tree,
             parent,
             group,
             root,
             id,
             began,
-            _bundle: bundle,
+            bundle,
         }
     }
+
+    fn runsc(&self, args: &[&str]) -> Command {
+        runsc(&self.root, args)
+    }
+}
+
+fn runsc(root: &Path, args: &[&str]) -> Command {
+    let mut runsc = Command::new(tool("runsc"));
+    runsc.arg(format!("--root={}", root.display()));
+    runsc
+        .args([
+            "--network=none",
+            "--platform=systrap",
+            "--overlay2=root:memory",
+        ])
+        .args(args);
+    runsc
 }
 
 impl Drop for Sandbox {
@@ -80,9 +90,9 @@ impl Drop for Sandbox {
         let _ = self.group.thaw(LIMIT);
         let _ = self.group.kill(LIMIT);
         let _ = self.guest.child.wait();
-        let mut delete = Command::new(tool("runsc"));
-        delete.arg(format!("--root={}", self.root.display()));
-        let _ = quiet(delete.args(["delete", "--force", &self.id])).status();
+        let _ = quiet(&mut self.runsc(&["delete", "--force", &self.id])).status();
+        // runsc keeps an empty network namespace mounted in its root directory.
+        let _ = quiet(Command::new("umount").arg(self.root.join("null-netns"))).status();
         let _ = self.group.remove(LIMIT);
         let _ = self.tree.remove_empty_pools(&self.parent);
         let _ = self.tree.remove_parent(&self.parent);
@@ -96,7 +106,7 @@ fn make_rootfs(root: &Path) {
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static: run `make setup`");
     for name in [
         "sh", "cat", "echo", "sleep", "head", "stty", "hostname", "ls", "stat", "true", "kill",
-        "id", "wc", "seq", "httpd", "ps", "grep", "mount", "python",
+        "id", "wc", "seq", "httpd", "ps", "grep", "tty", "dd",
     ] {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
@@ -202,35 +212,7 @@ fn measure(host: &mut Host) {
     }
     spread("exec of a static binary, first byte", first);
     spread("exec of a static binary, exit", whole);
-    let began = Instant::now();
-    let ran = host.run(shell("head -c 200000000 /dev/zero"));
-    assert_eq!(ran.stdout.len(), 200_000_000);
-    println!(
-        "guest to host: {:.0} MB/s",
-        200.0 / began.elapsed().as_secs_f64()
-    );
-    let mut exec = shell("cat >/dev/null");
-    exec.stdin = true;
-    let (id, _) = host.start(exec);
-    let (mut left, mut credit) = (200_000_000_usize, 65_536_usize);
-    let piece = vec![0; 32 << 10];
-    let began = Instant::now();
-    while left > 0 {
-        let count = piece.len().min(credit).min(left);
-        if count > 0 {
-            host.input(id, &piece[..count], count == left);
-            (left, credit) = (left - count, credit - count);
-        }
-        let wait = Duration::from_secs(if credit == 0 { 20 } else { 0 });
-        if let Some(Answer::Credit(more)) = host.next_within(id, wait) {
-            credit += usize::try_from(more.bytes).unwrap();
-        }
-    }
-    assert_eq!(host.finish(id).code(), 0);
-    println!(
-        "host to guest: {:.0} MB/s",
-        200.0 / began.elapsed().as_secs_f64()
-    );
+    rates(host, 200_000_000);
 }
 
 #[test]
@@ -244,10 +226,10 @@ fn it_serves_a_sandbox_of_gvisor() {
         sandbox.began.elapsed()
     );
     sandbox.guest.log_until("command: the command says");
-    let status = host.sh("grep -E 'VmRSS|VmHWM' /proc/1/status");
+    let usage = sandbox.group.usage().unwrap();
     println!(
-        "PID 1 at rest: {}",
-        status.split_whitespace().collect::<Vec<_>>().join(" ")
+        "the whole sandbox at rest: {} KiB",
+        usage.memory_bytes / 1024
     );
 
     // A claim with everything.
@@ -317,6 +299,74 @@ fn it_serves_a_sandbox_of_gvisor() {
         other => panic!("{other:?}"),
     }
     measure(&mut host);
+    drop(host);
+
+    // SIGTERM, as the shim sends it.
+    assert!(
+        quiet(&mut sandbox.runsc(&["kill", &sandbox.id, "TERM"]))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut sandbox = sandbox;
+    assert_eq!(sandbox.guest.wait().code(), Some(0));
+}
+
+#[test]
+fn it_survives_a_checkpoint() {
+    let mut sandbox = Sandbox::start("saved", &["--", "/bin/sleep", "100000"]);
+    let mut host = sandbox.guest.host();
+    assert!(matches!(
+        host.call(Ask::Claim(full("one"))),
+        Answer::ClaimAck(_)
+    ));
+    let mut exec = shell("i=0; while :; do echo $i >/tmp/count; i=$((i+1)); sleep 0.05; done");
+    (exec.detach, exec.timeout_ms) = (true, 60_000);
+    host.start(exec);
+    let (babbler, _) = host.start(shell(BABBLE));
+    host.grant(babbler, 1 << 30);
+    std::thread::sleep(Duration::from_millis(200));
+    drop(host);
+    let image = sandbox.root.join("image").display().to_string();
+    let saved = sandbox
+        .runsc(&["checkpoint", "--image-path", &image, &sandbox.id])
+        .output()
+        .unwrap();
+    assert!(saved.status.success(), "{saved:?}");
+    sandbox.guest.wait();
+    assert!(
+        quiet(&mut sandbox.runsc(&["delete", "--force", &sandbox.id]))
+            .status()
+            .unwrap()
+            .success()
+    );
+    std::thread::sleep(Duration::from_secs(2));
+
+    // The same FIFOs, a new runsc, a new session.
+    let mut restore = sandbox.runsc(&["restore", "--image-path", &image]);
+    restore
+        .arg(format!("--bundle={}", sandbox.bundle.path().display()))
+        .arg(&sandbox.id);
+    sandbox.guest.fifos.give(&mut restore);
+    let began = Instant::now();
+    sandbox.guest.child = restore.spawn().unwrap();
+    let mut host = sandbox.guest.host();
+    host.ping();
+    println!(
+        "from `runsc restore` to the first answer: {:?}",
+        began.elapsed()
+    );
+    match host.call(Ask::Witness(hearth::guest::v1::Witness {})) {
+        Answer::Held(held) => assert_eq!((held.claim_id.as_str(), held.running), ("one", 1)),
+        other => panic!("{other:?}"),
+    }
+    let count = |host: &mut Host| host.sh("cat /tmp/count").trim().parse::<u32>().unwrap();
+    let before = count(&mut host);
+    eventually("what was detached goes on", || count(&mut host) > before);
+    assert_eq!(
+        host.sh("cat /run/hearth/secrets/token; echo $CLAIMED"),
+        "s3cretyes\n"
+    );
 }
 
 #[test]
@@ -324,6 +374,16 @@ fn it_realigns_after_a_freeze_in_the_middle_of_everything() {
     let sandbox = Sandbox::start("freeze", &["--user", "1000:1000"]);
     let mut host = sandbox.guest.host();
     assert_eq!(host.sh("id -u; echo $HOME"), "1000\n/home/user\n");
+    assert_eq!(host.sh("echo a >/proc/self/fd/1"), "a\n");
+    let began = |host: &mut Host| {
+        let began = Instant::now();
+        assert_eq!(host.run(command(&["/bin/true"])).code(), 0);
+        began.elapsed()
+    };
+    spread(
+        "exec as a user (fork), exit",
+        (0..30).map(|_| began(&mut host)).collect(),
+    );
     for round in 0..3 {
         let (babbler, _) = host.start(shell(BABBLE));
         host.grant(babbler, 1 << 30);

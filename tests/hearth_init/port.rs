@@ -51,6 +51,16 @@ fn both_directions_end_by_themselves() {
         server.write_all(&vec![b'a'; 200_000]).unwrap();
         drop(server);
         assert_eq!(received(&mut host, id, true).len(), 200_000);
+        // The host does not wait for the connection before it speaks and ends.
+        let id = host.ask(Ask::Connect(Connect { port: port.into() }));
+        host.input(id, b"early", true);
+        let (mut server, _) = listener.accept().unwrap();
+        let mut word = String::new();
+        server.read_to_string(&mut word).unwrap();
+        assert_eq!(word, "early");
+        drop(server);
+        assert!(matches!(host.next(id), Answer::Connected(_)));
+        assert_eq!(received(&mut host, id, true), b"");
         // The server ends first, the host goes on.
         let id = connect(&mut host, port);
         let (mut server, _) = listener.accept().unwrap();

@@ -316,7 +316,19 @@ impl Node {
         for seen in runtime.list().await.unwrap() {
             runtime.destroy(seen.id).await.unwrap();
         }
+        let sockets = fs::read_dir(self.config.run_dir.join("containerd/s"));
+        let sockets: Vec<_> = sockets
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert_eq!(sockets, Vec::<PathBuf>::new(), "sockets of shims");
         self.adapter = None;
+        self.finish_stopped().await;
+    }
+
+    /// Ends containerd, and looks for what is left.
+    pub async fn finish_stopped(mut self) {
         self.managed.stop().await.unwrap();
         tokio::time::timeout(PATIENCE, &mut self.supervisor)
             .await
@@ -326,16 +338,9 @@ impl Node {
         let dir = self.dir.path().display().to_string();
         assert_eq!(processes(&dir), Vec::<String>::new());
         assert_eq!(mounts(&dir), Vec::<String>::new());
-        assert!(
-            self.tree.remove_parent(&self.config.cgroup_parent).unwrap(),
-            "cgroups are left"
-        );
-        assert!(
-            self.tree
-                .list(&self.config.cgroup_parent)
-                .unwrap()
-                .is_empty()
-        );
+        let parent = &self.config.cgroup_parent;
+        assert!(self.tree.remove_parent(parent).unwrap(), "cgroups are left");
+        assert!(self.tree.list(parent).unwrap().is_empty());
     }
 }
 

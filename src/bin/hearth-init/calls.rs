@@ -27,6 +27,8 @@ pub struct Desk {
     pub strays: Strays,
     pub now: Moment,
     scratch: BytesMut,
+    /// Sources that had as much as was asked for: they may have more.
+    hot: Vec<(u64, Part)>,
 }
 
 /// What one read came to.
@@ -48,6 +50,11 @@ impl Desk {
             Err(Errno::EAGAIN | Errno::EINTR) => Piece::Empty,
             Err(error) => Piece::Failed(error.into()),
         }
+    }
+
+    /// Sources to read from once more in this turn.
+    pub fn take_hot(&mut self) -> Vec<(u64, Part)> {
+        std::mem::take(&mut self.hot)
     }
 
     /// Gives back what a busy time has gathered.
@@ -76,6 +83,15 @@ impl Line<'_> {
 
     pub fn has_room(&self) -> bool {
         self.desk.outbox.has_room()
+    }
+
+    /// Reads at most one piece and at most `most` bytes for one part of the call.
+    pub fn read(&mut self, from: &impl AsFd, most: usize, part: Part) -> Piece {
+        let piece = self.desk.read(from, most);
+        if matches!(&piece, Piece::Data(data) if data.len() == PIECE_BYTES) {
+            self.desk.hot.push((self.id, part));
+        }
+        piece
     }
 }
 
@@ -137,6 +153,11 @@ pub trait Call: std::fmt::Debug {
     /// The process behind it, until it has been buried.
     fn process(&self) -> Option<Pid> {
         None
+    }
+
+    /// Whether it is about a process, also once that has been buried.
+    fn is_of_process(&self) -> bool {
+        false
     }
 
     /// That process has ended.
@@ -250,6 +271,11 @@ impl Calls {
         };
         self.with(id, desk, |call, line| call.ended(status, line));
         true
+    }
+
+    /// Whether the host has still to hear of a process.
+    pub fn has_processes(&self) -> bool {
+        self.calls.values().any(|call| call.is_of_process())
     }
 
     /// The processes that are calls.

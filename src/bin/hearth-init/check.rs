@@ -34,13 +34,8 @@ pub fn exec(exec: &Exec) -> Result<(), Refusal> {
     if exec.command.first().is_none_or(String::is_empty) {
         return Err(Refusal::invalid("no command"));
     }
-    if exec.working_dir.len() > PATH_BYTES {
-        return Err(Refusal::limit(format!(
-            "a path of more than {PATH_BYTES} bytes"
-        )));
-    }
-    if exec.working_dir.contains('\0') {
-        return Err(Refusal::invalid("a NUL in the working directory"));
+    if !exec.working_dir.is_empty() {
+        path(&exec.working_dir).map_err(|refusal| refusal.of("working directory"))?;
     }
     env(&exec.env)
 }

@@ -136,7 +136,7 @@ impl Exec {
         if !line.has_room() || left == 0 {
             return Ok(Step::On);
         }
-        let closes = match line.desk.read(&outlet.from, left) {
+        let closes = match line.read(&outlet.from, left, part) {
             Piece::Data(data) => {
                 self.allowance.spend(data.len());
                 if late {
@@ -229,6 +229,10 @@ impl Call for Exec {
 
     fn process(&self) -> Option<Pid> {
         self.ended.is_none().then_some(self.pid)
+    }
+
+    fn is_of_process(&self) -> bool {
+        true
     }
 
     fn ended(&mut self, status: ExitStatus, line: &mut Line<'_>) -> Outcome {

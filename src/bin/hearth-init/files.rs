@@ -93,12 +93,12 @@ impl Call for Reading {
         }
     }
 
-    fn ready(&mut self, _part: Part, line: &mut Line<'_>) -> Outcome {
+    fn ready(&mut self, part: Part, line: &mut Line<'_>) -> Outcome {
         let most = self.most();
         if !line.has_room() || most == 0 {
             return Ok(Step::On);
         }
-        match line.desk.read(&self.file, most) {
+        match line.read(&self.file, most, part) {
             Piece::Data(data) => {
                 self.allowance.spend(data.len());
                 let length = u64::try_from(data.len()).unwrap_or(u64::MAX);

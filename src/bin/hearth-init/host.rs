@@ -38,6 +38,8 @@ pub struct Host {
     absent_until: Moment,
     pause: Duration,
     junk_told: u64,
+    /// More of a message is to come.
+    amid: bool,
 }
 
 impl Host {
@@ -50,6 +52,7 @@ impl Host {
             absent_until: Moment::ZERO,
             pause: ABSENT_PAUSE.0,
             junk_told: 0,
+            amid: false,
         }
     }
 
@@ -104,6 +107,7 @@ impl Host {
         if new {
             self.session = Some(session);
             self.assembler = Assembler::new(wire::HOST_MESSAGE_BYTES);
+            self.amid = false;
             let (protocol, junk) = (wire::protocol_of(record), self.decoder.junk());
             if protocol != Some(wire::PROTOCOL) {
                 log.say(format_args!("the host speaks protocol {protocol:?}"));
@@ -117,6 +121,7 @@ impl Host {
     }
 
     fn data(&mut self, record: Record, log: &mut Log) -> Option<Heard> {
+        self.amid = record.more;
         let message = match self.assembler.take(record) {
             Ok(message) => message?,
             Err(error) => {
@@ -142,8 +147,20 @@ impl Host {
         }
     }
 
-    /// Gives back the read buffer; after a claim it holds secrets.
+    /// Between two messages: no large buffer is needed now.
+    pub fn is_idle(&self) -> bool {
+        !self.amid
+    }
+
+    /// Gives back what a busy time has gathered.
     pub fn rest(&mut self) {
+        if self.buffer.len() > READ_BYTES.0 {
+            self.forget();
+        }
+    }
+
+    /// Gives back the read buffer: a claim was read into it.
+    pub fn forget(&mut self) {
         self.buffer = Vec::new();
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     exec,
     files::{Listing, Reading, Writing},
     host::{Heard, Host},
-    limits::{ABSENT_PAUSE, BURIALS, SHUTDOWN_GRACE},
+    limits::{ABSENT_PAUSE, BURIALS, ROUNDS, SHUTDOWN_GRACE, STARTS},
     outbox::Flush,
     port::Port,
     reaper::{Found, bury},
@@ -42,10 +42,14 @@ pub struct Init {
     calls: Calls,
     entrypoint: Entrypoint,
     held: Option<Held>,
+    /// More was read than has been heard.
+    unheard: bool,
     /// Nobody has stdout open: write again then.
     deaf_until: Option<Moment>,
     /// Children may be dead.
     mourning: bool,
+    /// There are no children.
+    alone: bool,
     /// SIGTERM came: the end comes at the latest then.
     ending: Option<Moment>,
 }
@@ -68,8 +72,10 @@ impl Init {
             calls: Calls::default(),
             entrypoint,
             held: None,
+            unheard: false,
             deaf_until: None,
             mourning: true,
+            alone: false,
             ending: None,
         })
     }
@@ -82,16 +88,26 @@ impl Init {
             for tag in tags {
                 self.serve(tag);
             }
+            self.serve_hot();
             self.calls.due(&mut self.desk);
             self.desk.strays.due(self.desk.now);
-            let nobody = self.mourning && self.bury();
+            if self.mourning {
+                self.bury();
+            }
             self.flush();
-            if self.is_over(nobody) {
+            if self.is_over() {
                 return ExitCode::SUCCESS;
             }
-            if self.calls.is_empty() && self.desk.outbox.is_empty() {
-                self.desk.rest();
-            }
+            self.rest();
+        }
+    }
+
+    /// Gives memory back when there is nothing to do.
+    fn rest(&mut self) {
+        if self.calls.is_empty() && self.desk.outbox.is_empty() && self.host.is_idle() {
+            self.desk.rest();
+            self.host.rest();
+            crate::MEMORY.rest();
         }
     }
 
@@ -102,6 +118,8 @@ impl Init {
         wants.read(self.signals.woken(), Tag::Signals);
         if self.desk.outbox.is_crowded() {
             // The host will be heard once it has taken what is there for it.
+        } else if self.unheard {
+            wants.at_once(Tag::HostIn);
         } else if self.host.absent_until() > now {
             wants.until(self.host.absent_until());
         } else {
@@ -134,6 +152,16 @@ impl Init {
             Tag::Command(at) => self.entrypoint.read(at, &mut self.desk),
             Tag::Drain(id) => self.desk.drains.read(id),
         }
+    }
+
+    /// Those that have more, as long as there is room.
+    fn serve_hot(&mut self) {
+        for _ in 1..ROUNDS {
+            for (id, part) in self.desk.take_hot() {
+                self.calls.ready(id, part, &mut self.desk);
+            }
+        }
+        self.desk.take_hot();
     }
 
     fn flush(&mut self) {
@@ -183,11 +211,12 @@ impl Init {
         self.calls.processes().chain(self.desk.strays.processes())
     }
 
-    fn is_over(&self, nobody: bool) -> bool {
+    /// Everybody is gone and the host knows how, or the grace is over.
+    fn is_over(&self) -> bool {
         let Some(ending) = self.ending else {
             return false;
         };
-        if nobody {
+        if self.alone && !self.calls.has_processes() && self.desk.outbox.is_empty() {
             return true;
         }
         if self.desk.now < ending {
@@ -198,18 +227,20 @@ impl Init {
         true
     }
 
-    /// Buries some of the dead. Whether nobody is left at all.
-    fn bury(&mut self) -> bool {
+    /// Buries some of the dead.
+    fn bury(&mut self) {
         self.mourning = false;
         for _ in 0..BURIALS {
             match bury() {
                 Found::Dead(pid, status) => self.buried(pid, status),
-                Found::Alive => return false,
-                Found::Nobody => return true,
+                Found::Alive => return,
+                Found::Nobody => {
+                    self.alone = true;
+                    return;
+                }
             }
         }
         self.mourning = true;
-        false
     }
 
     fn buried(&mut self, pid: Pid, status: ExitStatus) {
@@ -219,7 +250,11 @@ impl Init {
     }
 
     fn hear_host(&mut self) {
-        self.host.read(self.desk.now);
+        if !self.unheard {
+            self.host.read(self.desk.now);
+        }
+        self.unheard = false;
+        let mut begun = 0;
         while let Some(heard) = self.host.next(&mut self.desk.log) {
             match heard {
                 Heard::Hello { session, new: true } => {
@@ -228,7 +263,15 @@ impl Init {
                     self.desk.outbox.begin(session);
                 }
                 Heard::Hello { .. } => self.desk.outbox.acknowledge(),
-                Heard::Said { call, body } => self.obey(call, body),
+                Heard::Said { call, body } => {
+                    begun += usize::from(matches!(body, Ask::Exec(_)));
+                    self.obey(call, body);
+                }
+            }
+            // Each start takes milliseconds; the others have a turn in between.
+            if begun >= STARTS || self.desk.outbox.is_crowded() {
+                self.unheard = true;
+                return;
             }
         }
     }
@@ -282,8 +325,7 @@ impl Init {
             }
         };
         self.desk.outbox.answer(id, answer);
-        // It held the secrets.
-        self.host.rest();
+        self.host.forget();
     }
 
     fn stats(&self) -> GuestStats {
@@ -328,6 +370,7 @@ impl Init {
             Ask::Exec(exec) => {
                 let none = BTreeMap::new();
                 let env = self.held.as_ref().map_or(&none, |held| &held.env);
+                self.alone = false;
                 Box::new(exec::start(exec, env, user, line)?)
             }
             Ask::ReadFile(request) => Box::new(Reading::open(request, line)?),

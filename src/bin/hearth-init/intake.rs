@@ -32,9 +32,17 @@ pub enum AtEnd {
 }
 
 #[derive(Debug)]
+enum To {
+    /// A connection that does not stand yet: input waits.
+    NotYet,
+    Open(OwnedFd),
+    /// Input is taken and dropped, so that the host's writer is not stuck.
+    Closed,
+}
+
+#[derive(Debug)]
 pub struct Intake {
-    /// `None`: closed; input is taken and dropped, so that the host's writer is not stuck.
-    to: Option<OwnedFd>,
+    to: To,
     at_end: AtEnd,
     queue: BytesMut,
     /// No input comes after the queue.
@@ -43,9 +51,10 @@ pub struct Intake {
 }
 
 impl Intake {
+    /// Into a process; `None`: it wants no input.
     pub fn new(to: Option<OwnedFd>, at_end: AtEnd) -> Self {
         Self {
-            to,
+            to: to.map_or(To::Closed, To::Open),
             at_end,
             queue: BytesMut::new(),
             ending: false,
@@ -53,13 +62,27 @@ impl Intake {
         }
     }
 
+    /// Into a connection to come.
+    pub fn of_connection() -> Self {
+        Self {
+            to: To::NotYet,
+            ..Self::new(None, AtEnd::ShutDown)
+        }
+    }
+
+    /// The connection stands.
+    pub fn open(&mut self, to: OwnedFd, line: &mut Line<'_>) {
+        self.to = To::Open(to);
+        self.pump(line);
+    }
+
     /// Nothing more will be handed on.
     pub fn is_closed(&self) -> bool {
-        self.to.is_none()
+        matches!(self.to, To::Closed)
     }
 
     pub fn wants<'a>(&'a self, wants: &mut CallWants<'_, 'a>) {
-        if let Some(to) = self.to.as_ref().filter(|_| !self.queue.is_empty()) {
+        if let (To::Open(to), false) = (&self.to, self.queue.is_empty()) {
             wants.write(to, Part::Input);
         }
     }
@@ -70,7 +93,7 @@ impl Intake {
     /// LIMIT: more than the credit.
     pub fn take(&mut self, chunk: &Chunk, line: &mut Line<'_>) -> Result<(), Refusal> {
         self.window.spend(chunk.data.len())?;
-        if self.ending || self.to.is_none() {
+        if self.ending || self.is_closed() {
             self.handed_on(chunk.data.len(), line);
             return Ok(());
         }
@@ -105,22 +128,24 @@ impl Intake {
             }
         }
         self.queue = BytesMut::new();
-        if self.ending && self.at_end != AtEnd::Key {
+        if self.ending && self.at_end != AtEnd::Key && !matches!(self.to, To::NotYet) {
             self.close();
         }
     }
 
     /// How much of it is done with: written, or dropped because nobody reads any more.
     fn write(&mut self, bytes: &[u8]) -> usize {
-        let Some(to) = &self.to else {
-            return bytes.len();
+        let to = match &self.to {
+            To::NotYet => return 0,
+            To::Open(to) => to,
+            To::Closed => return bytes.len(),
         };
         match unistd::write(to, bytes) {
             Ok(count) => count.min(bytes.len()),
             Err(Errno::EAGAIN | Errno::EINTR) => 0,
             Err(_) => {
                 // A process that closed its stdin, a connection that broke. Its other side tells.
-                self.to = None;
+                self.to = To::Closed;
                 bytes.len()
             }
         }
@@ -133,12 +158,10 @@ impl Intake {
     }
 
     fn close(&mut self) {
-        let Some(to) = self.to.take() else {
-            return;
-        };
-        if self.at_end == AtEnd::ShutDown {
+        if let (To::Open(to), AtEnd::ShutDown) = (&self.to, self.at_end) {
             // A connection that is gone already has nothing to shut down.
             let _ = shutdown(to.as_raw_fd(), Shutdown::Write);
         }
+        self.to = To::Closed;
     }
 }

@@ -44,21 +44,26 @@ pub const LOG_LINE_BYTES: usize = 1024;
 pub const TABLE_BYTES: u64 = 256 << 10;
 
 /// One piece of a stream. A control message waits for at most one piece that is on its way.
-pub const PIECE_BYTES: usize = 16 << 10;
+pub const PIECE_BYTES: usize = 30 << 10;
 /// Entries in one page of a directory.
 pub const PAGE_ENTRIES: usize = 64;
 /// Stream messages that wait for room in stdout: above this nothing more is read from any process, file or socket.
 pub const QUEUED_BYTES: usize = 48 << 10;
-/// Answers that wait for room in stdout: above this stdin is not read. An honest host never comes near: it has at most
-/// [`CALLS`] calls, and it drains stdout while it sends a HELLO.
+/// Answers that wait for room in stdout: above this the host is not heard. An honest host never comes near: it has at
+/// most [`CALLS`] calls, and it drains stdout while it sends a HELLO.
 pub const QUEUED_ANSWERS: usize = 2048;
-/// Records handed to one write(2).
-pub const WRITE_BYTES: usize = 32 << 10;
+/// Records handed to one write(2): about what a FIFO holds.
+pub const WRITE_BYTES: usize = 60 << 10;
+/// Pieces read from one source in one turn while nobody else is looked at. A system call of a busy gVisor sandbox costs
+/// tens of microseconds, so data is moved with few of them.
+pub const ROUNDS: usize = 2;
 /// A read of stdin: from the first while little comes to the second while much comes.
-pub const READ_BYTES: (usize, usize) = (4 << 10, 64 << 10);
+pub const READ_BYTES: (usize, usize) = (4 << 10, 60 << 10);
 /// A lump of granted credit: a quarter of the first credit, as the proto says.
 pub const GRANT_BYTES: usize = hearth::guest::wire::FIRST_CREDIT / 4;
 
+/// Processes started in one turn of the loop.
+pub const STARTS: usize = 4;
 /// Children buried in one turn of the loop.
 pub const BURIALS: usize = 64;
 /// How long output that a dead process's children hold open is still forwarded. (`docker exec` waits 2 s.) What was

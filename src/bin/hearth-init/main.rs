@@ -9,9 +9,11 @@
 //! ```
 //!
 //! One thread, one loop, one poll(2). It owns: the channel's guest side, every child, the sandbox's personalization.
-//! It never waits for anybody but that poll: not for the host, not for a process, not for a FIFO. (Two system calls
-//! wait for the kernel: starting a process until its exec, and reading a file.) It never panics on what it is sent: a
-//! panic of PID 1 is the end of the sandbox.
+//! It never waits for anybody but that poll: not for the host, not for a process, not for a FIFO. Two kinds of system
+//! call wait for the kernel: starting a process until its exec, and the file system. Who serves a file system from
+//! inside (FUSE), or stops a process between its fork and its exec, can hold them up: that harms nobody but the
+//! sandbox's owner, and hearthd's deadlines notice. It never panics on what it is sent: a panic of PID 1 is the end of
+//! the sandbox.
 
 mod args;
 mod calls;
@@ -28,6 +30,7 @@ mod init;
 mod intake;
 mod limits;
 mod log;
+mod memory;
 mod outbox;
 mod place;
 mod port;
@@ -40,14 +43,13 @@ mod strays;
 mod user;
 mod wants;
 mod which;
-mod wipe;
 
 use std::{io, process::ExitCode};
 
 use args::Asked;
 
 #[global_allocator]
-static ALLOCATOR: wipe::Wiping = wipe::Wiping;
+static MEMORY: memory::Memory = memory::Memory::new();
 
 /// Exit code of a wrong command line (`EX_USAGE`).
 const WRONG_USAGE: u8 = 64;

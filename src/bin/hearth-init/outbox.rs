@@ -121,7 +121,11 @@ impl Outbox {
                 break;
             }
             match unistd::write(io::stdout(), &self.records) {
-                Ok(count) => self.wrote(count),
+                Ok(count) => {
+                    // A part only: the rest has no room, and asking costs a system call.
+                    self.full = count < self.records.len();
+                    self.wrote(count);
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.full = true,
                 Err(_) => return Flush::Absent,

@@ -19,7 +19,7 @@ use crate::{
     clock::Moment,
     credit::Allowance,
     files::output,
-    intake::{AtEnd, Intake},
+    intake::Intake,
     limits::CONNECT,
     refusal::Refusal,
     wants::Part,
@@ -30,7 +30,6 @@ pub struct Port {
     port: u16,
     socket: OwnedFd,
     state: State,
-    /// Open while input may come; closed from the start until the connection stands.
     intake: Intake,
     /// The other side said that it sends no more.
     ended: bool,
@@ -69,7 +68,7 @@ impl Port {
             port,
             socket,
             state: State::Connecting { second, until },
-            intake: Intake::new(None, AtEnd::ShutDown),
+            intake: Intake::of_connection(),
             ended: false,
             allowance: Allowance::default(),
         })
@@ -99,9 +98,9 @@ impl Port {
         }
         let failed = |error: io::Error| Refusal::io("connect", &error);
         let input = self.socket.try_clone().map_err(failed)?;
-        self.intake = Intake::new(Some(input), AtEnd::ShutDown);
         self.state = State::Connected;
         line.answer(Body::Connected(Connected {}));
+        self.intake.open(input, line);
         Ok(Step::On)
     }
 
@@ -110,7 +109,7 @@ impl Port {
         if self.ended || !line.has_room() || left == 0 {
             return Ok(Step::On);
         }
-        let (data, eof) = match line.desk.read(&self.socket, left) {
+        let (data, eof) = match line.read(&self.socket, left, Part::Stdout) {
             Piece::Data(data) => (data, false),
             Piece::Empty => return Ok(Step::On),
             Piece::End => (bytes::Bytes::new(), true),
@@ -159,9 +158,6 @@ impl Call for Port {
     }
 
     fn input(&mut self, chunk: Chunk, line: &mut Line<'_>) -> Outcome {
-        if self.state != State::Connected {
-            return Err(Refusal::invalid("input before the connection stands"));
-        }
         self.intake.take(&chunk, line)?;
         Ok(self.step())
     }

@@ -6,7 +6,7 @@ use hearth::guest::v1::FailureKind;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
-    unistd::{Pid, setgid, setgroups, setuid},
+    unistd::{Pid, fchown, pipe2, setgid, setgroups, setuid},
 };
 use std::{
     collections::BTreeMap,
@@ -69,10 +69,9 @@ pub fn spawn(recipe: &Recipe<'_>) -> Result<Spawned, Refusal> {
     if !recipe.dir.is_empty() {
         command.current_dir(recipe.dir);
     }
-    let failed = |error: &io::Error| explain(&name.to_string_lossy(), error);
     match recipe.tty {
-        Some(size) => with_terminal(command, recipe, size).map_err(|error| failed(&error)),
-        None => with_pipes(command, recipe).map_err(|error| failed(&error)),
+        Some(size) => with_terminal(command, recipe, size),
+        None => with_pipes(command, recipe),
     }
 }
 
@@ -106,59 +105,79 @@ fn check_directory(dir: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn explain(name: &str, error: &io::Error) -> Refusal {
-    match error.raw_os_error().map(Errno::from_raw) {
-        // The file may be there: a script whose interpreter is missing, a binary whose loader is.
-        Some(Errno::ENOENT) => Refusal::new(
-            FailureKind::NotFound,
-            format!("{name}: it or its interpreter does not exist"),
-        ),
-        _ => Refusal::io(name, error),
-    }
+fn start(mut command: Command) -> Result<Pid, Refusal> {
+    let started = command.spawn();
+    let pid = started.map(|child| child.id()).map_err(|error| {
+        let name = command.get_program().display();
+        match error.raw_os_error().map(Errno::from_raw) {
+            // The file may be there: a script whose interpreter is missing, a binary whose loader is.
+            Some(Errno::ENOENT) => Refusal::new(
+                FailureKind::NotFound,
+                format!("{name}: it or its interpreter does not exist"),
+            ),
+            _ => Refusal::io(name.to_string(), &error),
+        }
+    })?;
+    // A pid of Linux is at most 2^22.
+    Ok(Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX)))
 }
 
-fn with_pipes(mut command: Command, recipe: &Recipe<'_>) -> io::Result<Spawned> {
-    command.stdin(if recipe.stdin {
-        Stdio::piped()
+fn with_pipes(mut command: Command, recipe: &Recipe<'_>) -> Result<Spawned, Refusal> {
+    let failed = |error: io::Error| Refusal::io("pipe", &error);
+    let pipe = || pipe_for(recipe.user).map_err(failed);
+    let (stdout, theirs) = pipe()?;
+    command.stdout(theirs);
+    let (stderr, theirs) = pipe()?;
+    command.stderr(theirs);
+    let stdin = if recipe.stdin {
+        let (theirs, stdin) = pipe()?;
+        command.stdin(theirs);
+        Some(stdin)
     } else {
-        Stdio::null()
-    });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null());
+        None
+    };
+    for ours in [Some(&stdout), Some(&stderr), stdin.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        never_block(ours).map_err(failed)?;
+    }
     command.process_group(0);
     if let Some(user) = recipe.user {
         before_exec(&mut command, Some(user.clone()), false);
     }
-    let mut child = command.spawn()?;
-    let pid = child.id();
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(Errno::EBADF.into());
-    };
     Ok(Spawned {
-        pid: pid_of(pid),
-        stdin: child
-            .stdin
-            .take()
-            .map(OwnedFd::from)
-            .map(quick)
-            .transpose()?,
-        stdout: quick(stdout.into())?,
-        stderr: Some(quick(stderr.into())?),
+        pid: start(command)?,
+        stdin,
+        stdout,
+        stderr: Some(stderr),
     })
+}
+
+/// The end to read from, the end to write to. The user's own, so that it may open `/dev/stdout`.
+fn pipe_for(user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    if let Some(user) = user {
+        fchown(&read, Some(user.uid), Some(user.gid))?;
+    }
+    Ok((read, write))
 }
 
 fn with_terminal(
     mut command: Command,
     recipe: &Recipe<'_>,
     (rows, columns): (u32, u32),
-) -> io::Result<Spawned> {
-    let Pty { master, slave } = open_pty(rows, columns, recipe.user)?;
-    command.stdin(slave.try_clone()?);
-    command.stdout(slave.try_clone()?).stderr(slave);
+) -> Result<Spawned, Refusal> {
+    let failed = |error: io::Error| Refusal::io("terminal", &error);
+    let Pty { master, slave } = open_pty(rows, columns, recipe.user).map_err(failed)?;
+    command.stdin(slave.try_clone().map_err(failed)?);
+    command.stdout(slave.try_clone().map_err(failed)?);
+    command.stderr(slave);
     before_exec(&mut command, recipe.user.cloned(), true);
-    let input = master.try_clone()?;
-    let pid = command.spawn()?.id();
+    let input = master.try_clone().map_err(failed)?;
     Ok(Spawned {
-        pid: pid_of(pid),
+        pid: start(command)?,
         stdin: recipe.stdin.then_some(input),
         stdout: master,
         stderr: None,
@@ -181,17 +200,6 @@ fn before_exec(command: &mut Command, user: Option<User>, tty: bool) {
     };
     // SAFETY: system calls only, no allocation, and hearth-init has a single thread anyway.
     unsafe { command.pre_exec(steps) };
-}
-
-fn pid_of(pid: u32) -> Pid {
-    // A pid of Linux is at most 2^22.
-    Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
-}
-
-/// Makes a descriptor answer at once.
-pub fn quick(fd: OwnedFd) -> io::Result<OwnedFd> {
-    never_block(&fd)?;
-    Ok(fd)
 }
 
 /// Sets O_NONBLOCK.

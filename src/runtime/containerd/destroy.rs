@@ -250,14 +250,19 @@ impl ContainerdRuntime {
         .await
     }
 
-    /// Removes cgroup and FIFOs.
+    /// Removes cgroup, FIFOs and socket.
     async fn remove_outside(
         &self,
         id: SandboxId,
         cgroup: Option<SandboxCgroup>,
     ) -> Result<(), RuntimeError> {
         let paths = fifo::paths(&self.config, id);
+        let sockets = shim::sockets(&self.config.socket, id);
         blocking(WHAT, move || {
+            // A shim that was killed leaves its socket.
+            for socket in sockets {
+                let _absent = std::fs::remove_file(socket);
+            }
             if let Some(cgroup) = cgroup {
                 // Again, as the last word: a creation that was cut off may have been on its way into the group.
                 let killed = cgroup.kill(KILL).and_then(|()| cgroup.remove(REMOVE));

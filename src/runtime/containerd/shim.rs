@@ -4,7 +4,12 @@
 //! deletion hangs although every process of the sandbox is dead. Only its death helps; containerd then sees the
 //! connection end and cleans up with `shim delete`.
 
-use std::io;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
 
 use crate::{
     machine::ids::SandboxId,
@@ -50,6 +55,16 @@ pub(super) fn search(id: SandboxId) -> io::Result<Option<Process>> {
         }
     }
     Ok(None)
+}
+
+/// Where the socket of a sandbox's shim may be: named by a hash (`CreateSocketAddress` in containerd's pkg/shim), in the
+/// managed containerd's directory or the default one.
+pub(super) fn sockets(containerd: &Path, id: SandboxId) -> [PathBuf; 2] {
+    let path = containerd.join(NAMESPACE).join(id.to_string());
+    let sum = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    let name: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    let own = containerd.parent().unwrap_or(containerd).join("s");
+    [own, PathBuf::from("/run/containerd/s")].map(|dir| dir.join(&name))
 }
 
 /// Whether any process has the id among its arguments: a shim, its helpers, hearth-runsc, runsc.

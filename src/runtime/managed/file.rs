@@ -11,7 +11,7 @@ use super::{ManagedConfig, ManagedError, io_error};
 const SOCKET_DIR_BYTES: usize = 42;
 
 /// Plugins that hearth must not have near it: CRI's garbage collector and NRI change what they do not know; the restart
-/// monitor would revive what was destroyed.
+/// monitor would revive what was destroyed; the opt plugin makes directories in /opt.
 const DISABLED: &[&str] = &[
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
@@ -19,6 +19,7 @@ const DISABLED: &[&str] = &[
     "io.containerd.podsandbox.controller.v1.podsandbox",
     "io.containerd.nri.v1.nri",
     "io.containerd.monitor.container.v1.restart",
+    "io.containerd.internal.v1.opt",
 ];
 
 /// The text of the file.

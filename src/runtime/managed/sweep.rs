@@ -42,6 +42,8 @@ pub(super) fn sweep(config: &ManagedConfig) -> Result<(), ManagedError> {
         left.push(format!("cgroup {}: {error}", config.cgroup_parent));
     }
     let state = config.state();
+    // Sockets of shims; every shim was ended above.
+    let _absent = fs::remove_dir_all(state.join("s"));
     for name in ["pid.json", "containerd.sock", "containerd.sock.ttrpc"] {
         let path = state.join(name);
         match fs::remove_file(&path) {
