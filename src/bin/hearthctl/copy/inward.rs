@@ -136,9 +136,10 @@ async fn write(
         sent = send(&sender, start, source, bar) => sent,
     };
     if let Err(error) = sent {
-        // First the call ends (a reset), then the sender.
+        // The call ends by a reset; the end of the stream, which says "that was all", must not overtake it: the sender
+        // stays for good.
         drop(call);
-        drop(sender);
+        std::mem::forget(sender);
         bar.finish_and_clear();
         return Err(Failure::local(label, &error));
     }
