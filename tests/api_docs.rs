@@ -295,11 +295,9 @@ fn quoted(prose: &str) -> Vec<&str> {
 
 /// A word that looks like a name of the protos: an RPC, a field or an enum's value.
 fn is_a_name(word: &str) -> bool {
-    let plain = word
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
-    plain && word.contains(['_', '.'])
-        || word.starts_with(|c: char| c.is_ascii_uppercase()) && plain
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
+    let told = word.contains(['_', '.']) || word.starts_with(|c: char| c.is_ascii_uppercase());
+    told && word.bytes().all(plain)
 }
 
 #[test]

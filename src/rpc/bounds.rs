@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const OPERATOR_CONNECTIONS: usize = 512;
 /// Connections of everybody else on the socket; a bound of their own, so that they never keep an operator out.
 pub const OTHER_CONNECTIONS: usize = 512;
+/// How long a new connection may take to send its first byte.
+pub const GREETING: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (no file descriptors left): nothing else would slow the loop down.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a socket that is there may take to answer before it counts as in use.

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::{Connected, UdsConnectInfo};
@@ -87,6 +88,8 @@ impl Acceptor {
 pub struct Connection {
     stream: UnixStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Until its first byte: who connects and says nothing must not keep others out.
+    greeting: Option<Pin<Box<Sleep>>>,
     open: prometheus::IntGauge,
     _permit: OwnedSemaphorePermit,
 }
@@ -103,6 +106,7 @@ impl Connection {
         Self {
             stream,
             cut: Box::pin(shutdown.cut.clone().cancelled_owned()),
+            greeting: Some(Box::pin(tokio::time::sleep(bounds::GREETING))),
             open,
             _permit: permit,
         }
@@ -141,7 +145,14 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            self.greeting = None;
+        } else if let Some(greeting) = &mut self.greeting {
+            std::task::ready!(greeting.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 

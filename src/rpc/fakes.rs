@@ -535,6 +535,17 @@ impl Door for FakeDriver {
 
     async fn remove_image(&self, name: &str) -> Result<(), Refusal> {
         let mut state = self.lock();
+        let user = state
+            .pools
+            .pools
+            .iter()
+            .find(|pool| pool.template.image == name);
+        if let Some(pool) = user {
+            return Err(Refusal::ImageInUse {
+                image: name.into(),
+                pool: pool.name.to_string(),
+            });
+        }
         let before = state.images.len();
         state.images.retain(|image| image.name != name);
         match state.images.len() < before {

@@ -22,7 +22,7 @@ const PROGRESS: usize = 16;
 const TELL_EVERY_BYTES: u64 = 4 << 20;
 
 /// Pools whose template names the image.
-pub fn pools_with(pools: &[PoolView], image: &str) -> Vec<String> {
+fn pools_with(pools: &[PoolView], image: &str) -> Vec<String> {
     let declared = pools.iter().filter_map(|view| view.pool.as_ref());
     let naming = declared.filter(|pool| {
         pool.template

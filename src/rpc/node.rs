@@ -144,10 +144,6 @@ impl Node for NodeService {
     ) -> Result<Response<RemoveImageResponse>, Status> {
         let name = request.into_inner().name;
         check::image(&name)?;
-        let (_, pools) = super::pools::read(&self.0).await?;
-        if let Some(pool) = images::pools_with(&pools, &name).into_iter().next() {
-            return Err(Refusal::ImageInUse { image: name, pool }.into());
-        }
         self.0.door.remove_image(&name).await?;
         Ok(Response::new(RemoveImageResponse {}))
     }

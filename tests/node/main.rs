@@ -8,3 +8,4 @@ mod hearthd;
 mod main_job;
 mod python;
 mod sanity;
+mod streams;

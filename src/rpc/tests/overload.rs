@@ -119,6 +119,17 @@ async fn connections_are_bounded_and_the_next_one_is_closed_at_once() {
 }
 
 #[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let bench = Bench::start().await;
+    let mut idle = UnixStream::connect(bench.socket()).await.unwrap();
+    let mut answer = Vec::new();
+    let closed = tokio::time::timeout(PATIENCE, idle.read_to_end(&mut answer)).await;
+    // Reset or end, whichever.
+    let _ = closed.expect("it is still open");
+    bench.counted("hearth_rpc_connections 0").await;
+}
+
+#[tokio::test]
 async fn junk_on_the_socket_ends_its_own_connection_only() {
     let bench = Bench::start().await;
     let mut client = bench.claims().await;

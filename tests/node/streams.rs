@@ -1,0 +1,157 @@
+//! Streams with a real guest behind them: flow control from end to end, callers that die, and peers that are not
+//! operators.
+
+use crate::hearthd::{Hearth, eventually, pool};
+use hearth::api::sandboxes_client::SandboxesClient;
+use hearth::api::{ExecRequest, ExecStart, StatsRequest, exec_request};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use tokio_stream::StreamExt;
+use tonic::transport::Endpoint;
+
+/// A user who is nobody here.
+const NOBODY: u32 = 65_534;
+
+async fn ready(settings: &[(&str, &str)]) -> (Hearth, String, String) {
+    let hearth = Hearth::start_with(settings).await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, response) = hearth.claim("python").await;
+    (hearth, claim, response.access_token)
+}
+
+fn start(claim: &str, script: &str) -> ExecRequest {
+    let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let start = ExecStart {
+        claim_id: claim.to_owned(),
+        command,
+        ..Default::default()
+    };
+    ExecRequest {
+        request: Some(exec_request::Request::Start(start)),
+    }
+}
+
+async fn execs(hearth: &Hearth, claim: &str) -> u32 {
+    let request = StatsRequest {
+        claim_id: claim.to_owned(),
+    };
+    hearth
+        .sandboxes()
+        .await
+        .stats(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .execs
+}
+
+/// Pieces of 64 KiB that the flooding process has written.
+async fn written(hearth: &Hearth, claim: &str) -> u64 {
+    let (_, out) = hearth
+        .run(claim, &["sh", "-c", "cat /tmp/count 2>/dev/null || echo 0"])
+        .await;
+    out.trim().parse().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stalls_holds_the_guest_back_and_dies_with_its_process() {
+    let (hearth, claim, _) = ready(&[]).await;
+    // A client of its own, that can die: all its sockets are closed at once.
+    let client = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let flood = "i=0; while :; do head -c 65536 /dev/zero; i=$((i+1)); echo $i > /tmp/count; done";
+    let requests = tokio_stream::iter([start(&claim, flood)]).chain(tokio_stream::pending());
+    let endpoint = Endpoint::try_from(format!("unix://{}", hearth.path("s").display())).unwrap();
+    client.spawn(async move {
+        let mut client = SandboxesClient::new(endpoint.connect().await.unwrap());
+        let mut answers = client.exec(requests).await.unwrap().into_inner();
+        answers.message().await.unwrap();
+        // Neither reads nor goes away.
+        std::future::pending::<()>().await;
+        drop(answers);
+    });
+    eventually("the flood has begun", || async {
+        written(&hearth, &claim).await > 0
+    })
+    .await;
+    eventually("it stands still", || async {
+        let before = written(&hearth, &claim).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        written(&hearth, &claim).await == before
+    })
+    .await;
+    let stuck = written(&hearth, &claim).await;
+    assert!(
+        stuck < 64,
+        "{stuck} pieces of 64 KiB went somewhere although nobody reads"
+    );
+    assert_eq!(
+        execs(&hearth, &claim).await,
+        1,
+        "the flood alone; Stats counts no exec of ours that has ended"
+    );
+    client.shutdown_background();
+    eventually("the process has died with its caller", || async {
+        execs(&hearth, &claim).await == 0
+    })
+    .await;
+    hearth.release(&claim).await;
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_gets_in_with_the_claims_token_only() {
+    let (hearth, claim, token) = ready(&[("api.socket_mode", "0666")]).await;
+    // The socket is the only thing that keeps others out.
+    let root = hearth.path("");
+    std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Where nobody may run it: the build directory may be closed to others.
+    let program = root.join("hearthctl");
+    std::fs::copy(env!("CARGO_BIN_EXE_hearthctl"), &program).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .arg("--socket")
+            .arg(hearth.path("s"))
+            .args(words)
+            .stdin(Stdio::null());
+        let ran = command.uid(NOBODY).gid(NOBODY).output().unwrap();
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&ran.stdout),
+            String::from_utf8_lossy(&ran.stderr)
+        );
+        (ran.status.code().unwrap(), text)
+    };
+    for words in [
+        &["claims"][..],
+        &["exec", &claim, "--", "id"],
+        &["claim", "python"],
+        &["release", &claim],
+    ] {
+        let (code, text) = run(words);
+        assert!(
+            code != 0 && text.contains("NOT_ALLOWED"),
+            "{words:?}: {code} {text}"
+        );
+    }
+    let (code, text) = run(&["--token", &token, "exec", &claim, "--", "echo", "inside"]);
+    assert_eq!((code, text.as_str()), (0, "inside\n"));
+    let (_, text) = run(&["--token", &token, "claims"]);
+    assert!(text.contains("NOT_ALLOWED"), "{text}");
+    let (_, text) = run(&["--token", "hearth_AAAA", "exec", &claim, "--", "id"]);
+    assert!(text.contains("NOT_ALLOWED"), "{text}");
+    hearth.release(&claim).await;
+    let (_, text) = run(&["--token", &token, "exec", &claim, "--", "id"]);
+    assert!(
+        text.contains("NOT_ALLOWED"),
+        "a token ends with its claim: {text}"
+    );
+    hearth.finish().await;
+}
