@@ -10,6 +10,8 @@ pub mod v1 {
 pub mod wire;
 
 #[cfg(feature = "daemon")]
+pub mod channel;
+#[cfg(feature = "daemon")]
 mod traits;
 #[cfg(feature = "daemon")]
 pub use traits::*;
