@@ -1,0 +1,234 @@
+//! `make bench`: hearth's figures beside their floor or peer, measured in the same run on the same machine. Nothing is
+//! asserted; the goal is told beside each figure, met or missed. Writes target/bench/node.md and node.json.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../tests/node/hearthd.rs"]
+#[allow(dead_code)]
+mod hearthd;
+#[path = "node/measure.rs"]
+mod measure;
+#[path = "node/peer.rs"]
+mod peer;
+
+use hearth::api::claims_client::ClaimsClient;
+use hearth::api::{ExecRequest, ExecStart, exec_request, exec_response};
+use hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use measure::{Report, Series, millis};
+use std::time::{Duration, Instant};
+use tonic::transport::Channel;
+
+/// Members of the bench's pool, and claims at once in (c).
+const MEMBERS: u32 = 100;
+
+#[tokio::main]
+async fn main() {
+    let mut report = Report::new();
+    let hearth = Hearth::start_with(&[("log.level", "warn")]).await;
+    let rss_empty = measure::resident_mib(hearth.pid());
+
+    // (d) first: it fills the pool that the others use.
+    let refill = refill_rate(&hearth).await;
+    let rss_full = measure::resident_mib(hearth.pid());
+    let floor = floor(&hearth).await;
+    let claims = warm_claims(&hearth).await;
+    let ctr = peer::ctr_run(&hearth, 10);
+    claim_latency(&mut report, &claims, &floor, &ctr);
+
+    hearth.warm("python", MEMBERS).await;
+    settle(&hearth).await;
+    let at_once = claims_at_once(&hearth).await;
+    report.row("100 claims at once on a full pool", &at_once.0);
+    report.rate("  rate", at_once.1, "claims/s");
+
+    hearth.warm("python", MEMBERS).await;
+    settle(&hearth).await;
+    let echo = first_byte(&hearth, &["busybox", "echo", "x"], 30).await;
+    let python = first_byte(&hearth, &["python3", "-c", "print('x')"], 30).await;
+    report.row("claim → first byte of a static binary", &echo);
+    report.row("claim → first byte of python", &python);
+    report.row(
+        "  peer: ctr run of python → first byte",
+        &peer::ctr_first_byte(&hearth, 5),
+    );
+
+    let ours = f64::from(MEMBERS) / refill.as_secs_f64();
+    let theirs = peer::ctr_run_detached_rate(&hearth, 40, 4);
+    report.rate("refill, 4 in parallel, proved ready", ours, "sandboxes/s");
+    report.rate("  peer: ctr run -d, 4 in parallel", theirs, "sandboxes/s");
+    report.goal(
+        "refill against ctr run -d",
+        ours / theirs,
+        "≥ 1.2",
+        ours >= 1.2 * theirs,
+    );
+    report.rate("resident memory of hearthd, no sandbox", rss_empty, "MiB");
+    report.rate("resident memory of hearthd, 100 sandboxes", rss_full, "MiB");
+    report.goal(
+        "resident memory with 100 sandboxes, MiB",
+        rss_full,
+        "≤ 40",
+        rss_full <= 40.0,
+    );
+    report.write("node");
+    hearth.finish().await;
+}
+
+/// Releases and refills are over: the machine is quiet.
+async fn settle(hearth: &Hearth) {
+    eventually("nothing under way", || async {
+        let status = hearth.status("python").await;
+        status.releasing == 0 && status.creating == 0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// From the declaration until all members are proved ready.
+async fn refill_rate(hearth: &Hearth) -> Duration {
+    let mut python = pool("python", MEMBERS, 3 * MEMBERS);
+    python.max_parallel_refills = 4;
+    let began = Instant::now();
+    hearth.set_pools(vec![python]).await;
+    hearth.warm("python", MEMBERS).await;
+    let took = began.elapsed();
+    settle(hearth).await;
+    took
+}
+
+/// What a claim cannot do without: an RPC, a commit, a word from the guest.
+struct Floor {
+    rpc: Series,
+    fdatasync: Series,
+    guest: Series,
+}
+
+async fn floor(hearth: &Hearth) -> Floor {
+    let mut health = tonic_health::pb::health_client::HealthClient::new(hearth.channel().await);
+    let mut rpc = Series::default();
+    for _ in 0..300 {
+        let request = tonic_health::pb::HealthCheckRequest::default();
+        let began = Instant::now();
+        health.check(request).await.unwrap();
+        rpc.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Floor {
+        rpc,
+        fdatasync: peer::fdatasync(&hearth.path("floor"), 300),
+        guest: peer::guest_round_trip(hearth, 100).await,
+    }
+}
+
+/// Half of the members, one after the other: each guest was idle before.
+async fn warm_claims(hearth: &Hearth) -> Series {
+    let mut client = hearth.claims().await;
+    let mut series = Series::default();
+    let mut held = Vec::new();
+    for _ in 0..MEMBERS / 2 {
+        let id = fresh_id();
+        let began = Instant::now();
+        client.claim(claim_request(&id, "python")).await.unwrap();
+        series.push(began.elapsed());
+        held.push(id);
+        // Refills go on beside: that is the usual case, but not what is measured here.
+        settle_refill(hearth).await;
+    }
+    for id in held {
+        hearth.release(&id).await;
+    }
+    settle(hearth).await;
+    series
+}
+
+async fn settle_refill(hearth: &Hearth) {
+    while hearth.status("python").await.creating > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn claim_latency(report: &mut Report, claims: &Series, floor: &Floor, ctr: &Series) {
+    let sum = floor.rpc.at(50) + floor.fdatasync.at(50) + floor.guest.at(50);
+    report.row("warm claim: gRPC, durable, guest-acknowledged", claims);
+    report.row("  floor: RPC that does nothing", &floor.rpc);
+    report.row(
+        "  floor: write + fdatasync of the same bytes",
+        &floor.fdatasync,
+    );
+    report.row("  floor: round trip to an idle guest", &floor.guest);
+    report.row("  peer: ctr run of the same image, `true`", ctr);
+    let ratio = millis(claims.at(50)) / millis(sum);
+    report.goal(
+        "claim against the sum of its floors",
+        ratio,
+        "≤ 1.5",
+        ratio <= 1.5,
+    );
+    let times = millis(ctr.at(50)) / millis(claims.at(50));
+    report.goal(
+        "claim against ctr run, times faster",
+        times,
+        "≥ 100",
+        times >= 100.0,
+    );
+}
+
+/// All members at once, over a few connections as controllers have them.
+async fn claims_at_once(hearth: &Hearth) -> (Series, f64) {
+    let mut channels: Vec<Channel> = Vec::new();
+    for _ in 0..4 {
+        channels.push(hearth.channel().await);
+    }
+    let began = Instant::now();
+    let mut tasks = Vec::new();
+    for number in 0..MEMBERS as usize {
+        let mut client = ClaimsClient::new(channels[number % channels.len()].clone());
+        tasks.push(tokio::spawn(async move {
+            let id = fresh_id();
+            let began = Instant::now();
+            client.claim(claim_request(&id, "python")).await.unwrap();
+            (id, began.elapsed())
+        }));
+    }
+    let mut series = Series::default();
+    let mut held = Vec::new();
+    for task in tasks {
+        let (id, took) = task.await.unwrap();
+        series.push(took);
+        held.push(id);
+    }
+    let rate = f64::from(MEMBERS) / began.elapsed().as_secs_f64();
+    for id in held {
+        hearth.release(&id).await;
+    }
+    (series, rate)
+}
+
+/// A claim and an exec in it, until the first byte of its output.
+async fn first_byte(hearth: &Hearth, command: &[&str], count: usize) -> Series {
+    let mut series = Series::default();
+    let (mut claims, mut sandboxes) = (hearth.claims().await, hearth.sandboxes().await);
+    for _ in 0..count {
+        let id = fresh_id();
+        let start = ExecStart {
+            claim_id: id.clone(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            ..ExecStart::default()
+        };
+        let request = ExecRequest {
+            request: Some(exec_request::Request::Start(start)),
+        };
+        let began = Instant::now();
+        claims.claim(claim_request(&id, "python")).await.unwrap();
+        let stream = sandboxes.exec(tokio_stream::iter([request])).await.unwrap();
+        let mut stream = stream.into_inner();
+        while let Some(response) = stream.message().await.unwrap() {
+            if let Some(exec_response::Response::Stdout(_)) = response.response {
+                series.push(began.elapsed());
+                break;
+            }
+        }
+        hearth.release(&id).await;
+        settle(hearth).await;
+    }
+    series
+}
