@@ -136,9 +136,9 @@ async fn write(
         sent = send(&sender, start, source, bar) => sent,
     };
     if let Err(error) = sent {
-        // First the call ends (a reset), then the sender.
+        // The sender outlives the call's reset, or our end: dropped any earlier, the body would end as if it were whole.
         drop(call);
-        drop(sender);
+        tokio::spawn(async move { sender.closed().await });
         bar.finish_and_clear();
         return Err(Failure::local(label, &error));
     }
