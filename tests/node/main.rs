@@ -6,3 +6,5 @@ mod command_line;
 mod crash;
 mod hearthd;
 mod main_job;
+mod python;
+mod sanity;

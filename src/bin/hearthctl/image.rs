@@ -120,9 +120,11 @@ async fn import(link: &Link, file: &Path, name: String) -> Result<Vec<Image>, Fa
         sent = send_archive(&mut source, &sender, name, &bar) => sent,
     };
     if let Err(error) = sent {
-        // The call ends (a reset) before the sender: the end of the stream would say "that was the whole archive".
+        // The end of the stream would say "that was the whole archive". Letting go of the call does not end the stream
+        // before its sender does (hyper resets it only when nobody holds either half), so the sender stays for good: what
+        // hearthd sees is that we are gone.
         drop(call);
-        drop(sender);
+        std::mem::forget(sender);
         bar.finish_and_clear();
         return Err(broken(error));
     }
