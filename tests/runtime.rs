@@ -330,6 +330,10 @@ async fn a_killed_containerd_comes_back_and_costs_no_sandbox() {
         .await;
     assert_ne!(node.managed.pid(), killed);
     assert_eq!(node.count("hearth_containerd_restarts_total", ""), 1);
+    // Once is enough: an outage is told as one.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let more = node.adapter().events.try_recv();
+    assert!(more.is_err(), "{more:?}");
     let listed = node.runtime().list().await.unwrap();
     let alive: Vec<_> = listed
         .iter()

@@ -1,6 +1,6 @@
 //! The open guest channels, one a sandbox. Opened when a sandbox is made or asked for, closed before it is destroyed.
 
-use crate::guest::{Guest, GuestConnector};
+use crate::guest::{Guest, GuestConnector, GuestError};
 use crate::machine::event::{Event, ExitCause};
 use crate::machine::ids::SandboxId;
 use crate::runtime::Runtime;
@@ -23,12 +23,45 @@ impl Drop for Open {
     }
 }
 
+type Channels = Arc<Mutex<BTreeMap<SandboxId, Open>>>;
+
+fn lock(channels: &Channels) -> MutexGuard<'_, BTreeMap<SandboxId, Open>> {
+    // A panic in between leaves the map whole: every change to it is one call.
+    channels.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for the end of one channel. A guest that broke the protocol has lost its sandbox; a channel that merely ended is
+/// opened anew by whoever needs it next.
+async fn watch(
+    id: SandboxId,
+    guest: Arc<dyn Guest>,
+    channels: Channels,
+    events: mpsc::Sender<Event>,
+) {
+    match guest.failed().await {
+        GuestError::Closed => {
+            let mut open = lock(&channels);
+            if open
+                .get(&id)
+                .is_some_and(|it| Arc::ptr_eq(&it.guest, &guest))
+            {
+                open.remove(&id);
+            }
+        }
+        error => {
+            warn!(sandbox = %id, %error, "guest channel failed");
+            // The driver is gone only when hearthd ends.
+            let _ended = events.send(Event::Ended(id, ExitCause::GuestLost)).await;
+        }
+    }
+}
+
 /// All channels of the node.
 pub(super) struct Guests {
     runtime: Arc<dyn Runtime>,
     connector: Arc<dyn GuestConnector>,
     events: mpsc::Sender<Event>,
-    open: Mutex<BTreeMap<SandboxId, Open>>,
+    open: Channels,
 }
 
 impl Guests {
@@ -41,30 +74,23 @@ impl Guests {
             runtime,
             connector,
             events,
-            open: Mutex::default(),
+            open: Channels::default(),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Open>> {
-        // A panic in between leaves the map whole: every change to it is one call.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The channel of a sandbox, opened if need be. Must run inside the tokio runtime.
     pub(super) fn open(&self, id: SandboxId) -> std::io::Result<Arc<dyn Guest>> {
-        let mut open = self.lock();
+        let mut open = lock(&self.open);
         if let Some(known) = open.get(&id) {
             return Ok(known.guest.clone());
         }
         let guest = self.connector.connect(&self.runtime.stdio(id))?;
-        let events = self.events.clone();
-        let watched = guest.clone();
-        let sentry = tokio::spawn(async move {
-            let error = watched.failed().await;
-            warn!(sandbox = %id, %error, "guest channel failed");
-            // The driver is gone only when hearthd ends.
-            let _ended = events.send(Event::Ended(id, ExitCause::GuestLost)).await;
-        });
+        let sentry = tokio::spawn(watch(
+            id,
+            guest.clone(),
+            self.open.clone(),
+            self.events.clone(),
+        ));
         let sentry = sentry.abort_handle();
         open.insert(
             id,
@@ -78,7 +104,7 @@ impl Guests {
 
     /// Closes the channel of a sandbox that is to be destroyed or has ended; calls in flight get `Closed`.
     pub(super) fn close(&self, id: SandboxId) {
-        let closed = self.lock().remove(&id);
+        let closed = lock(&self.open).remove(&id);
         if closed.is_some() {
             debug!(sandbox = %id, "guest channel closed");
         }
@@ -86,6 +112,6 @@ impl Guests {
 
     /// How many are open, for the metric.
     pub(super) fn count(&self) -> usize {
-        self.lock().len()
+        lock(&self.open).len()
     }
 }

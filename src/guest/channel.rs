@@ -24,6 +24,7 @@ mod inlet;
 mod limits;
 mod log;
 mod metrics;
+mod openings;
 mod outgoing;
 mod outlet;
 mod pace;
@@ -45,6 +46,7 @@ use client::FifoGuest;
 use conversation::{Conversation, Parts};
 use fifos::Fifos;
 use limits::{SHORT_CALLS, START_DEADLINE, STREAMS};
+use openings::{Opening, Openings};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,6 +78,7 @@ pub struct FifoConnector {
     runtime: Handle,
     config: ChannelConfig,
     metrics: GuestMetrics,
+    openings: Openings,
 }
 
 impl FifoConnector {
@@ -86,6 +89,7 @@ impl FifoConnector {
             runtime,
             config,
             metrics,
+            openings: Openings::default(),
         }
     }
 }
@@ -97,6 +101,7 @@ fn sandbox_of(stdio: &StdioPaths) -> String {
 }
 
 impl GuestConnector for FifoConnector {
+    /// A channel that is still open on the same FIFOs is closed first: its calls get [`GuestError::Closed`].
     fn connect(&self, stdio: &StdioPaths) -> Result<Arc<dyn Guest>, io::Error> {
         let _in_runtime = self.runtime.enter();
         let (to_task, commands) = mpsc::channel(SHORT_CALLS + self.config.streams);
@@ -110,7 +115,19 @@ impl GuestConnector for FifoConnector {
             end,
             metrics: self.metrics.clone(),
         })?;
-        self.runtime.spawn(conversation.run());
+        let opening = Opening {
+            close: close.clone(),
+            ended: ended.clone(),
+        };
+        let (path, openings) = (stdio.stdin.clone(), self.openings.clone());
+        let before = openings.replace(path.clone(), opening.clone());
+        self.runtime.spawn(async move {
+            if let Some(before) = before {
+                before.closed().await;
+            }
+            conversation.run().await;
+            openings.forget(&path, &opening);
+        });
         let guest = FifoGuest::new(to_task, close, ended, self.config, self.metrics.clone());
         Ok(Arc::new(guest))
     }

@@ -129,13 +129,16 @@ pub enum StreamInput {
 /// guest (an exec is killed unless detached).
 #[derive(Debug)]
 pub struct GuestStream {
-    /// Into the guest; `send` waits for credit. Bounded.
+    /// Into the guest; `send` waits for credit. Bounded. Closed at once where a call takes no input. Dropping it ends the
+    /// input, but cancels a WriteFile that has had no `Eof`: half a file never appears.
     pub input: mpsc::Sender<StreamInput>,
     /// From the guest; bounded. An `Err` is the last item.
     pub output: mpsc::Receiver<Result<StreamItem, GuestError>>,
 }
 
-/// One guest. Cheap to share; all methods are bounded by deadlines inside.
+/// One guest. Cheap to share; all methods are bounded by deadlines inside. A call that opens a stream returns when the
+/// guest has started it (the first item tells so), or with the guest's refusal; `write_file` returns once the guest was
+/// asked, and what goes wrong comes out of the stream.
 #[async_trait]
 pub trait Guest: Send + Sync + 'static {
     /// Round trip; the guest's version. `deadline` from now.
@@ -161,7 +164,8 @@ pub trait Guest: Send + Sync + 'static {
     async fn connect(&self, port: u16) -> Result<GuestStream, GuestError>;
     /// What runs inside.
     async fn stats(&self, deadline: Duration) -> Result<v1::GuestStats, GuestError>;
-    /// Resolves when the channel has failed for good (protocol broken beyond repair).
+    /// Resolves when the channel has ended: `Protocol` when the guest broke it beyond repair, `Closed` after `close`, a
+    /// newer channel to the same sandbox, or an error of the FIFOs. Silence of the guest ends nothing.
     async fn failed(&self) -> GuestError;
     /// Ends the session; calls in flight get `Closed`.
     fn close(&self);
@@ -170,6 +174,7 @@ pub trait Guest: Send + Sync + 'static {
 /// Opens channels. The real one is `channel::FifoConnector`.
 pub trait GuestConnector: Send + Sync + 'static {
     /// Opens the FIFOs and starts a session in the background (HELLO until the guest answers). Returns at once; the
-    /// first call waits for the alignment within its own deadline.
+    /// first call waits for the alignment within its own deadline. A channel that is still open on the same FIFOs is
+    /// closed. Dropping the last `Arc` closes the channel.
     fn connect(&self, stdio: &StdioPaths) -> Result<Arc<dyn Guest>, std::io::Error>;
 }

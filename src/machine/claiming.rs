@@ -6,6 +6,7 @@ use super::ids::{ClaimId, PoolName, RequestId, SandboxId, Ticket};
 use super::limits::{CLAIM_ATTEMPTS, CLAIMS, RETRY_MS};
 use super::node::Node;
 use super::out::Out;
+use super::pools::Pool;
 use super::record::{Op, Owner};
 use super::refusal::{Refusal, bounded};
 use super::sandboxes::{Operation, Residency, Sandbox};
@@ -92,17 +93,18 @@ impl Node {
                 field: field.to_owned(),
             });
         }
+        // Of a recovered claim it is only known as far as its record tells; the same content has the same.
         claim.terms.ttl_ms = asked.ttl_ms;
         match &mut claim.stage {
             Stage::Queued { pending } => {
                 let wait = asker.deadline().map(|at| (at, asker.request));
-                pending.joined.join(asker)?;
+                pending.join(asker)?;
                 if let Some((at, request)) = wait {
                     self.timers.set(at, Timer::Wait(id, request));
                 }
             }
             Stage::Making { pending, .. } | Stage::Assigned { pending, .. } => {
-                pending.joined.join(asker)?;
+                pending.join(asker)?;
             }
             Stage::Held { assignment } => {
                 let after = assignment.ticket.max(asker.not_before);
@@ -116,7 +118,7 @@ impl Node {
             }
             Stage::Unknown { assignment, askers } => {
                 let sandbox = assignment.sandbox;
-                askers.join(asker)?;
+                askers.join_recovery(asker)?;
                 self.ask(sandbox, out);
             }
             Stage::Unheld { assignment } => {
@@ -257,32 +259,33 @@ impl Node {
 
     /// The member is lost and being destroyed: the same requests get the next one, within their budget.
     pub(super) fn try_next_member(&mut self, id: ClaimId, why: String, out: &mut Out<'_>) {
-        let Some((terms, mut pending, assignment)) = self.take_assigned(id) else {
+        let shown = self.claims.get(&id).map(|claim| self.view_of(claim));
+        let (Some(shown), Some((terms, mut pending, _))) = (shown, self.take_assigned(id)) else {
             return;
         };
         pending.attempts += 1;
-        let last = self.sandboxes.oldest_warm(&terms.pool).is_none()
-            && pending.first.on_empty == OnEmpty::Fail;
-        if last || pending.attempts >= CLAIM_ATTEMPTS {
-            let retry_ms = self.pools.get(&terms.pool);
+        let dry = self.sandboxes.oldest_warm(&terms.pool).is_none();
+        let over =
+            pending.attempts >= CLAIM_ATTEMPTS || (dry && pending.first.on_empty == OnEmpty::Fail);
+        if over {
+            let pool = self.pools.get(&terms.pool);
             let refusal = Refusal::GuestFailed {
                 pool: terms.pool.to_string(),
                 attempts: pending.attempts,
                 last: bounded(why),
-                retry_ms: retry_ms.map_or(RETRY_MS, |pool| pool.refill_estimate_ms()),
+                retry_ms: pool.map_or(RETRY_MS, Pool::refill_estimate_ms),
             };
             refuse_all(pending.askers(), &refusal, out);
         } else {
-            self.seek(terms.clone(), pending, out);
+            self.seek(terms, pending, out);
         }
         let there = self.claims.get(&id);
         if there.is_none_or(|claim| claim.assignment().is_none()) {
             out.persist(Op::DeleteClaim(id));
         }
         if there.is_none() {
-            let stage = Stage::Unheld { assignment };
             let after = out.ticket();
-            out.claim_changed(Claim { terms, stage }.view(true), true, after);
+            out.claim_changed(shown, true, after);
         }
     }
 

@@ -76,9 +76,9 @@ impl Asker {
 pub(super) struct Askers(pub(super) Vec<Asker>);
 
 impl Askers {
-    /// Rule 3: a retry joins.
-    pub(super) fn join(&mut self, asker: Asker) -> Result<(), Refusal> {
-        if self.0.len() >= JOINERS_PER_CLAIM {
+    /// Rule 3: a retry joins, beside `others` that wait already.
+    fn join(&mut self, asker: Asker, others: usize) -> Result<(), Refusal> {
+        if self.0.len() + others >= JOINERS_PER_CLAIM {
             return Err(Refusal::QueueFull {
                 queue: "joiners",
                 retry_ms: RETRY_MS,
@@ -86,6 +86,11 @@ impl Askers {
         }
         self.0.push(asker);
         Ok(())
+    }
+
+    /// A retry joins those that wait for a recovered claim.
+    pub(super) fn join_recovery(&mut self, asker: Asker) -> Result<(), Refusal> {
+        self.join(asker, 0)
     }
 }
 
@@ -109,6 +114,11 @@ impl Pending {
             place,
             attempts: 0,
         }
+    }
+
+    /// A retry joins the first.
+    pub(super) fn join(&mut self, asker: Asker) -> Result<(), Refusal> {
+        self.joined.join(asker, 1)
     }
 
     pub(super) fn askers(&self) -> impl Iterator<Item = &Asker> {

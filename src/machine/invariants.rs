@@ -117,7 +117,7 @@ impl Node {
             claim.stage,
             Stage::Queued { .. } | Stage::Making { .. } | Stage::Assigned { .. }
         );
-        let bound = usize::from(served)..=JOINERS_PER_CLAIM + usize::from(served);
+        let bound = usize::from(served)..=JOINERS_PER_CLAIM;
         ensure(bound.contains(&claim.askers().len()), 3, "requests", id)?;
         ensure(!self.tombstones.contains(id), 10, "released and there", id)
     }

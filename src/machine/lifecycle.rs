@@ -2,7 +2,7 @@
 
 use super::claims::{Claim, Stage};
 use super::event::{CreateFailure, Effect, ExitCause, Notice};
-use super::ids::{ClaimId, RequestId, SandboxId};
+use super::ids::{ClaimId, PoolName, RequestId, SandboxId};
 use super::limits::RETRY_MS;
 use super::node::Node;
 use super::out::Out;
@@ -40,63 +40,63 @@ impl Node {
             took_ms: result.is_ok().then_some(took_ms),
         });
         self.learn_from_creation(id, &result, out);
+        let (round, well) = (self.listing.round, result.is_ok());
         let settle = |sandbox: &mut Sandbox| {
             sandbox.operation = Operation::Idle;
-            if result.is_ok() {
+            if well {
                 sandbox.residency = Residency::Running;
+                sandbox.known_since = round;
             }
         };
+        if owner == Owner::Pool && well {
+            self.put_sandbox(id, settle, out);
+            return self.offer(&pool, out);
+        }
         self.sandboxes.change(id, settle);
-        match (owner, result) {
-            (Owner::Pool, Ok(())) => {
-                let round = self.listing.round;
-                self.put_sandbox(id, |sandbox| sandbox.known_since = round, out);
-                self.offer(&pool, out);
-            }
-            (Owner::Pool, Err(_)) => self.doom(id, out),
-            (Owner::Claimed(claim), result) => self.made_for(claim, id, result, out),
-            (Owner::Releasing, _) => self.reap(id),
+        match owner {
+            Owner::Pool => self.doom(id, out),
+            Owner::Claimed(claim) => self.made_for(claim, id, &pool, result, out),
+            Owner::Releasing => self.reap(id),
         }
     }
 
     /// A creation for a cold claim has ended.
     fn made_for(
         &mut self,
-        claim: ClaimId,
-        id: SandboxId,
+        id: ClaimId,
+        sandbox: SandboxId,
+        pool: &PoolName,
         result: Result<(), CreateFailure>,
         out: &mut Out<'_>,
     ) {
-        let refusal = match result {
+        match result {
             Ok(()) => {
-                let round = self.listing.round;
-                let known = |sandbox: &mut Sandbox| sandbox.known_since = round;
-                self.sandboxes.change(id, known);
                 if let Some(Claim {
                     terms,
                     stage: Stage::Making { pending, .. },
-                }) = self.claims.remove(&claim)
+                }) = self.claims.remove(&id)
                 {
-                    self.assign(terms, pending, id, Source::Cold, out);
+                    self.assign(terms, pending, sandbox, Source::Cold, out);
                 }
-                return;
             }
-            Err(CreateFailure::RuntimeUnavailable) => {
-                Refusal::RuntimeUnavailable { retry_ms: RETRY_MS }
+            Err(failure) => {
+                self.doom(sandbox, out);
+                self.drop_claim(id, &self.not_made(pool, failure), out);
             }
-            Err(CreateFailure::Template(detail)) => self.create_failed(id, detail),
-        };
-        self.doom(id, out);
-        self.drop_claim(claim, &refusal, out);
+        }
     }
 
-    fn create_failed(&self, id: SandboxId, detail: String) -> Refusal {
-        let pool = self.sandboxes.get(id).map(|sandbox| &sandbox.pool);
-        let declared = pool.and_then(|name| self.pools.get(name));
-        Refusal::CreateFailed {
-            pool: pool.map_or_else(String::new, ToString::to_string),
-            detail: bounded(detail),
-            retry_ms: declared.map_or(RETRY_MS, |pool| pool.refill_estimate_ms()),
+    fn not_made(&self, name: &PoolName, failure: CreateFailure) -> Refusal {
+        match failure {
+            CreateFailure::RuntimeUnavailable => Refusal::RuntimeUnavailable { retry_ms: RETRY_MS },
+            CreateFailure::Template(detail) => Refusal::CreateFailed {
+                pool: name.to_string(),
+                detail: bounded(detail),
+                retry_ms: match self.pools.get(name) {
+                    Some(pool) => pool.refill_estimate_ms(),
+                    None => RETRY_MS,
+                },
+            },
         }
     }
 

@@ -73,40 +73,21 @@ impl Node {
             return;
         };
         let verdicts = self.verdicts(observed);
-        let questions = |owner: fn(&Owner) -> bool| {
-            let asked = |(sandbox, verdict): &&(SandboxId, Verdict)| {
-                let owned = self
-                    .sandboxes
-                    .get(*sandbox)
-                    .is_some_and(|it| owner(&it.owner));
-                *verdict == Verdict::Ask && owned
-            };
-            verdicts
-                .iter()
-                .filter(asked)
-                .map(|(id, _)| *id)
-                .collect::<Vec<_>>()
+        let those = |verdict| {
+            let found = verdicts.iter().filter(move |(_, it)| *it == verdict);
+            found.map(|(id, _)| *id)
         };
-        let claimed = questions(|owner| matches!(owner, Owner::Claimed(_)));
-        let members = questions(|owner| *owner == Owner::Pool);
-        let count = |which: &[Verdict]| verdicts.iter().filter(|(_, v)| which.contains(v)).count();
         let recovered = Notice::Recovered {
-            adopted: count(&[Verdict::Adopt]) + members.len(),
-            undone: count(&[Verdict::Ended, Verdict::Undo]),
-            unknown: claimed.len(),
+            adopted: those(Verdict::Adopt).count() + those(Verdict::Prove).count(),
+            undone: those(Verdict::Ended).count() + those(Verdict::Undo).count(),
+            unknown: those(Verdict::Confirm).count(),
         };
-        for (id, verdict) in &verdicts {
-            match verdict {
-                Verdict::Adopt => self.adopt(*id, out),
-                Verdict::Ended => self.ended(*id, ExitCause::Exited, out),
-                Verdict::Undo => self.doom(*id, out),
-                Verdict::Ask => {}
-            }
-        }
+        those(Verdict::Adopt).for_each(|id| self.adopt(id, out));
+        those(Verdict::Ended).for_each(|id| self.ended(id, ExitCause::Exited, out));
+        those(Verdict::Undo).for_each(|id| self.doom(id, out));
         // Claims first: somebody may be waiting.
-        for id in claimed.into_iter().chain(members) {
-            self.ask(id, out);
-        }
+        those(Verdict::Confirm).for_each(|id| self.ask(id, out));
+        those(Verdict::Prove).for_each(|id| self.ask(id, out));
         self.find_orphans(observed, &destroyed, out);
         if std::mem::take(&mut self.conditions.recovering) {
             self.pools_changed = true;

@@ -34,8 +34,10 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) enum Verdict {
     /// It is what its record says.
     Adopt,
-    /// Its guest must tell.
-    Ask,
+    /// Its guest must tell whether the claim was confirmed.
+    Confirm,
+    /// Its guest must tell that it was never used.
+    Prove,
     /// It has ended.
     Ended,
     /// It must go: nobody has it.
@@ -51,7 +53,8 @@ pub(super) fn judge(sandbox: &Sandbox, certain: bool, alive: bool) -> Option<Ver
         (_, _, _) if !alive => Some(Verdict::Ended),
         (Owner::Pool, Residency::Unknown, Operation::Idle) if !certain => Some(Verdict::Undo),
         (Owner::Claimed(_), Residency::Unknown, Operation::Idle) if certain => Some(Verdict::Adopt),
-        (_, Residency::Unknown, Operation::Idle) => Some(Verdict::Ask),
+        (Owner::Claimed(_), Residency::Unknown, Operation::Idle) => Some(Verdict::Confirm),
+        (Owner::Pool, Residency::Unknown, Operation::Idle) => Some(Verdict::Prove),
         (_, _, _) => None,
     }
 }

@@ -154,6 +154,10 @@ mod tests {
         let is_it = |pid| started_at_ticks(pid) == started;
         let held = Process::find(pid, is_it).unwrap().unwrap();
         assert!(held.is_running());
+        // A fresh process has none yet: spawn returns before its exec has come so far.
+        while command_line(pid).is_empty() && held.is_running() {
+            std::thread::yield_now();
+        }
         assert_eq!(command_line(pid), ["sleep", "100"]);
         assert!(!held.ends_within(Duration::from_millis(1)).await.unwrap());
         held.kill().unwrap();

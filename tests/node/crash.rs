@@ -1,8 +1,8 @@
 //! hearthd is killed with -9 while claims are under way, and so is containerd. What a caller was told stands, nothing is
 //! handed out twice, no sandbox restarts, nothing leaks. Real containerd, real gVisor.
+use crate::hearthd::{Census, Hearth, claim_request, eventually, fresh_id, pool};
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::{ClaimState, GetClaimRequest, ListClaimsRequest, OnEmpty, ReleaseRequest};
-use crate::hearthd::{Census, Hearth, claim_request, eventually, fresh_id, pool};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

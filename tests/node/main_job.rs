@@ -1,11 +1,11 @@
 //! The main job through the public API on a real node: claim a warm sandbox, run code in it, release it; and the claim
 //! contract where it meets reality (timers, guests, refills).
+use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use hearth::api::{
     BreakerState, ChangeKind, ClaimBatchRequest, ClaimState, File, GetClaimRequest,
     HibernateRequest, OnEmpty, Personalization, Readiness, RenewRequest, Secret, Source,
     WatchClaimsRequest, WriteFileRequest, WriteFileStart, claim_result, write_file_request,
 };
-use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;

@@ -7,7 +7,7 @@
 //!    drops all else                   calls ⇄ guest
 //! ```
 //!
-//! A turn waits until something may be done (the only await) and then does it without waiting.
+//! A turn says what there is to say, waits until something may be done (the only await), and does it without waiting.
 
 use super::alignment::Alignment;
 use super::answers::Broken;
@@ -127,6 +127,12 @@ impl Conversation {
     }
 
     async fn turn(&mut self) -> Result<(), End> {
+        if self.close.is_cancelled() {
+            return Err(End::Closed);
+        }
+        let link = &mut self.link;
+        self.writer
+            .write(&self.fifos.stdin, link, &mut self.calls)?;
         if let Some(command) = self.wait().await? {
             self.accept(command)?;
         }
@@ -196,9 +202,12 @@ impl Conversation {
                 return Ok(());
             };
             left = left.saturating_sub(count?);
-            if let Link::Aligned(session) = &mut self.link {
-                self.pace.spend(session.take_records(), now);
-            }
+            let records = match &mut self.link {
+                Link::Aligned(session) => session.take_records(),
+                Link::Aligning(_) => 0,
+            };
+            // A read that brings less than a record costs as much as one.
+            self.pace.spend(records.max(1), now);
         }
         self.is_busy = true;
         Ok(())
@@ -245,11 +254,12 @@ impl Conversation {
             }
         };
         self.log.flush();
+        // First: a client that finds the queue closed reads why.
+        self.end.send_replace(Some(error.clone()));
         self.commands.close();
         while let Ok((id, call)) = self.commands.try_recv() {
             self.calls.accept(id, call);
         }
-        self.end.send_replace(Some(error.clone()));
         self.calls.fail_all(&error);
     }
 }

@@ -13,11 +13,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Longest wait of a script: a test must fail, not hang.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often an endless script looks whether the test is over.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// Makes the FIFOs of a sandbox in `directory`.
 pub(super) fn make_fifos(directory: &Path) -> StdioPaths {
@@ -41,6 +46,8 @@ pub(super) struct FakeGuest {
     decoder: Decoder,
     assembler: Assembler,
     pub(super) session: u64,
+    /// The test is over: floods and endless service stop.
+    pub(super) over: Arc<AtomicBool>,
 }
 
 impl FakeGuest {
@@ -60,16 +67,20 @@ impl FakeGuest {
             decoder: Decoder::default(),
             assembler: Assembler::new(HOST_MESSAGE_BYTES),
             session: 0,
+            over: Arc::default(),
         }
     }
 
     /// Runs a script in a thread.
     pub(super) fn run<T: Send + 'static>(
-        paths: &StdioPaths,
+        mut self,
         script: impl FnOnce(&mut Self) -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let mut guest = Self::open(paths);
-        std::thread::spawn(move || script(&mut guest))
+        std::thread::spawn(move || script(&mut self))
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     /// The next record, whatever it is; `None`: nothing came for so long.
@@ -162,6 +173,26 @@ impl FakeGuest {
         write(&mut self.stdout, bytes, patience)
     }
 
+    /// Writes the same bytes again and again, until the test is over.
+    pub(super) fn flood(&mut self, bytes: &[u8]) {
+        while !self.is_over() {
+            // From the start of the bytes only once all of them were taken: it may be records.
+            let mut rest = bytes;
+            while !rest.is_empty() && !self.is_over() {
+                rest = &rest[write_some(&mut self.stdout, rest, GLANCE).unwrap_or_default()..];
+            }
+        }
+    }
+
+    /// Answers with `answer` whatever comes, until the test is over.
+    pub(super) fn serve(&mut self, answer: impl Fn(&mut Self, u64, host_message::Body)) {
+        while !self.is_over() {
+            if let Some((call, body)) = self.try_message(GLANCE) {
+                answer(self, call, body);
+            }
+        }
+    }
+
     /// Writes log bytes.
     pub(super) fn log(&mut self, bytes: &[u8]) {
         assert!(write(&mut self.stderr, bytes, PATIENCE), "nobody drains");
@@ -190,19 +221,29 @@ fn fill(file: &mut File, records: &[Bytes]) -> usize {
 }
 
 fn write(file: &mut File, mut bytes: &[u8], patience: Duration) -> bool {
-    let until = Instant::now() + patience;
     while !bytes.is_empty() {
+        match write_some(file, bytes, patience) {
+            Some(count) => bytes = &bytes[count..],
+            None => return false,
+        }
+    }
+    true
+}
+
+/// How much the FIFO took; `None`: no room for so long.
+fn write_some(file: &mut File, bytes: &[u8], patience: Duration) -> Option<usize> {
+    let until = Instant::now() + patience;
+    loop {
         match file.write(bytes) {
-            Ok(count) => bytes = &bytes[count..],
+            Ok(count) => return Some(count),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if !wait(file, PollFlags::POLLOUT, until) {
-                    return false;
+                    return None;
                 }
             }
             Err(error) => panic!("{error}"),
         }
     }
-    true
 }
 
 fn wait(file: &File, what: PollFlags, until: Instant) -> bool {

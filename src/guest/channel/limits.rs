@@ -34,8 +34,10 @@ pub const LATE_ALLOWANCE_MAX: usize = 8 << 20;
 /// none. Small, because hunting for records in junk made for it costs far more than reading it.
 pub const JUNK_BYTES: u64 = 256 << 10;
 /// Bytes thrown away while waiting for an ACK. Measured after a kill in mid-transfer: 229 kB; an honest guest is held
-/// to its streams' credit and the pipes between.
-pub const ALIGNMENT_BYTES: u64 = 64 << 20;
+/// to the credit of its streams (4 MiB for 64) and the pipes between.
+pub const ALIGNMENT_BYTES: u64 = 16 << 20;
+/// How long a channel waits for the one before it on the same FIFOs to let go; a turn of it takes milliseconds.
+pub const LETTING_GO: Duration = Duration::from_secs(2);
 /// First pause before another HELLO; doubles up to [`HELLO_LONGEST_PAUSE`].
 pub const HELLO_PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause between two HELLOs.

@@ -205,13 +205,15 @@ impl Stream {
 
     /// Moves both directions on; `Err`: the owner gave up before the file was whole.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Result<Outcome, GuestError> {
-        if self.is_started() && !self.is_ended && self.inlet.poll(cx) {
+        let outcome = self.outlet.poll(cx);
+        let goes_on = outcome == Outcome::Open && self.is_started() && !self.is_ended;
+        if goes_on && self.inlet.poll(cx) {
             // No end, no file: half of one must never appear.
             if self.kind == Kind::WriteFile {
                 return Err(GuestError::Closed);
             }
             self.inlet.finish();
         }
-        Ok(self.outlet.poll(cx))
+        Ok(outcome)
     }
 }

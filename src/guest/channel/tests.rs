@@ -15,6 +15,7 @@ use crate::guest::{Guest, GuestConnector, GuestError, GuestStream, StreamItem, v
 use crate::runtime::StdioPaths;
 use prometheus::Registry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -35,6 +36,7 @@ struct Rig {
     paths: StdioPaths,
     registry: Registry,
     connector: FifoConnector,
+    over: Arc<AtomicBool>,
 }
 
 impl Rig {
@@ -53,6 +55,7 @@ impl Rig {
             _directory: directory,
             registry,
             connector: FifoConnector::new(Handle::current(), config, metrics),
+            over: Arc::default(),
         }
     }
 
@@ -64,7 +67,14 @@ impl Rig {
         &self,
         script: impl FnOnce(&mut FakeGuest) -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        FakeGuest::run(&self.paths, script)
+        let mut guest = FakeGuest::open(&self.paths);
+        guest.over = Arc::clone(&self.over);
+        guest.run(script)
+    }
+
+    /// Endless scripts stop.
+    fn over(&self) {
+        self.over.store(true, Ordering::SeqCst);
     }
 
     /// A counter or a histogram's count, summed over labels that contain `label`.
@@ -81,6 +91,12 @@ impl Rig {
                 metric.get_counter().get_value() + metric.get_histogram().get_sample_count() as f64
             })
             .sum()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.over();
     }
 }
 
@@ -121,15 +137,13 @@ fn exited(code: i32) -> Says {
     })
 }
 
-/// Answers pings and starts every exec, until nothing comes any more.
+/// Answers pings and starts every exec, until the test is over.
 fn serve(guest: &mut FakeGuest) {
-    while let Some((call, body)) = guest.try_message(10 * SHORT) {
-        match body {
-            Hears::Ping(_) => guest.say(call, pong()),
-            Hears::Exec(_) => guest.say(call, started()),
-            _ => {}
-        }
-    }
+    guest.serve(|guest, call, body| match body {
+        Hears::Ping(_) => guest.say(call, pong()),
+        Hears::Exec(_) => guest.say(call, started()),
+        _ => {}
+    });
 }
 
 /// The next item of a stream.

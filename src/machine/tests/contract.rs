@@ -123,12 +123,14 @@ fn rule_3_a_retry_joins_and_starts_nothing() {
 #[test]
 fn rule_3_those_that_join_are_bounded() {
     let mut rig = Rig::with(&[pool("py", 1, 1)]);
-    let all: Vec<_> = (0..=JOINERS_PER_CLAIM).map(|_| rig.claim(ask(1))).collect();
+    let all: Vec<_> = (0..JOINERS_PER_CLAIM).map(|_| rig.claim(ask(1))).collect();
     let one_more = rig.claim(ask(1));
     let full = |it| matches!(it, Refusal::QueueFull { queue, .. } if queue == "joiners");
     assert!(full(rig.refusal(one_more)));
     rig.guests_confirm();
-    all.iter().for_each(|request| drop(rig.grant(*request)));
+    for request in all {
+        rig.grant(request);
+    }
 }
 
 #[test]
@@ -456,7 +458,8 @@ fn rule_9_release_is_durable_before_it_is_answered_and_destroyed() {
 
 #[test]
 fn rule_9_release_during_claim_wins_at_every_stage() {
-    let stages: [(&str, u32, fn(u128) -> ClaimRequest); 3] = [
+    type Stage = (&'static str, u32, fn(u128) -> ClaimRequest);
+    let stages: [Stage; 3] = [
         ("assigned", 1, ask),
         ("making", 0, cold),
         ("queued", 0, |claim| wait(claim, 60_000)),
@@ -580,7 +583,9 @@ fn watchers_see_every_change_in_order() {
 #[test]
 fn list_pages_by_id() {
     let mut rig = Rig::with(&[pool("js", 1, 8), pool("py", 3, 8)]);
-    (1..=3).for_each(|claim| drop(rig.granted(ask(claim))));
+    for claim in 1..=3 {
+        rig.granted(ask(claim));
+    }
     rig.granted(ClaimRequest {
         pool: name("js"),
         ..ask(4)

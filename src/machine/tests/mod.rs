@@ -1,4 +1,5 @@
 //! Tests of the machine. `rig` drives one node by hand; `world` is a small simulated outside for random histories.
+#![allow(clippy::unwrap_used)]
 
 mod contract;
 mod failures;

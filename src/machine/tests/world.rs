@@ -12,6 +12,7 @@ use crate::machine::refusal::Refusal;
 use crate::machine::spec::*;
 use crate::machine::view::*;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub const POOLS: [&str; 2] = ["js", "py"];
 const SETTINGS: Settings = Settings {
@@ -35,7 +36,7 @@ struct Real {
 /// What a worker of the driver is doing.
 #[derive(Debug, Clone)]
 pub enum Work {
-    Create(SandboxId, Template),
+    Create(SandboxId, Arc<Template>),
     Destroy(SandboxId),
     Personalize(SandboxId, ClaimId),
     Witness(SandboxId),
@@ -195,7 +196,6 @@ impl World {
                 if sandbox.sequence() % 3 == 0 {
                     self.appear(sandbox, true);
                 }
-                let template = Template::clone(&template);
                 self.work.push(Work::Create(sandbox, template));
             }
             Effect::Destroy { sandbox, .. } => {
@@ -329,7 +329,8 @@ impl World {
                 self.tell(Event::Witnessed(sandbox, held));
             }
             Work::List(round, early) => {
-                let observed = match outcome % 2 {
+                // Its view is from any time between the question and the answer.
+                let observed = match self.events % 2 {
                     0 => self.look(),
                     _ => early,
                 };
@@ -345,7 +346,7 @@ impl World {
         let died = self.outside.get(&sandbox).is_some_and(|real| !real.alive);
         let result = if !self.reachable {
             Err(CreateFailure::RuntimeUnavailable)
-        } else if bad || (died && outcome % 2 == 0) {
+        } else if bad || (died && outcome & 1 == 0) {
             Err(CreateFailure::Template("exit status 1".to_owned()))
         } else {
             Ok(())

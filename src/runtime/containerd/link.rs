@@ -18,12 +18,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    client::{Call, Client},
-    outbox::Outbox,
-};
+use super::{client::Client, outbox::Outbox};
 
-const PROBE: Call = Call::seconds("version", 2);
+/// For one probe.
+const PROBE: Duration = Duration::from_secs(2);
 /// Between two probes of a connection that seems fine.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Unanswered probes in a row that make it count as down: a busy node is not a dead containerd.
@@ -48,46 +46,60 @@ impl Link {
         }
     }
 
-    /// A call failed because of the connection.
+    /// A call failed because of the connection. While it is down that is no news.
     pub(super) fn suspect(&self) {
-        self.down();
-        self.suspicion.notify_one();
+        if self.down() {
+            self.suspicion.notify_one();
+        }
     }
 
-    fn down(&self) {
-        if self.up.swap(false, Ordering::SeqCst) {
+    /// Whether it was up.
+    fn down(&self) -> bool {
+        let was_up = self.up.swap(false, Ordering::SeqCst);
+        if was_up {
             self.outbox.disconnected();
         }
+        was_up
     }
 
     /// Watches for ever.
     pub(super) async fn keep(&self, client: &Client) {
-        let mut known_down = false;
+        let mut told_down = false;
         loop {
             let mut pause = RETRY.0;
-            while client
-                .call(PROBE, client.version().version(()))
-                .await
-                .is_err()
-            {
-                if !std::mem::replace(&mut known_down, true) {
-                    self.up.store(false, Ordering::SeqCst);
+            while !answers(client).await {
+                if !std::mem::replace(&mut told_down, true) {
                     self.outbox.disconnected();
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(RETRY.1);
             }
-            known_down = false;
             self.up.store(true, Ordering::SeqCst);
             self.outbox.connected();
             tokio::select! {
-                () = self.suspicion.notified() => {}
+                () = self.suspected() => {}
                 () = hung_up(client) => {}
                 () = falls_silent(client) => {}
             }
             self.down();
+            told_down = true;
         }
     }
+}
+
+impl Link {
+    /// Returns when it is down. A notice may be one of the last outage: what counts is the state.
+    async fn suspected(&self) {
+        while self.up.load(Ordering::SeqCst) {
+            self.suspicion.notified().await;
+        }
+    }
+}
+
+/// One probe. Not a measured call: those that fail while it is down would hide the others' figures.
+async fn answers(client: &Client) -> bool {
+    let mut version = client.version();
+    matches!(timeout(PROBE, version.version(())).await, Ok(Ok(_)))
 }
 
 /// Returns when the connection ends. A subscription to a topic that nobody publishes is only a call that stays open:
@@ -116,10 +128,6 @@ async fn falls_silent(client: &Client) {
     let mut misses = 0;
     while misses < MISSES {
         sleep(PROBE_EVERY).await;
-        let mut version = client.version();
-        match timeout(PROBE.deadline, version.version(())).await {
-            Ok(Ok(_)) => misses = 0,
-            Ok(Err(_)) | Err(_) => misses += 1,
-        }
+        misses = if answers(client).await { 0 } else { misses + 1 };
     }
 }

@@ -136,10 +136,9 @@ async fn write(
         sent = send(&sender, start, source, bar) => sent,
     };
     if let Err(error) = sent {
-        // The call ends by a reset; the end of the stream, which says "that was all", must not overtake it: the sender
-        // stays for good.
+        // The sender outlives the call's reset, or our end: dropped any earlier, the body would end as if it were whole.
         drop(call);
-        std::mem::forget(sender);
+        tokio::spawn(async move { sender.closed().await });
         bar.finish_and_clear();
         return Err(Failure::local(label, &error));
     }

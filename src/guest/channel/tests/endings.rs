@@ -11,6 +11,16 @@ fn quick() -> ChannelConfig {
     }
 }
 
+/// The Cancel of a call and a ping, in any order; the ping's id.
+fn cancel_and_ping(guest: &mut FakeGuest, call: u64) -> u64 {
+    let mut heard = [guest.message(), guest.message()];
+    heard.sort_by_key(|(id, _)| *id);
+    let [cancel, (ping, body)] = heard;
+    assert_eq!(cancel, (call, Hears::Cancel(v1::Cancel {})));
+    assert_eq!(body, Hears::Ping(v1::Ping {}));
+    ping
+}
+
 const SILENT: GuestError = GuestError::Silent("no answer within the deadline");
 
 #[tokio::test(flavor = "multi_thread")]
@@ -20,21 +30,20 @@ async fn dropping_the_output_cancels_and_late_messages_are_no_fault() {
         guest.align();
         let (call, _) = guest.message();
         guest.say(call, started());
-        let heard = guest.message();
-        assert_eq!(heard, (call, Hears::Cancel(v1::Cancel {})));
+        let ping = cancel_and_ping(guest, call);
         for _ in 0..64 {
             guest.say(call, stdout(&[0; FIRST_CREDIT / 64]));
         }
         guest.say(call, Says::Credit(v1::Credit { bytes: 100 }));
         guest.say(call, exited(0));
-        let (call, _) = guest.message();
-        guest.say(call, pong());
+        guest.say(ping, pong());
     });
     let host = rig.connect();
-    let stream = host.exec(exec("yes")).await.unwrap();
-    drop(stream);
+    let GuestStream { input, output } = host.exec(exec("yes")).await.unwrap();
+    drop(output);
     assert_eq!(host.ping(LONG).await, Ok("1.2.3".to_owned()));
     guest.join().unwrap();
+    assert!(input.is_closed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,16 +54,18 @@ async fn a_cancelled_call_that_goes_on_breaks_the_protocol() {
         let (call, _) = guest.message();
         guest.say(call, started());
         guest.message();
-        for _ in 0..1000 {
-            let message = stdout(&[0; 1000]);
-            guest.say(call, message);
+        // Less than its credit and what a cancelled call may still bring, then too much.
+        for _ in 0..160 {
+            guest.say(call, stdout(&[0; 1000]));
         }
     });
     let host = rig.connect();
-    drop(host.exec(exec("yes")).await.unwrap());
+    let GuestStream { input, output } = host.exec(exec("yes")).await.unwrap();
+    drop(output);
     let error = GuestError::Protocol("a message after the last of its call");
     assert_eq!(failure(&host).await, error);
-    guest.join().unwrap_err();
+    drop(input);
+    guest.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,20 +88,22 @@ async fn a_call_given_up_before_it_was_sent_is_never_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_goes_while_an_exec_starts_cancels_it() {
     let rig = Rig::new();
+    let (asked, was_asked) = tokio::sync::oneshot::channel();
     let guest = rig.run(|guest| {
         guest.align();
         let (call, _) = guest.message();
-        let cancelled = guest.message();
+        asked.send(()).unwrap();
+        let ping = cancel_and_ping(guest, call);
         guest.say(call, started());
-        let (ping, _) = guest.message();
         guest.say(ping, pong());
-        cancelled == (call, Hears::Cancel(v1::Cancel {}))
     });
     let host = rig.connect();
-    let gone = tokio::time::timeout(SHORT, host.exec(exec("slow"))).await;
-    assert!(gone.is_err());
+    tokio::select! {
+        stream = host.exec(exec("slow")) => panic!("{stream:?}"),
+        asked = was_asked => asked.unwrap(),
+    }
     host.ping(LONG).await.unwrap();
-    assert!(guest.join().unwrap());
+    guest.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,12 +189,15 @@ async fn a_stream_that_ended_before_a_new_session_keeps_its_items() {
         guest.say(call, started());
         guest.say(call, stdout(b"all"));
         guest.say(call, exited(0));
+        let (call, _) = guest.message();
+        guest.say(call, pong());
         guest.align();
         let (call, _) = guest.message();
         guest.say(call, pong());
     });
     let host = rig.connect();
     let mut stream = host.exec(exec("x")).await.unwrap();
+    host.ping(LONG).await.unwrap();
     assert_eq!(host.ping(SHORT).await, Err(SILENT));
     host.ping(LONG).await.unwrap();
     let items = drain(&mut stream).await;
@@ -306,8 +322,36 @@ async fn dropping_the_last_guest_closes_and_another_connector_attaches() {
     drop(host);
     let items = drain(&mut stream).await;
     assert_eq!(items.last(), Some(&Err(GuestError::Closed)));
-    fifos_closed(&rig.paths).await;
     let host = rig.connect();
     assert_eq!(host.ping(LONG).await, Ok("1.2.3".to_owned()));
+    guest.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_channel_closes_the_first_and_nothing_is_stolen() {
+    let rig = Rig::new();
+    let guest = rig.run(serve);
+    for _ in 0..200 {
+        let first = rig.connect();
+        let mut stream = first.exec(exec("x")).await.unwrap();
+        let second = rig.connect();
+        // With two readers of one FIFO answers would get lost now.
+        for _ in 0..5 {
+            assert_eq!(second.ping(LONG).await, Ok("1.2.3".to_owned()));
+        }
+        let items = drain(&mut stream).await;
+        assert_eq!(items.last(), Some(&Err(GuestError::Closed)));
+        assert_eq!(failure(&first).await, GuestError::Closed);
+        assert_eq!(rig.connector.openings.count(), 1);
+    }
+    let until = tokio::time::Instant::now() + LONG;
+    while rig.connector.openings.count() > 0 {
+        assert!(
+            tokio::time::Instant::now() < until,
+            "an ended channel is still noted"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    rig.over();
     guest.join().unwrap();
 }

@@ -11,17 +11,25 @@ use crate::guest::channel::outlet::{self, Item};
 use crate::guest::channel::session::Session;
 use crate::guest::channel::stream::{Stream, StreamParts};
 use crate::guest::v1::host_message::Body as Hears;
-use crate::guest::v1::{self, GuestMessage, guest_message::Body as Says};
-use crate::guest::{StreamItem, wire};
+use crate::guest::v1::{self, GuestMessage, HostMessage, guest_message::Body as Says};
+use crate::guest::{GuestError, StreamInput, StreamItem, wire};
 use bytes::Bytes;
 use prometheus::Registry;
 use proptest::prelude::*;
 use prost::Message;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+const EXEC: u64 = 5;
+const READ: u64 = 6;
+const LIST: u64 = 8;
+const CONNECT: u64 = 9;
+/// Calls that stream to the host, as they are numbered by [`KINDS`].
+const STREAMS: [u64; 4] = [EXEC, READ, LIST, CONNECT];
+const ENTRY_NAME: &str = "entry";
 const SESSION: u64 = 0x5e55_1017;
 const KINDS: [Kind; 9] = [
     Kind::Ping,
@@ -40,10 +48,22 @@ struct Channel {
     link: Link,
     calls: Calls,
     outputs: Vec<mpsc::Receiver<Item>>,
-    inputs: Vec<mpsc::Sender<crate::guest::StreamInput>>,
+    inputs: Vec<mpsc::Sender<StreamInput>>,
     metrics: GuestMetrics,
     permits: Arc<Semaphore>,
     made: u64,
+    /// What an honest guest keeps of each call that streams to the host.
+    honest: BTreeMap<u64, Honest>,
+}
+
+/// An honest guest's side of one stream.
+#[derive(Debug, Default)]
+struct Honest {
+    started: bool,
+    credit: usize,
+    said: usize,
+    /// What its owner has got.
+    got: usize,
 }
 
 impl Channel {
@@ -57,7 +77,15 @@ impl Channel {
             metrics: GuestMetrics::register(&Registry::new()).unwrap(),
             permits: Arc::new(Semaphore::new(100)),
             made: 0,
+            honest: BTreeMap::new(),
         };
+        for id in STREAMS {
+            let honest = Honest {
+                credit: wire::FIRST_CREDIT,
+                ..Honest::default()
+            };
+            channel.honest.insert(id, honest);
+        }
         for kind in KINDS {
             channel.call(kind);
         }
@@ -100,13 +128,65 @@ impl Channel {
         })))
     }
 
-    /// Writes all there is to say.
+    /// Writes all there is to say; the honest guest hears of credit and cancels.
     fn write(&mut self) {
         while let Some(next) = self.calls.next(Instant::now()) {
             if next.is_start {
                 self.calls.was_written(next.call, Instant::now());
             }
+            let message = HostMessage::decode(next.message.memory()).unwrap();
+            match (self.honest.get_mut(&message.call), message.body) {
+                (Some(honest), Some(Hears::Credit(credit))) => {
+                    honest.credit += usize::try_from(credit.bytes).unwrap();
+                }
+                (Some(_), Some(Hears::Cancel(_))) => {
+                    self.honest.remove(&message.call);
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// What an honest guest says next on a stream, if it may.
+    fn say_honestly(&mut self, id: u64, length: usize, stderr: bool) -> Option<Says> {
+        let honest = self.honest.get_mut(&id)?;
+        if !std::mem::replace(&mut honest.started, true) && id != LIST {
+            return Some(match id {
+                EXEC => Says::Started(v1::Started::default()),
+                READ => Says::FileInfo(v1::FileInfo::default()),
+                _ => Says::Connected(v1::Connected {}),
+            });
+        }
+        let entry = ENTRY_NAME.len() + wire::ENTRY_CREDIT;
+        let length = length.min(honest.credit);
+        let length = if id == LIST {
+            length / entry * entry
+        } else {
+            length
+        };
+        if length == 0 {
+            return None;
+        }
+        honest.credit -= length;
+        honest.said += length;
+        Some(if id == LIST {
+            let entry_of = |_| v1::Entry {
+                name: ENTRY_NAME.into(),
+                kind: 1,
+                ..v1::Entry::default()
+            };
+            let entries = (0..length / entry).map(entry_of).collect();
+            Says::Entries(v1::Entries {
+                entries,
+                done: false,
+            })
+        } else {
+            Says::Output(v1::Output {
+                stream: if stderr && id == EXEC { 2 } else { 1 },
+                data: vec![0; length].into(),
+                eof: false,
+            })
+        })
     }
 
     fn hear(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
@@ -119,18 +199,33 @@ impl Channel {
         Ok(())
     }
 
-    /// The owner of one stream takes an item.
-    fn take(&mut self, which: usize) {
+    /// The owner of one stream takes an item, if there is one.
+    fn take(&mut self, which: usize) -> bool {
         let which = which % self.outputs.len();
-        if let Ok(Ok(StreamItem::Data { data, .. })) = self.outputs[which].try_recv() {
-            assert!(!data.is_empty() && data.len() <= wire::FIRST_CREDIT);
+        let Ok(item) = self.outputs[which].try_recv() else {
+            return false;
+        };
+        let length = match item {
+            Ok(StreamItem::Data { data, .. }) => data.len(),
+            Ok(StreamItem::Entries(entries)) => {
+                entries.len() * (ENTRY_NAME.len() + wire::ENTRY_CREDIT)
+            }
+            _ => 0,
+        };
+        assert!(length <= wire::FIRST_CREDIT);
+        let id = 5 + u64::try_from(which).unwrap();
+        if let Some(honest) = self.honest.get_mut(&id) {
+            honest.got += length;
         }
+        true
     }
 }
 
 /// What a guest does next.
 #[derive(Debug, Clone)]
 enum Step {
+    /// What an honest guest may say: (call, bytes, to stderr).
+    Honest(u64, usize, bool),
     Says(u64, Says),
     /// A message with one byte changed, in records that are whole.
     Damaged(u64, Says, usize, u8),
@@ -204,16 +299,23 @@ fn call_id() -> impl Strategy<Value = u64> {
     prop_oneof![60 => 1u64..10, 1 => any::<u64>()]
 }
 
+fn honest() -> impl Strategy<Value = Step> {
+    let id = proptest::sample::select(STREAMS.to_vec());
+    (id, 1usize..20_000, any::<bool>())
+        .prop_map(|(id, length, stderr)| Step::Honest(id, length, stderr))
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        20 => (call_id(), says()).prop_map(|(id, says)| Step::Says(id, says)),
+        300 => honest(),
+        100 => any::<usize>().prop_map(Step::OwnerTakes),
+        2 => any::<usize>().prop_map(Step::OwnerGoes),
+        1 => (call_id(), says()).prop_map(|(id, says)| Step::Says(id, says)),
         1 => (call_id(), says(), any::<usize>(), any::<u8>())
             .prop_map(|(id, says, at, by)| Step::Damaged(id, says, at, by)),
         1 => (call_id(), says(), any::<usize>(), any::<u8>())
             .prop_map(|(id, says, at, by)| Step::Torn(id, says, at, by)),
         1 => proptest::collection::vec(any::<u8>(), 0..5000).prop_map(Step::Bytes),
-        6 => any::<usize>().prop_map(Step::OwnerTakes),
-        1 => any::<usize>().prop_map(Step::OwnerGoes),
     ]
 }
 
@@ -243,9 +345,13 @@ fn perform(channel: &mut Channel, step: Step) -> Result<(), &'static str> {
             channel.hear(&records)
         }
         Step::Bytes(bytes) => channel.hear(&bytes),
+        Step::Honest(id, length, stderr) => match channel.say_honestly(id, length, stderr) {
+            Some(says) => perform(channel, Step::Says(id, says)),
+            None => Ok(()),
+        },
         Step::OwnerTakes(which) => {
             channel.take(which);
-            Ok(())
+            channel.hear(&[])
         }
         Step::OwnerGoes(which) => {
             let which = which % channel.outputs.len();
@@ -256,17 +362,17 @@ fn perform(channel: &mut Channel, step: Step) -> Result<(), &'static str> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_traffic_ends_in_an_answer_or_an_error(
-        steps in proptest::collection::vec(step(), 1..200),
+        steps in proptest::collection::vec(step(), 1..400),
     ) {
         let mut channel = Channel::new();
         for step in steps {
             if perform(&mut channel, step).is_err() {
                 // As the task does.
-                channel.calls.fail_all(&crate::guest::GuestError::Closed);
+                channel.calls.fail_all(&GuestError::Closed);
                 return Ok(());
             }
             let bound = channel.outputs.len() * 2 * wire::FIRST_CREDIT;
@@ -275,8 +381,40 @@ proptest! {
     }
 
     #[test]
+    fn honest_traffic_is_never_an_error_and_never_lost(
+        steps in proptest::collection::vec(
+            prop_oneof![
+                30 => honest(),
+                10 => any::<usize>().prop_map(Step::OwnerTakes),
+                1 => any::<usize>().prop_map(Step::OwnerGoes),
+            ],
+            1..400,
+        ),
+    ) {
+        let mut channel = Channel::new();
+        for step in steps {
+            let done = perform(&mut channel, step);
+            prop_assert_eq!(done, Ok(()));
+        }
+        let mut moved = true;
+        while moved {
+            moved = (0..5).map(|which| channel.take(which)).fold(false, |a, b| a | b);
+            prop_assert_eq!(channel.hear(&[]), Ok(()));
+        }
+        for (id, honest) in &channel.honest {
+            prop_assert_eq!(honest.got, honest.said, "call {}", id);
+            let kept = wire::FIRST_CREDIT - wire::FIRST_CREDIT / 4;
+            prop_assert!(honest.credit > kept, "call {} starves", id);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
     fn random_bytes_never_panic(
-        pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9000), 0..100),
+        pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9000), 0..40),
     ) {
         let mut channel = Channel::new();
         for piece in pieces {
@@ -322,4 +460,28 @@ fn honest_traffic_passes() {
     for (id, says) in says {
         perform(&mut channel, Step::Says(id, says)).unwrap();
     }
+}
+
+#[test]
+fn streams_take_turns_towards_the_guest() {
+    let mut channel = Channel::new();
+    let (exec, connection) = (5, 9);
+    for (id, says) in [
+        (exec, Says::Started(v1::Started::default())),
+        (connection, Says::Connected(v1::Connected {})),
+    ] {
+        perform(&mut channel, Step::Says(id, says)).unwrap();
+    }
+    for input in [0, 4] {
+        let data = StreamInput::Data(vec![0; 100_000].into());
+        channel.inputs[input].try_send(data).unwrap();
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(channel.calls.poll(&mut cx).is_ready());
+    let mut order = Vec::new();
+    while let Some(next) = channel.calls.next(Instant::now()) {
+        order.push(next.call);
+    }
+    // A first credit each, in pieces of half of it.
+    assert_eq!(order, [exec, connection, exec, connection]);
 }
