@@ -103,6 +103,7 @@ class Sandbox:
             yield sandboxes_pb2.WriteFileRequest(start=start)
             for at in range(0, len(content), PIECE):
                 yield sandboxes_pb2.WriteFileRequest(chunk=content[at : at + PIECE])
+            yield sandboxes_pb2.WriteFileRequest(eof=True)
 
         return self.stub.WriteFile(requests(), metadata=self.metadata).size_bytes
 

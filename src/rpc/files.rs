@@ -119,8 +119,8 @@ fn entry(found: guest_v1::Entry) -> FileEntry {
     }
 }
 
-/// WriteFile; how many bytes. The end of the client's stream makes the file appear; a client that breaks off has this
-/// future dropped, which cancels the call in the guest, and nothing appears.
+/// WriteFile; how many bytes. The client's `eof` makes the file appear; without it the call in the guest is cancelled, and
+/// nothing appears.
 pub async fn write(
     entered: &Entered,
     stream: GuestStream,
@@ -138,11 +138,18 @@ pub async fn write(
             let data = match request.request {
                 Some(Piece::Chunk(data)) => piece("chunk", data)?,
                 Some(Piece::Start(_)) => return Err(incoming::not_started("another followed")),
+                Some(Piece::Eof(_)) => {
+                    return send(entered.sandbox, &input, StreamInput::Eof).await;
+                }
                 None => continue,
             };
             send(entered.sandbox, &input, StreamInput::Data(data)).await?;
         }
-        send(entered.sandbox, &input, StreamInput::Eof).await
+        // tonic tells a reset by a dying caller as the end of its stream: only the caller's own word makes a file whole.
+        Err(Refusal::InvalidArgument(vec![(
+            "eof".into(),
+            "the stream ended without it; nothing was written".into(),
+        )]))
     };
     // A guest that fails on the way is heard at once, not after the last piece.
     tokio::select! {

@@ -147,7 +147,8 @@ fn step_of(stage: String, bytes: u64) -> ImportImageResponse {
     }
 }
 
-/// Writes all pieces down. Only the end of the stream makes an archive whole: a client that breaks off has sent none.
+/// Writes all pieces down, up to the one that says it was the last. tonic tells a reset by a dying caller as the end of its
+/// stream: only the caller's own word makes an archive whole.
 async fn receive(
     core: &Core,
     first: ImportImageRequest,
@@ -165,13 +166,19 @@ async fn receive(
             return Err(Refusal::InvalidArgument(vec![("chunk".to_owned(), what)]));
         }
         archive.add(&request.chunk).await?;
+        if request.eof {
+            return Ok(archive);
+        }
         if archive.bytes() - told >= TELL_EVERY_BYTES {
             told = archive.bytes();
             out.send(step_of("received".to_owned(), told)).await;
         }
         piece = next(&mut pieces).await?;
     }
-    Ok(archive)
+    Err(Refusal::InvalidArgument(vec![(
+        "eof".to_owned(),
+        "the stream ended without it; nothing was imported".to_owned(),
+    )]))
 }
 
 async fn next(

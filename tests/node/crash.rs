@@ -198,7 +198,7 @@ async fn no_sandbox_restarts_when_hearthd_dies() {
     hearth.set_pools(vec![pool("python", 2, 8)]).await;
     hearth.warm("python", 2).await;
     let (claim, answer) = hearth.claim("python").await;
-    let counter = "import time\nn=0\nwhile True:\n  n+=1\n  open('/tmp/n','w').write(str(n))\n  time.sleep(.01)";
+    let counter = "import os,time\nn=0\nwhile True:\n  n+=1\n  with open('/tmp/m','w') as f: f.write(str(n))\n  os.replace('/tmp/m','/tmp/n')\n  time.sleep(.01)";
     hearth
         .start_detached(&claim, &["python3", "-c", counter])
         .await;

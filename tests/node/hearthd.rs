@@ -288,9 +288,11 @@ impl Hearth {
             .map(|chunk| ImportImageRequest {
                 name: String::new(),
                 chunk: chunk.to_vec().into(),
+                eof: false,
             })
             .collect();
         requests[0].name = name.to_owned();
+        requests.last_mut().unwrap().eof = true;
         let mut node = self.node().await;
         let mut steps = node
             .import_image(tokio_stream::iter(requests))

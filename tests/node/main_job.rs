@@ -166,7 +166,10 @@ async fn write_file(hearth: &Hearth, claim: &str, path: &str, content: &[u8]) {
     let chunks = content.chunks(60_000).map(|chunk| WriteFileRequest {
         request: Some(write_file_request::Request::Chunk(chunk.to_vec().into())),
     });
-    let requests: Vec<_> = std::iter::once(start).chain(chunks).collect();
+    let end = WriteFileRequest {
+        request: Some(write_file_request::Request::Eof(true)),
+    };
+    let requests: Vec<_> = std::iter::once(start).chain(chunks).chain([end]).collect();
     let answer = hearth
         .sandboxes()
         .await

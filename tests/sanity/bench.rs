@@ -353,6 +353,7 @@ impl Bench {
             "Node/ImportImage" => ImportImageRequest {
                 name: "sanity.invalid/none:1".into(),
                 chunk: "no archive".into(),
+                eof: true,
             }
             .encode_to_vec(),
             "Node/PullImage" => PullImageRequest {
@@ -384,14 +385,19 @@ impl Bench {
     }
 
     fn write(&self, claim_id: String, path: String) -> Vec<Vec<u8>> {
-        use write_file_request::Request::{Chunk, Start};
+        use write_file_request::Request::{Chunk, Eof, Start};
         let start = WriteFileStart {
             claim_id,
             path,
             mode: 0o600,
             parents: true,
         };
-        let parts = [Start(start), Chunk("con".into()), Chunk("tent".into())];
+        let parts = [
+            Start(start),
+            Chunk("con".into()),
+            Chunk("tent".into()),
+            Eof(true),
+        ];
         parts
             .into_iter()
             .map(|part| {

@@ -228,6 +228,7 @@ pub static TABLE: &[Row] = &[
     ("Node/ImportImage", Without("name"), NO_IMAGE),
     ("Node/ImportImage", Text("name", "with space"), Field("name")),
     ("Node/ImportImage", Without("chunk"), NO_IMAGE),
+    ("Node/ImportImage", Without("eof"), Field("eof")),
     ("Node/PullImage", Valid, NO_IMAGE),
     ("Node/PullImage", Without("name"), Field("name")),
     ("Node/PullImage", Long("name", 513), Field("name")),

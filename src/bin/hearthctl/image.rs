@@ -119,18 +119,11 @@ async fn import(link: &Link, file: &Path, name: String) -> Result<Vec<Image>, Fa
         done = &mut call => { bar.finish_and_clear(); return done; }
         sent = send_archive(&mut source, &sender, name, &bar) => sent,
     };
-    if let Err(error) = sent {
-        // The end of the stream would say "that was the whole archive". Letting go of the call does not end the stream
-        // before its sender does (hyper resets it only when nobody holds either half), so the sender stays for good: what
-        // hearthd sees is that we are gone.
-        drop(call);
-        std::mem::forget(sender);
-        bar.finish_and_clear();
-        return Err(broken(error));
-    }
     drop(sender);
     let done = call.await;
     bar.finish_and_clear();
+    // Without its eof hearthd imports nothing; what is worth telling is why there was none.
+    sent.map_err(broken)?;
     done
 }
 
@@ -143,16 +136,15 @@ async fn send_archive(
     let mut name = name;
     loop {
         let mut chunk = bytes::BytesMut::with_capacity(CHUNK);
-        if source.read_buf(&mut chunk).await? == 0 {
-            return Ok(());
-        }
+        let eof = source.read_buf(&mut chunk).await? == 0;
         bar.inc(chunk.len() as u64);
         let request = ImportImageRequest {
             name: std::mem::take(&mut name),
             chunk: chunk.freeze(),
+            eof,
         };
         // Closed: the daemon has answered already; the answer tells why.
-        if sender.send(request).await.is_err() {
+        if sender.send(request).await.is_err() || eof {
             return Ok(());
         }
     }

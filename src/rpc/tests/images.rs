@@ -8,6 +8,7 @@ fn piece(name: &str, bytes: usize) -> ImportImageRequest {
     ImportImageRequest {
         name: name.into(),
         chunk: vec![7; bytes].into(),
+        eof: false,
     }
 }
 
@@ -21,6 +22,14 @@ fn archives(bench: &Bench) -> Vec<PathBuf> {
 }
 
 async fn import(
+    bench: &Bench,
+    mut pieces: Vec<ImportImageRequest>,
+) -> Result<Vec<ImportImageResponse>, Status> {
+    pieces.last_mut().unwrap().eof = true;
+    send(bench, pieces).await
+}
+
+async fn send(
     bench: &Bench,
     pieces: Vec<ImportImageRequest>,
 ) -> Result<Vec<ImportImageResponse>, Status> {
@@ -108,6 +117,12 @@ async fn a_client_that_dies_has_imported_nothing() {
     bench
         .counted(r#"hearth_streams_open{kind="import_image"} 0"#)
         .await;
+    // Nor has one whose stream just ends.
+    refused(
+        send(&bench, vec![piece("a:1", 1000)]).await,
+        Code::InvalidArgument,
+        "INVALID_ARGUMENT",
+    );
     let listed = bench.node().await.list_images(ListImagesRequest {}).await;
     assert!(listed.unwrap().into_inner().images.is_empty());
 }

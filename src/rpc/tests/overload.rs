@@ -233,10 +233,14 @@ async fn a_lying_guest_fails_its_own_calls_only() {
         path: path(),
         ..Default::default()
     };
-    let start = WriteFileRequest {
-        request: Some(write_file_request::Request::Start(start)),
-    };
-    let written = client.write_file(tokio_stream::iter([start])).await;
+    let whole = [
+        write_file_request::Request::Start(start),
+        write_file_request::Request::Eof(true),
+    ];
+    let whole = whole.map(|request| WriteFileRequest {
+        request: Some(request),
+    });
+    let written = client.write_file(tokio_stream::iter(whole)).await;
     refused(written, Code::Unavailable, "GUEST_UNAVAILABLE");
     let start = ConnectStart {
         claim_id: claim_id.clone(),

@@ -362,7 +362,7 @@ async fn files_arrive_whole_or_not_at_all() {
     let bench = Bench::start().await;
     let (claim_id, _) = bench.claimed().await;
     let content: Vec<u8> = (0..=255).cycle().take(1_000_003).collect();
-    use write_file_request::Request::{Chunk, Start};
+    use write_file_request::Request::{Chunk, Eof, Start};
     let write_start = |path: &str| {
         Start(WriteFileStart {
             claim_id: claim_id.clone(),
@@ -376,6 +376,7 @@ async fn files_arrive_whole_or_not_at_all() {
         .map(|chunk| Chunk(Bytes::copy_from_slice(chunk)));
     let requests: Vec<_> = std::iter::once(write_start("/w/a"))
         .chain(chunks)
+        .chain([Eof(true)])
         .map(|r| WriteFileRequest { request: Some(r) })
         .collect();
     let mut client = bench.sandboxes().await;
@@ -398,6 +399,13 @@ async fn files_arrive_whole_or_not_at_all() {
         got.extend(answer.chunk);
     }
     assert!(got == content);
+    // A stream that ends in the middle is no file.
+    let requests = [write_start("/w/half"), Chunk(Bytes::from_static(b"half"))];
+    let requests = requests.map(|request| WriteFileRequest {
+        request: Some(request),
+    });
+    let half = client.write_file(tokio_stream::iter(requests)).await;
+    refused(half, Code::InvalidArgument, "INVALID_ARGUMENT");
     // A client that dies leaves nothing.
     let (dying, endpoint) = (Mortal::born(), bench.endpoint());
     let requests = [write_start("/w/b"), Chunk(Bytes::from_static(b"half"))];

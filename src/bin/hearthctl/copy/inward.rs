@@ -119,7 +119,7 @@ fn start(claim: &str, path: &str, mode: u32, parents: bool) -> WriteFileStart {
     }
 }
 
-/// One file. The end of the stream commits it inside, so a source that breaks ends the call before the stream.
+/// One file. It appears inside once its `eof` is sent: a source that breaks leaves nothing there.
 async fn write(
     link: &Link,
     start: WriteFileStart,
@@ -135,15 +135,13 @@ async fn write(
         answer = &mut call => return finish(answer, bar, tally),
         sent = send(&sender, start, source, bar) => sent,
     };
+    drop(sender);
+    let answer = call.await;
     if let Err(error) = sent {
-        // The sender outlives the call's reset, or our end: dropped any earlier, the body would end as if it were whole.
-        drop(call);
-        tokio::spawn(async move { sender.closed().await });
         bar.finish_and_clear();
         return Err(Failure::local(label, &error));
     }
-    drop(sender);
-    finish(call.await, bar, tally)
+    finish(answer, bar, tally)
 }
 
 fn finish(
@@ -168,15 +166,18 @@ async fn send(
         let request = WriteFileRequest {
             request: Some(piece),
         };
+        let last = matches!(request.request, Some(Piece::Eof(_)));
         // Closed: hearthd has answered; the answer tells why. Wait for it.
-        if sender.send(request).await.is_err() {
+        if sender.send(request).await.is_err() || last {
             return Ok(());
         }
         let mut chunk = bytes::BytesMut::with_capacity(CHUNK);
-        if source.read_buf(&mut chunk).await? == 0 {
-            return Ok(());
-        }
+        let more = source.read_buf(&mut chunk).await? > 0;
         bar.inc(chunk.len() as u64);
-        piece = Piece::Chunk(chunk.freeze());
+        piece = if more {
+            Piece::Chunk(chunk.freeze())
+        } else {
+            Piece::Eof(true)
+        };
     }
 }

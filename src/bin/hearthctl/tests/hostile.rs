@@ -82,13 +82,14 @@ impl Sandboxes for LyingSandbox {
         let mut content = Vec::new();
         let end = loop {
             match stream.next().await {
-                None => break Written::Whole(content.clone()),
-                Some(Err(_)) => break Written::Broken,
-                Some(Ok(piece)) => {
-                    if let Some(write_file_request::Request::Chunk(chunk)) = piece.request {
-                        content.extend(chunk);
+                None | Some(Err(_)) => break Written::Broken,
+                Some(Ok(piece)) => match piece.request {
+                    Some(write_file_request::Request::Chunk(chunk)) => content.extend(chunk),
+                    Some(write_file_request::Request::Eof(_)) => {
+                        break Written::Whole(content.clone());
                     }
-                }
+                    Some(write_file_request::Request::Start(_)) | None => {}
+                },
             }
         };
         self.written.lock().unwrap().push(end);
