@@ -173,13 +173,13 @@ pub fn ctr_first_byte(hearth: &Hearth, count: u32) -> Series {
 
 /// Sandboxes a second by `ctr run -d`, `parallel` at once; they are removed again.
 pub fn ctr_run_detached_rate(hearth: &Hearth, count: usize, parallel: usize) -> f64 {
-    let name = |number: usize| format!("detached-{number}");
+    let name = |number: usize| format!("detached-{number:04}");
     let began = Instant::now();
     std::thread::scope(|scope| {
         for worker in 0..parallel {
             scope.spawn(move || {
                 for number in (worker..count).step_by(parallel) {
-                    let name = format!("detached-{number}");
+                    let name = format!("detached-{number:04}");
                     let made = ctr(hearth, &name, true, &["sleep", "1000"])
                         .status()
                         .unwrap();

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// In RAM: the runtime mounts a tmpfs there.
-const SECRETS: &str = "/run/hearth/secrets";
+pub const SECRETS: &str = "/run/hearth/secrets";
 
 /// What this sandbox holds once it is somebody's.
 #[derive(Debug)]

@@ -28,6 +28,7 @@ use crate::{
     port::Port,
     reaper::{Found, bury},
     refusal::Refusal,
+    rehearsal::rehearse,
     signals::{Signals, to_all, to_group},
     user::User,
     wants::{Tag, Wants},
@@ -42,6 +43,8 @@ pub struct Init {
     calls: Calls,
     entrypoint: Entrypoint,
     held: Option<Held>,
+    /// A claim was played through before the first answer.
+    rehearsed: bool,
     /// More was read than has been heard.
     unheard: bool,
     /// Nobody has stdout open: write again then.
@@ -72,6 +75,7 @@ impl Init {
             calls: Calls::default(),
             entrypoint,
             held: None,
+            rehearsed: false,
             unheard: false,
             deaf_until: None,
             mourning: true,
@@ -295,6 +299,9 @@ impl Init {
             Ask::Cancel(_) => self.calls.cancel(id, desk),
             // Answered at once.
             Ask::Ping(_) => {
+                if !std::mem::replace(&mut self.rehearsed, true) && self.held.is_none() {
+                    rehearse(self.user.as_ref(), &mut desk.log);
+                }
                 let version = env!("CARGO_PKG_VERSION").into();
                 desk.outbox.answer(id, Answer::Pong(Pong { version }));
             }

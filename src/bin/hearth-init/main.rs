@@ -37,6 +37,7 @@ mod port;
 mod pty;
 mod reaper;
 mod refusal;
+mod rehearsal;
 mod signals;
 mod spawn;
 mod strays;
