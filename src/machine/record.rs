@@ -61,7 +61,8 @@ pub struct ClaimRecord {
     pub source: Source,
     /// When the sandbox was assigned.
     pub claimed_at: Now,
-    /// `None`: never.
+    /// `None`: never. While not confirmed it counts from the assignment (`expires_at - claimed_at` is the ttl); recovery
+    /// counts such a claim's time anew, as its caller may have been told a later time.
     pub expires_at: Option<Now>,
     /// The guest's acknowledgement is known to the journal. Written lazily: a claim may be acknowledged to its caller
     /// while this still says false; recovery then asks the guest, who remembers the claim id.

@@ -298,6 +298,37 @@ fn rule_6_attempts_are_bounded() {
 }
 
 #[test]
+fn rule_6_what_an_answer_shows_is_durable() {
+    let mut rig = Rig::with(&[pool("py", 1, 2)]);
+    let grant = rig.granted(with_ttl(1, 10_000));
+    let shows = |rig: &mut Rig| {
+        let calls = [
+            Call::Get(id(1)),
+            Call::Locate(id(1)),
+            Call::Claim(fence(1), Box::new(with_ttl(1, 10_000))),
+        ];
+        calls.map(|call| {
+            let request = rig.call(call);
+            rig.replies[&request].1
+        })
+    };
+    rig.renew(1, 50_000);
+    let renewed = rig.ticket;
+    assert_eq!(shows(&mut rig), [renewed; 3]);
+    rig.send(Event::Ended(grant.sandbox, ExitCause::Exited));
+    let failed = rig.ticket;
+    let read = rig.call(Call::Get(id(1)));
+    assert_eq!(rig.replies[&read].1, failed);
+    let list = Call::List {
+        pool: None,
+        after: None,
+        limit: 9,
+    };
+    let listed = rig.call(list);
+    assert_eq!(rig.replies[&listed].1, rig.ticket);
+}
+
+#[test]
 fn rule_7_fail_tells_the_refill_estimate() {
     let mut rig = Rig::with(&[pool("py", 0, 8)]);
     let estimate = |rig: &Rig, request| match rig.refusal(request) {
