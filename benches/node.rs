@@ -19,58 +19,80 @@ use tonic::transport::Channel;
 
 /// Members of the bench's pool, and claims at once in (c).
 const MEMBERS: u32 = 100;
+/// Claims in a series, and rounds of their floors.
+const ROUNDS: u32 = 50;
+/// Between two of them, where they are not in a row: processors and guests have gone to sleep.
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[tokio::main]
 async fn main() {
+    // `cargo bench --bench node -- claims`: only sections whose name begins so. cargo adds a --bench of its own.
+    let only = std::env::args()
+        .skip(1)
+        .find(|word| !word.starts_with("--"));
+    let wanted = |name: &str| only.as_ref().is_none_or(|only| name.starts_with(only));
     let mut report = Report::new();
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;
     let rss_empty = measure::resident_mib(hearth.pid());
-
-    // (d) first: it fills the pool that the others use.
-    let refill = refill_rate(&hearth).await;
+    // Fills the pool that the sections use.
+    let filled = fill(&hearth).await;
     let rss_full = measure::resident_mib(hearth.pid());
-    let floor = floor(&hearth).await;
-    let claims = warm_claims(&hearth).await;
-    let ctr = peer::ctr_run(&hearth, 10);
-    claim_latency(&mut report, &claims, &floor, &ctr);
-
-    hearth.warm("python", MEMBERS).await;
-    settle(&hearth).await;
-    let at_once = claims_at_once(&hearth).await;
-    report.row("100 claims at once on a full pool", &at_once.0);
-    report.rate("  rate", at_once.1, "claims/s");
-
-    hearth.warm("python", MEMBERS).await;
-    settle(&hearth).await;
-    let echo = first_byte(&hearth, &["busybox", "echo", "x"], 30).await;
-    let python = first_byte(&hearth, &["python3", "-c", "print('x')"], 30).await;
-    report.row("claim → first byte of a static binary", &echo);
-    report.row("claim → first byte of python", &python);
-    report.row(
-        "  peer: ctr run of python → first byte",
-        &peer::ctr_first_byte(&hearth, 5),
-    );
-
-    let ours = f64::from(MEMBERS) / refill.as_secs_f64();
-    let theirs = peer::ctr_run_detached_rate(&hearth, 40, 4);
-    report.rate("refill, 4 in parallel, proved ready", ours, "sandboxes/s");
-    report.rate("  peer: ctr run -d, 4 in parallel", theirs, "sandboxes/s");
-    report.goal(
-        "refill against ctr run -d",
-        ours / theirs,
-        "≥ 1.2",
-        ours >= 1.2 * theirs,
-    );
-    report.rate("resident memory of hearthd, no sandbox", rss_empty, "MiB");
-    report.rate("resident memory of hearthd, 100 sandboxes", rss_full, "MiB");
-    report.goal(
-        "resident memory with 100 sandboxes, MiB",
-        rss_full,
-        "≤ 40",
-        rss_full <= 40.0,
-    );
+    if wanted("claims") {
+        claims(&mut report, &hearth).await;
+    }
+    if wanted("burst") {
+        burst(&mut report, &hearth).await;
+    }
+    if wanted("exec") {
+        exec(&mut report, &hearth).await;
+    }
+    if wanted("refill") {
+        refill(&mut report, &hearth, filled);
+    }
+    if wanted("memory") {
+        report.rate("resident memory of hearthd, no sandbox", rss_empty, "MiB");
+        report.rate("resident memory of hearthd, 100 sandboxes", rss_full, "MiB");
+        let what = "resident memory with 100 sandboxes, MiB";
+        report.goal(what, rss_full, "≤ 40", rss_full <= 40.0);
+    }
     report.write("node");
     hearth.finish().await;
+}
+
+async fn claims(report: &mut Report, hearth: &Hearth) {
+    for (when, pause) in [("in a row", Duration::ZERO), ("after 100 ms", PAUSE)] {
+        let claims = warm_claims(hearth, pause).await;
+        claim_latency(report, when, &claims, &floor(hearth, pause).await);
+        if pause > Duration::ZERO {
+            against_ctr(report, &claims, &peer::ctr_run(hearth, 10));
+        }
+    }
+}
+
+async fn burst(report: &mut Report, hearth: &Hearth) {
+    let (series, rate) = claims_at_once(hearth).await;
+    report.row("100 claims at once on a full pool", &series);
+    report.rate("  rate", rate, "claims/s");
+    hearth.warm("python", MEMBERS).await;
+    settle(hearth).await;
+}
+
+async fn exec(report: &mut Report, hearth: &Hearth) {
+    let echo = first_byte(hearth, &["busybox", "echo", "x"], 30).await;
+    let python = first_byte(hearth, &["python3", "-c", "print('x')"], 30).await;
+    report.row("claim → first byte of a static binary", &echo);
+    report.row("claim → first byte of python", &python);
+    let peer = peer::ctr_first_byte(hearth, 5);
+    report.row("  peer: ctr run of python → first byte", &peer);
+}
+
+fn refill(report: &mut Report, hearth: &Hearth, filled: Duration) {
+    let ours = f64::from(MEMBERS) / filled.as_secs_f64();
+    let theirs = peer::ctr_run_detached_rate(hearth, 40, 4);
+    report.rate("refill, 4 in parallel, proved ready", ours, "sandboxes/s");
+    report.rate("  peer: ctr run -d, 4 in parallel", theirs, "sandboxes/s");
+    let ratio = ours / theirs;
+    report.goal("refill against ctr run -d", ratio, "≥ 1.2", ratio >= 1.2);
 }
 
 /// Releases and refills are over: the machine is quiet.
@@ -84,7 +106,7 @@ async fn settle(hearth: &Hearth) {
 }
 
 /// From the declaration until all members are proved ready.
-async fn refill_rate(hearth: &Hearth) -> Duration {
+async fn fill(hearth: &Hearth) -> Duration {
     let mut python = pool("python", MEMBERS, 3 * MEMBERS);
     python.max_parallel_refills = 4;
     let began = Instant::now();
@@ -102,20 +124,20 @@ struct Floor {
     guest: Series,
 }
 
-async fn floor(hearth: &Hearth) -> Floor {
+async fn floor(hearth: &Hearth, pause: Duration) -> Floor {
     let mut health = tonic_health::pb::health_client::HealthClient::new(hearth.channel().await);
     let mut rpc = Series::default();
-    for _ in 0..300 {
+    for _ in 0..ROUNDS {
         let request = tonic_health::pb::HealthCheckRequest::default();
+        tokio::time::sleep(pause).await;
         let began = Instant::now();
         health.check(request).await.unwrap();
         rpc.push(began.elapsed());
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Floor {
         rpc,
-        fdatasync: peer::fdatasync(&hearth.path("floor"), 300),
-        guest: peer::guest_round_trip(hearth, 100).await,
+        fdatasync: peer::fdatasync(&hearth.path("floor"), ROUNDS, pause),
+        guest: peer::guest_round_trip(hearth, ROUNDS, pause).await,
     }
 }
 
@@ -141,58 +163,60 @@ impl Claims {
     }
 }
 
-/// Half of the members, one after the other: each guest was idle before.
-async fn warm_claims(hearth: &Hearth) -> Claims {
+/// Claims one after the other, with the same pause as their floors. Every guest is claimed for the first time.
+async fn warm_claims(hearth: &Hearth, pause: Duration) -> Claims {
     let mut client = hearth.claims().await;
-    let mut series = Claims::default();
+    let mut claims = Claims::default();
     let mut held = Vec::new();
-    for _ in 0..MEMBERS / 2 {
+    for _ in 0..ROUNDS {
         let id = fresh_id();
+        tokio::time::sleep(pause).await;
         let began = Instant::now();
         let answer = client.claim(claim_request(&id, "python")).await.unwrap();
-        series.whole.push(began.elapsed());
-        series.stages(answer.into_inner().timings.unwrap());
+        claims.whole.push(began.elapsed());
+        claims.stages(answer.into_inner().timings.unwrap());
         held.push(id);
-        // Refills go on beside: that is the usual case, but not what is measured here.
-        settle_refill(hearth).await;
+        if pause > Duration::ZERO {
+            // A refill of the claim before would be measured too.
+            until_refilled(hearth).await;
+        }
     }
     for id in held {
         hearth.release(&id).await;
     }
+    hearth.warm("python", MEMBERS).await;
     settle(hearth).await;
-    series
+    claims
 }
 
-async fn settle_refill(hearth: &Hearth) {
-    while hearth.status("python").await.creating > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn until_refilled(hearth: &Hearth) {
+    eventually("refilled", || async {
+        let status = hearth.status("python").await;
+        status.creating == 0 && status.warm == MEMBERS
+    })
+    .await;
 }
 
-fn claim_latency(report: &mut Report, claims: &Claims, floor: &Floor, ctr: &Series) {
+fn claim_latency(report: &mut Report, when: &str, claims: &Claims, floor: &Floor) {
     let sum = floor.rpc.at(50) + floor.fdatasync.at(50) + floor.guest.at(50);
-    report.row(
-        "warm claim: gRPC, durable, guest-acknowledged",
-        &claims.whole,
-    );
+    report.row(&format!("warm claim, {when}"), &claims.whole);
     report.row("  in hearthd", &claims.total);
-    report.row("  queue", &claims.queue);
-    report.row("  commit, beside the guest", &claims.commit);
-    report.row("  guest, beside the commit", &claims.guest);
+    report.row("  of it: queue", &claims.queue);
+    report.row("  of it: commit, beside the guest", &claims.commit);
+    report.row("  of it: guest, beside the commit", &claims.guest);
     report.row("  floor: RPC that does nothing", &floor.rpc);
     report.row(
         "  floor: write + fdatasync of the same bytes",
         &floor.fdatasync,
     );
     report.row("  floor: round trip to an idle guest", &floor.guest);
-    report.row("  peer: ctr run of the same image, `true`", ctr);
     let ratio = millis(claims.whole.at(50)) / millis(sum);
-    report.goal(
-        "claim against the sum of its floors",
-        ratio,
-        "≤ 1.5",
-        ratio <= 1.5,
-    );
+    let what = format!("warm claim, {when}, against the sum of its floors");
+    report.goal(&what, ratio, "≤ 1.5", ratio <= 1.5);
+}
+
+fn against_ctr(report: &mut Report, claims: &Claims, ctr: &Series) {
+    report.row("  peer: ctr run of the same image, `true`", ctr);
     let times = millis(ctr.at(50)) / millis(claims.whole.at(50));
     report.goal(
         "claim against ctr run, times faster",

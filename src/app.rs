@@ -220,6 +220,7 @@ async fn start(
     let settings = Settings {
         tag: opened.identity.tag,
         max_sandboxes: limits::POOL_MAX_TOTAL,
+        refill_yield_ms: limits::REFILL_YIELD_MS,
     };
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),

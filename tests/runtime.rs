@@ -443,7 +443,7 @@ async fn frozen_and_wedged_sandboxes_are_destroyed() {
 /// The real hearth-init instead of its stand-in, through the real channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hearth_init_answers_over_the_fifos_before_and_after_a_restart() {
-    let init = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/init/hearth-init");
+    let init = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/static/hearth-init");
     assert!(
         init.exists(),
         "{} is missing: run `hack/build.sh init`",

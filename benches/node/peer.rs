@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const CLAIM_BYTES: usize = 1200;
 
 /// Writes as many bytes as a claim commits and syncs them, on the disk of hearth's journal.
-pub fn fdatasync(path: &std::path::Path, count: u64) -> Series {
+pub fn fdatasync(path: &std::path::Path, count: u32, pause: Duration) -> Series {
     let file = std::fs::File::create(path).unwrap();
     file.set_len(4 << 20).unwrap();
     let content = [7; CLAIM_BYTES];
@@ -28,8 +28,10 @@ pub fn fdatasync(path: &std::path::Path, count: u64) -> Series {
     file.sync_all().unwrap();
     let mut series = Series::default();
     for number in 0..count {
+        std::thread::sleep(pause);
         let began = Instant::now();
-        file.write_all_at(&content, number % 1000 * 4096).unwrap();
+        file.write_all_at(&content, u64::from(number % 1000) * 4096)
+            .unwrap();
         file.sync_data().unwrap();
         series.push(began.elapsed());
     }
@@ -37,8 +39,11 @@ pub fn fdatasync(path: &std::path::Path, count: u64) -> Series {
     series
 }
 
-/// A ping of a sandbox made by hand, whose guest was idle for 100 ms before each.
-pub async fn guest_round_trip(hearth: &Hearth, count: u32) -> Series {
+/// Sandboxes made by hand for the floor.
+const GUESTS: u32 = 20;
+
+/// Pings of sandboxes made by hand, each in its turn: as with claims, the guest did nothing for a while.
+pub async fn guest_round_trip(hearth: &Hearth, count: u32, pause: Duration) -> Series {
     let registry = prometheus::Registry::new();
     let tag = NodeTag(0xf100_0001);
     let config = RuntimeConfig {
@@ -56,31 +61,39 @@ pub async fn guest_round_trip(hearth: &Hearth, count: u32) -> Series {
     let metrics = RuntimeMetrics::register(&registry).unwrap();
     let connected = ContainerdRuntime::connect(config, metrics).unwrap();
     let background = tokio::spawn(connected.background.run());
-    let id = SandboxId::new(tag, 1).unwrap();
-    let spec = CreateSpec {
-        id,
-        pool: PoolName::parse("floor").unwrap(),
-        generation: 1,
-        template: Arc::new(template()),
-    };
     let runtime = connected.runtime;
-    runtime.create(&spec).await.unwrap();
     let connector = FifoConnector::new(
         tokio::runtime::Handle::current(),
         ChannelConfig::default(),
         GuestMetrics::register(&registry).unwrap(),
     );
-    let guest = connector.connect(&runtime.stdio(id)).unwrap();
-    guest.ping(Duration::from_secs(30)).await.unwrap();
+    let mut guests = Vec::new();
+    for number in 1..=GUESTS {
+        let id = SandboxId::new(tag, u64::from(number)).unwrap();
+        let spec = CreateSpec {
+            id,
+            pool: PoolName::parse("floor").unwrap(),
+            generation: 1,
+            template: Arc::new(template()),
+        };
+        runtime.create(&spec).await.unwrap();
+        let guest = connector.connect(&runtime.stdio(id)).unwrap();
+        guest.ping(Duration::from_secs(30)).await.unwrap();
+        guests.push((id, guest));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let mut series = Series::default();
-    for _ in 0..count {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    for number in 0..count {
+        tokio::time::sleep(pause).await;
+        let (_, guest) = &guests[number as usize % guests.len()];
         let began = Instant::now();
         guest.ping(Duration::from_secs(5)).await.unwrap();
         series.push(began.elapsed());
     }
-    guest.close();
-    runtime.destroy(id).await.unwrap();
+    for (id, guest) in guests {
+        guest.close();
+        runtime.destroy(id).await.unwrap();
+    }
     background.abort();
     // runsc keeps one mount per root for its gofers.
     let null = hearth.path("floor-run/runsc/hearth/null-netns");

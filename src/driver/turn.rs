@@ -306,6 +306,13 @@ impl Driver {
                 other => rest.push(other),
             }
         }
+        // The guests' way is the longer one: they set out before the journal takes a core.
+        let (personalizations, rest): (Vec<_>, Vec<_>) = rest
+            .into_iter()
+            .partition(|effect| matches!(effect, Effect::Personalize { .. }));
+        for effect in personalizations {
+            self.run(effect);
+        }
         if commit && !self.lazy.is_empty() {
             let ops = std::mem::take(&mut self.lazy);
             self.lazy_deadline = None;

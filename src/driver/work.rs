@@ -7,10 +7,13 @@ use crate::machine::event::{CreateFailure, Event, GuestFailure, Held};
 use crate::machine::ids::{ClaimId, SandboxId};
 use crate::machine::limits;
 use crate::runtime::{CreateSpec, Runtime, RuntimeError};
+use futures::FutureExt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tracing::{Instrument, Span, debug, warn};
 
 /// How long a guest may take to acknowledge a personalization before its sandbox is given up.
@@ -71,8 +74,9 @@ impl Workers {
         work: impl Future<Output = Event> + Send + 'static,
     ) {
         let events = self.events.clone();
-        let work = tokio::spawn(tokio::time::timeout(limit, work.instrument(span)));
-        tokio::spawn(async move {
+        // A panic must not lose the event; what it leaves half done is the outside's, which the event has destroyed.
+        let work = AssertUnwindSafe(timeout(limit, work)).catch_unwind();
+        let task = async move {
             let event = match work.await {
                 Ok(Ok(event)) => event,
                 Ok(Err(_)) | Err(_) => {
@@ -82,7 +86,8 @@ impl Workers {
             };
             // The driver is gone only when hearthd ends.
             let _ended = events.send(event).await;
-        });
+        };
+        tokio::spawn(task.instrument(span));
     }
 
     pub(super) fn create(&self, spec: CreateSpec) {
@@ -166,7 +171,7 @@ impl Workers {
         let (runtime, events) = (self.runtime.clone(), self.events.clone());
         let task = tokio::spawn(async move {
             for _ in 0..LIST_TRIES {
-                match tokio::time::timeout(LIST, runtime.list()).await {
+                match timeout(LIST, runtime.list()).await {
                     Ok(Ok(observed)) => {
                         debug!(sandboxes = observed.len(), "runtime listed");
                         // The driver is gone only when hearthd ends.

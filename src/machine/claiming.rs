@@ -146,6 +146,8 @@ impl Node {
         out: &mut Out<'_>,
     ) {
         let id = terms.id;
+        let pause_ms = self.settings.refill_yield_ms;
+        self.yielding.assigned(out.now(), pause_ms);
         let generation = self.sandboxes.get(member).map_or(0, |it| it.generation);
         let take = |sandbox: &mut Sandbox| {
             sandbox.owner = Owner::Claimed(id);

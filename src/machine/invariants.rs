@@ -195,6 +195,7 @@ impl Node {
 
     fn wanted_timers(&self) -> BTreeSet<(Now, Timer)> {
         let mut wanted = BTreeSet::new();
+        wanted.extend(self.yielding.timer.map(|at| (at, Timer::Quiet)));
         for claim in self.claims.values() {
             let id = claim.terms.id;
             let expiry = claim.running().and_then(|it| it.expires_at);

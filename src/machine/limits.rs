@@ -47,6 +47,9 @@ pub const REFILL_PAUSE_MS: u64 = 200;
 pub const CLAIM_ATTEMPTS: u32 = 3;
 /// Told to callers as the time to retry after where there is no better estimate, milliseconds.
 pub const RETRY_MS: u64 = 500;
+/// Refill waits so long after a claim was assigned, milliseconds: the guest's answer and what the caller does first have
+/// the cores to themselves.
+pub const REFILL_YIELD_MS: u64 = 100;
 /// Refill estimate told to callers before any creation was measured, milliseconds.
 pub const REFILL_ESTIMATE_MS: u64 = 500;
 /// A failed destruction is tried again after this, milliseconds; doubles up to [`DESTROY_RETRY_MAX_MS`], for ever:

@@ -10,6 +10,7 @@ pub mod record;
 pub mod refusal;
 pub mod spec;
 pub mod view;
+mod yielding;
 
 mod breaker;
 mod claiming;

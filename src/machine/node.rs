@@ -23,6 +23,7 @@ use super::sequence::Sequence;
 use super::timers::{Timer, Timers};
 use super::tombstones::Tombstones;
 use super::view::Phase;
+use super::yielding::Yielding;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a node is told once, at its start.
@@ -32,6 +33,8 @@ pub struct Settings {
     pub tag: NodeTag,
     /// Sandboxes at once on this node, of all pools and in every state.
     pub max_sandboxes: u32,
+    /// Refill waits so long after a claim was assigned, milliseconds, and five times that at most; 0: not at all.
+    pub refill_yield_ms: u64,
 }
 
 /// The pure core. See the module's text.
@@ -47,6 +50,7 @@ pub struct Node {
     pub(super) pools_generation: u64,
     /// The declared ones. A pool that was left out lives on in the sandboxes that carry its name.
     pub(super) pools: BTreeMap<PoolName, Pool>,
+    pub(super) yielding: Yielding,
     /// The pool that got the latest creation: the next one is served first.
     pub(super) last_filled: Option<PoolName>,
     pub(super) sandboxes: Sandboxes,
@@ -134,7 +138,7 @@ impl Node {
                 Timer::Destroy(sandbox) => self.reaper.rested(sandbox),
                 Timer::Witness(sandbox) => self.ask(sandbox, out),
                 Timer::Relist => self.relist(out),
-                Timer::Refill => {}
+                Timer::Refill | Timer::Quiet => {}
             }
         }
     }

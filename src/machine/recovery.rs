@@ -27,6 +27,7 @@ use super::sandboxes::{Operation, Residency, Sandbox, Sandboxes};
 use super::sequence::Sequence;
 use super::timers::Timers;
 use super::tombstones::Tombstones;
+use super::yielding::Yielding;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a listing means for a sandbox.
@@ -91,6 +92,7 @@ impl Node {
             sequence,
             pools_generation: records.pools.generation,
             pools,
+            yielding: Yielding::at_start(),
             last_filled: None,
             sandboxes,
             claims,

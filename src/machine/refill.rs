@@ -18,7 +18,7 @@ impl Node {
     /// declared pools.
     pub(super) fn start_creations(&mut self, out: &mut Out<'_>) {
         while self.may_create()
-            && let Some(pool) = self.next_to_fill(out.now())
+            && let Some((pool, urgent)) = self.next_to_fill(out.now())
         {
             let cold = self.pools.get(&pool).and_then(|it| it.queue.first_cold());
             let Some(sandbox) = self.create(&pool, cold, out) else {
@@ -27,7 +27,17 @@ impl Node {
             if let Some(claim) = cold {
                 self.make_for(claim, sandbox, out);
             }
+            if !urgent {
+                self.yielding.refilled();
+            }
             self.last_filled = Some(pool);
+        }
+        let until = self.yielding.until(out.now());
+        if let Some(before) = std::mem::replace(&mut self.yielding.timer, until) {
+            self.timers.clear(before, Timer::Quiet);
+        }
+        if let Some(until) = until {
+            self.timers.set(until, Timer::Quiet);
         }
     }
 
@@ -37,8 +47,8 @@ impl Node {
             && self.sandboxes.len() < count(self.settings.max_sandboxes)
     }
 
-    /// The pool whose turn it is.
-    fn next_to_fill(&self, now: Now) -> Option<PoolName> {
+    /// The pool whose turn it is, and whether a claim waits for it.
+    fn next_to_fill(&self, now: Now) -> Option<(PoolName, bool)> {
         let in_turn = |wants: fn(&Pool, &Tally) -> bool| {
             let chosen = |(name, pool): &(&PoolName, &Pool)| {
                 let tally = self.sandboxes.tally(name);
@@ -47,7 +57,12 @@ impl Node {
             let mut ring = self.ring();
             ring.find(chosen).map(|(name, _)| name.clone())
         };
-        in_turn(Pool::is_urgent).or_else(|| in_turn(Pool::is_short))
+        if let Some(urgent) = in_turn(Pool::is_urgent) {
+            return Some((urgent, true));
+        }
+        let steps_aside = self.yielding.until(now).is_some();
+        let short = || in_turn(Pool::is_short).map(|pool| (pool, false));
+        (!steps_aside).then(short)?
     }
 
     /// All pools, beginning after the one served last.

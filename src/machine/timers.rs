@@ -18,6 +18,8 @@ pub(super) enum Timer {
     Relist,
     /// Some pool's pause has ended: creations may start.
     Refill,
+    /// Refill has stepped aside for claims long enough.
+    Quiet,
 }
 
 /// Timers in the order they fall due. Whoever sets one knows when it is due, and clears exactly that.

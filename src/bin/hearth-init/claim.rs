@@ -8,7 +8,7 @@ use nix::{
 };
 use std::{
     collections::BTreeMap,
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -44,6 +44,7 @@ pub fn personalize(
     claim: Claim,
     held: &mut Option<Held>,
     user: Option<&User>,
+    random: &mut RandomDevice,
     log: &mut Log,
 ) -> Result<ClaimAck, Refusal> {
     if let Some(held) = held {
@@ -76,7 +77,7 @@ pub fn personalize(
         return Err(refusal.of("files"));
     }
     name_in_tables(&claim.hostname, log);
-    stir(&claim.entropy, log);
+    random.stir(&claim.entropy, log);
     compare_clock(claim.wall_clock_ns, log);
     *held = Some(Held {
         claim_id: claim.claim_id,
@@ -200,15 +201,25 @@ fn open_table(path: &str, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Mixes the host's random bytes into the random device: clones of one image must not draw the same numbers.
-fn stir(entropy: &[u8], log: &mut Log) {
-    let device = OsStr::new("/dev/urandom");
-    let stirred = OpenOptions::new()
-        .write(true)
-        .open(device)
-        .and_then(|mut device| device.write_all(entropy));
-    if let Err(error) = stirred {
-        log.say(format_args!("the host's entropy was not taken: {error}"));
+/// `/dev/urandom`, open from the rehearsal on: opening it is most of what stirring costs.
+#[derive(Debug, Default)]
+pub struct RandomDevice(Option<File>);
+
+impl RandomDevice {
+    /// Mixes the host's random bytes into it: clones of one image must not draw the same numbers.
+    fn stir(&mut self, entropy: &[u8], log: &mut Log) {
+        let opened = match self.0.take() {
+            Some(device) => Ok(device),
+            None => OpenOptions::new().write(true).open("/dev/urandom"),
+        };
+        let stirred = opened.and_then(|mut device| {
+            device.write_all(entropy)?;
+            self.0 = Some(device);
+            Ok(())
+        });
+        if let Err(error) = stirred {
+            log.say(format_args!("the host's entropy was not taken: {error}"));
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     calls::{Call, Calls, Desk, Line, Outcome, Step},
-    claim::{Held, personalize},
+    claim::{Held, RandomDevice, personalize},
     clock::{Clock, Moment},
     entrypoint::Entrypoint,
     exec,
@@ -45,6 +45,7 @@ pub struct Init {
     held: Option<Held>,
     /// A claim was played through before the first answer.
     rehearsed: bool,
+    random: RandomDevice,
     /// More was read than has been heard.
     unheard: bool,
     /// Nobody has stdout open: write again then.
@@ -76,6 +77,7 @@ impl Init {
             entrypoint,
             held: None,
             rehearsed: false,
+            random: RandomDevice::default(),
             unheard: false,
             deaf_until: None,
             mourning: true,
@@ -300,7 +302,7 @@ impl Init {
             // Answered at once.
             Ask::Ping(_) => {
                 if !std::mem::replace(&mut self.rehearsed, true) && self.held.is_none() {
-                    rehearse(self.user.as_ref(), &mut desk.log);
+                    rehearse(self.user.as_ref(), &mut self.random, &mut desk.log);
                 }
                 let version = env!("CARGO_PKG_VERSION").into();
                 desk.outbox.answer(id, Answer::Pong(Pong { version }));
@@ -324,7 +326,8 @@ impl Init {
 
     fn claim(&mut self, id: u64, claim: v1::Claim) {
         let log = &mut self.desk.log;
-        let answer = match personalize(claim, &mut self.held, self.user.as_ref(), log) {
+        let (held, user) = (&mut self.held, self.user.as_ref());
+        let answer = match personalize(claim, held, user, &mut self.random, log) {
             Ok(ack) => Answer::ClaimAck(ack),
             Err(refusal) => {
                 log.say(format_args!("the claim failed: {}", refusal.text()));

@@ -6,13 +6,17 @@ use hearth::guest::v1::{Claim, GuestFile, HostMessage, host_message::Body};
 use hearth::guest::wire::{Assembler, Decoder, HOST_MESSAGE_BYTES, records};
 use prost::Message;
 
-use crate::{claim, log::Log, user::User};
+use crate::{
+    claim::{self, RandomDevice},
+    log::Log,
+    user::User,
+};
 
 /// Name of the secret that is written and removed again.
 const SECRET: &str = ".rehearsal";
 
 /// Plays a claim through and forgets it. What fails is of no consequence: a real claim will tell.
-pub fn rehearse(user: Option<&User>, log: &mut Log) {
+pub fn rehearse(user: Option<&User>, random: &mut RandomDevice, log: &mut Log) {
     let mut entropy = [0; 32];
     let drawn = getrandom::fill(&mut entropy);
     let secret = GuestFile {
@@ -24,7 +28,9 @@ pub fn rehearse(user: Option<&User>, log: &mut Log) {
         claim_id: "rehearsal".into(),
         env: [("A".into(), "a".into())].into(),
         secrets: vec![secret],
-        entropy: drawn.map_or_else(|_| Vec::new(), |()| entropy.to_vec()).into(),
+        entropy: drawn
+            .map_or_else(|_| Vec::new(), |()| entropy.to_vec())
+            .into(),
         ..Claim::default()
     };
     let message = HostMessage {
@@ -33,7 +39,7 @@ pub fn rehearse(user: Option<&User>, log: &mut Log) {
     };
     if let Some(claim) = through_the_wire(&message.encode_to_vec()) {
         // Without the tmpfs of a real sandbox the secret is refused; the rest was run all the same.
-        let _played = claim::personalize(claim, &mut None, user, log);
+        let _played = claim::personalize(claim, &mut None, user, random, log);
         let _removed = std::fs::remove_file(format!("{}/{SECRET}", claim::SECRETS));
     }
 }

@@ -10,6 +10,7 @@ pub fn settings() -> Settings {
     Settings {
         tag: TAG,
         max_sandboxes: 64,
+        refill_yield_ms: 0,
     }
 }
 

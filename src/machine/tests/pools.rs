@@ -322,3 +322,42 @@ fn shutting_down_refuses_what_changes_and_finishes_what_is_in_flight() {
     rig.live_for(10 * RELIST_MS, |_| {});
     assert!(rig.creating.is_empty() && rig.destroying.is_empty());
 }
+
+#[test]
+fn refill_steps_aside_for_claims_and_not_for_ever() {
+    let mut rig = Rig::with(&[pool("py", 8, 40)]);
+    rig.node.settings.refill_yield_ms = 100;
+    let started = rig.now;
+    // One claim after the other, each within the pause of the one before.
+    for claim in 1..=6 {
+        rig.granted(ask(claim));
+        assert!(rig.creating.is_empty(), "claim {claim}");
+        rig.now = rig.now.plus(90);
+    }
+    // Long enough.
+    assert_eq!(rig.node.next_wakeup(), Some(started.plus(500)));
+    rig.send(Event::Tick);
+    assert!(!rig.creating.is_empty());
+    rig.create_all();
+
+    // A single claim: after its pause.
+    rig.granted(ask(7));
+    assert!(rig.creating.is_empty());
+    assert_eq!(rig.node.next_wakeup(), Some(rig.now.plus(100)));
+    rig.now = rig.now.plus(100);
+    rig.send(Event::Tick);
+    assert_eq!(rig.creating.len(), 1);
+    rig.create_all();
+
+    // What a claim waits for does not step aside.
+    let mut rig = Rig::with(&[pool("py", 1, 40)]);
+    rig.node.settings.refill_yield_ms = 100;
+    rig.granted(ask(1));
+    assert!(rig.creating.is_empty());
+    let cold = ClaimRequest {
+        on_empty: OnEmpty::Cold,
+        ..ask(2)
+    };
+    rig.call(Call::Claim(fence(1), Box::new(cold)));
+    assert_eq!(rig.creating.len(), 1);
+}

@@ -18,6 +18,7 @@ pub const POOLS: [&str; 2] = ["js", "py"];
 const SETTINGS: Settings = Settings {
     tag: TAG,
     max_sandboxes: 7,
+    refill_yield_ms: 40,
 };
 
 /// A sandbox of another data directory: it stays, whatever happens.
