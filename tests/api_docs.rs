@@ -430,10 +430,10 @@ fn tests() -> BTreeSet<String> {
                 for line in text.lines().map(str::trim) {
                     if line.starts_with("#[") {
                         is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
-                    } else if let Some((_, rest)) = line.split_once("fn ") {
-                        if std::mem::take(&mut is_test) {
-                            names.insert(rest.split('(').next().unwrap().to_owned());
-                        }
+                    } else if let Some((_, rest)) = line.split_once("fn ")
+                        && std::mem::take(&mut is_test)
+                    {
+                        names.insert(rest.split('(').next().unwrap().to_owned());
                     }
                 }
             }
