@@ -225,10 +225,12 @@ impl Init {
         }
     }
 
+    fn execs(&self) -> impl Iterator<Item = Pid> {
+        self.calls.processes().chain(self.desk.strays.processes())
+    }
+
     fn processes(&self) -> impl Iterator<Item = Pid> {
-        let execs = self.calls.processes();
-        let others = self.desk.strays.processes();
-        execs.chain(others).chain(self.interpreter.processes())
+        self.execs().chain(self.interpreter.processes())
     }
 
     /// Everybody is gone and the host knows how, or the grace is over.
@@ -379,7 +381,7 @@ impl Init {
         let processes = entries.filter(|entry| is_pid(entry.file_name())).count();
         GuestStats {
             processes: u32::try_from(processes).unwrap_or(u32::MAX),
-            execs: u32::try_from(self.processes().count()).unwrap_or(u32::MAX),
+            execs: u32::try_from(self.execs().count()).unwrap_or(u32::MAX),
         }
     }
 
