@@ -5,7 +5,9 @@
 mod command_line;
 mod crash;
 mod hearthd;
+mod hostile;
 mod main_job;
 mod python;
 mod sanity;
 mod streams;
+mod vitals;
