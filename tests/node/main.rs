@@ -5,6 +5,7 @@
 mod command_line;
 mod crash;
 mod hearthd;
+mod identity;
 mod main_job;
 mod python;
 mod sanity;
