@@ -6,6 +6,7 @@
 //! ```
 //! Ends in the reverse order: refuse, drain, stop the driver when all is durable. Sandboxes and containerd live on.
 
+mod callers;
 mod dev;
 mod host;
 mod log;
@@ -19,6 +20,7 @@ use crate::cgroup::{CgroupError, CgroupTree, Version};
 use crate::config::Config;
 use crate::driver::{self, BootClock, Handle};
 use crate::guest::channel::{ChannelConfig, FifoConnector, GuestMetrics};
+use crate::identity;
 use crate::journal::{self, Boot, Opened, RedbJournal};
 use crate::machine::limits;
 use crate::machine::node::{Node, Settings};
@@ -75,6 +77,12 @@ pub enum AppError {
     /// The API.
     #[error(transparent)]
     Serve(#[from] rpc::ServeError),
+    /// The files of TLS.
+    #[error("api.tls: {0}")]
+    Tls(#[from] identity::TlsError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] identity::AuditError),
     /// A metric was registered twice: a bug.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -97,11 +105,11 @@ fn host(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
 /// `hearthd --check`: what can be judged without starting anything.
 ///
 /// # Errors
-/// Missing programs.
+/// Missing programs, bad files of TLS.
 pub fn check(config: &Config) -> Result<(), AppError> {
     Programs::find(&config.runtime, is_managed(config))?;
     CgroupTree::detect("/sys/fs/cgroup")?;
-    Ok(())
+    callers::check(config)
 }
 
 /// Runs hearthd until SIGTERM or SIGINT. Called by the binary, once.
@@ -174,7 +182,7 @@ async fn start(
     let opened = open_journal(config, boot, journal_in, registry)?;
     build_info(registry)?;
 
-    let listener = rpc::bind(&config.api.socket, config.socket_mode().unwrap_or(0o660)).await?;
+    let (listeners, guard) = Box::pin(callers::listen(config, registry)).await?;
     let admin = match config.admin_address() {
         Ok(Some(address)) => {
             let bound = TcpListener::bind(address).await;
@@ -249,9 +257,10 @@ async fn start(
     }
     let rpc_config = rpc_config(config, opened.key.expose(), opened.identity.tag, started_at)?;
     let rpc = tokio::spawn(rpc::serve(
-        listener,
+        listeners,
         handle.clone(),
         rpc_config,
+        guard,
         rpc::Metrics::register(registry)?,
         stop_serving.clone().cancelled_owned(),
     ));
@@ -326,8 +335,7 @@ fn rpc_config(
     };
     Ok(rpc::RpcConfig {
         node_key: *node_key,
-        allowed_uids: config.api.allowed_uids.clone(),
-        endpoint: format!("unix://{}", config.api.socket.display()),
+        endpoints: config.api.endpoints(),
         version: env!("CARGO_PKG_VERSION").into(),
         node_tag,
         started_at,

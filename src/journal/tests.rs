@@ -162,7 +162,7 @@ fn pools(generation: u64) -> PoolSet {
 fn fence(epoch: u64) -> Fence {
     Fence {
         epoch,
-        caller: "uid:0".into(),
+        caller: Some("uid:0".into()),
     }
 }
 

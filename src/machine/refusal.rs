@@ -245,6 +245,12 @@ pub enum Refusal {
         /// What.
         detail: &'static str,
     },
+    /// The caller makes too many calls.
+    #[error("this caller makes too many calls")]
+    RateLimited {
+        /// When to come back.
+        retry_ms: u64,
+    },
     /// An image operation failed.
     #[error("image {image:?}: {detail}")]
     ImageFailed {

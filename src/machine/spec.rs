@@ -161,6 +161,6 @@ pub struct ClaimRequest {
 pub struct Fence {
     /// The allocator's epoch, at least 1.
     pub epoch: u64,
-    /// Identity of the caller, for example "uid:0".
-    pub caller: String,
+    /// Identity of the allocator, for example "uid:0"; `None`: an admin, who acts beside the epoch's owner.
+    pub caller: Option<String>,
 }

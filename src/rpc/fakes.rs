@@ -166,11 +166,15 @@ impl State {
                     current: seen.epoch,
                 });
             }
-            Some(seen) if fence.epoch == seen.epoch && fence.caller != seen.caller => {
-                return Err(Refusal::EpochConflict {
-                    current: seen.epoch,
-                });
-            }
+            Some(seen) if fence.epoch == seen.epoch => match (&seen.caller, &fence.caller) {
+                (Some(owner), Some(caller)) if owner != caller => {
+                    return Err(Refusal::EpochConflict {
+                        current: seen.epoch,
+                    });
+                }
+                (Some(_), _) => {}
+                (None, _) => self.fence = Some(fence.clone()),
+            },
             _ => self.fence = Some(fence.clone()),
         }
         Ok(())

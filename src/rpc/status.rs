@@ -152,9 +152,11 @@ pub fn entry(refusal: &Refusal) -> Entry {
             Entry::new(FailedPrecondition, "INSIDE_REFUSED", "the sandbox's own system said no: see its words")
                 .precondition("SANDBOX", "guest"),
         Refusal::Unauthenticated { detail: _ } =>
-            Entry::new(Unauthenticated, "UNAUTHENTICATED", "connect over the Unix socket, or give the claim's access token"),
+            Entry::new(Unauthenticated, "UNAUTHENTICATED", "connect with a certificate that is valid, over the Unix socket, or give the claim's access token"),
         Refusal::NotAllowed { detail: _ } =>
-            Entry::new(PermissionDenied, "NOT_ALLOWED", "call as a user of api.allowed_uids, or give the claim's access token to Sandboxes"),
+            Entry::new(PermissionDenied, "NOT_ALLOWED", "call as an identity that api.roles lets call this, or give the claim's access token to Sandboxes"),
+        Refusal::RateLimited { retry_ms } =>
+            Entry::new(ResourceExhausted, "RATE_LIMITED", "retry after the delay; limits.calls_per_second bounds each caller").retry(*retry_ms),
         Refusal::ImageFailed { image, detail: _ } =>
             Entry::new(FailedPrecondition, "IMAGE_FAILED", "see containerd's words; correct the archive or the reference")
                 .with("image", image).precondition("IMAGE", image),

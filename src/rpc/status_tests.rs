@@ -54,6 +54,7 @@ refusals! {
     Refusal::InsideNotFound { .. } => Refusal::InsideNotFound { detail: text("detail") },
     Refusal::InsideRefused { .. } => Refusal::InsideRefused { detail: text("detail") },
     Refusal::Unauthenticated { .. } => Refusal::Unauthenticated { detail: "<detail>" },
+    Refusal::RateLimited { .. } => Refusal::RateLimited { retry_ms: 1 },
     Refusal::NotAllowed { .. } => Refusal::NotAllowed { detail: "<detail>" },
     Refusal::ImageFailed { .. } => Refusal::ImageFailed { image: text("image"), detail: text("detail") },
     Refusal::ImageUnknown { .. } => Refusal::ImageUnknown { image: text("image") },

@@ -7,6 +7,7 @@ mod command_line;
 mod crash;
 mod hearthd;
 mod hostile;
+mod identity;
 mod main_job;
 mod python;
 mod sanity;

@@ -48,6 +48,51 @@ pub struct Common {
         hide_env_values = true
     )]
     pub socket: String,
+    /// hearthd over TCP instead of its socket, for example https://node-1.example:9470
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_SERVER",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub server: Option<String>,
+    /// With --server: the CA of hearthd's certificate, PEM
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_CA",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub ca: Option<PathBuf>,
+    /// With --server: our certificate and its chain, PEM
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_CERT",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub cert: Option<PathBuf>,
+    /// With --server: the key of our certificate, PEM
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_KEY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub key: Option<PathBuf>,
+    /// With --server: the name in hearthd's certificate, if it is not the URL's host
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_SERVER_NAME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    pub server_name: Option<String>,
     /// hearthd's admin port (only `doctor` asks it)
     #[arg(
         long,

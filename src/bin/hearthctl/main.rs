@@ -21,6 +21,7 @@ mod parse;
 mod pools;
 mod pools_file;
 mod progress;
+mod secure;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -43,7 +44,14 @@ impl App {
     /// Connects to hearthd.
     async fn link(&self) -> Result<Link, Failure> {
         let common = &self.common;
-        Link::open(&common.socket, common.token.as_deref(), common.epoch).await
+        let (token, epoch) = (common.token.as_deref(), common.epoch);
+        match &common.server {
+            Some(server) => {
+                let secure = secure::endpoint(server, common)?;
+                Link::over_tls(server, secure, token, epoch).await
+            }
+            None => Link::open(&common.socket, token, epoch).await,
+        }
     }
 
     fn format(&self) -> Format {

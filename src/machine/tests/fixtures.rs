@@ -75,7 +75,7 @@ pub fn set(generation: u64, pools: &[PoolSpec]) -> PoolSet {
 pub fn fence(epoch: u64) -> Fence {
     Fence {
         epoch,
-        caller: "uid:0".to_owned(),
+        caller: Some("uid:0".to_owned()),
     }
 }
 

@@ -147,7 +147,7 @@ fn act(world: &mut World, action: Action) {
         let allocator = (leader + allocator) % 2;
         Fence {
             epoch: world.epochs[allocator],
-            caller: format!("allocator {allocator}"),
+            caller: Some(format!("allocator {allocator}")),
         }
     };
     match action {
