@@ -143,6 +143,7 @@ fn pools(generation: u64) -> PoolSet {
             command: vec!["true".into()],
             timeout_ms: 10_000,
         },
+        idle_after_ms: 0,
     };
     PoolSet {
         generation,
@@ -154,6 +155,7 @@ fn pools(generation: u64) -> PoolSet {
             max_total: 64,
             update_strategy: UpdateStrategy::OnReplenish,
             max_parallel_refills: 2,
+            running: None,
         }],
     }
 }

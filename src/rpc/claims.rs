@@ -57,6 +57,7 @@ impl Counted {
                     self.source = match grant.source {
                         crate::machine::view::Source::Warm => "warm",
                         crate::machine::view::Source::Cold => "cold",
+                        crate::machine::view::Source::Thawed => "thawed",
                     };
                 }
             }
@@ -309,13 +310,29 @@ impl Claims for ClaimsService {
 
     async fn hibernate(
         &self,
-        _: Request<HibernateRequest>,
+        request: Request<HibernateRequest>,
     ) -> Result<Response<HibernateResponse>, Status> {
-        Err(unserved("Hibernate"))
+        let caller = Caller::fenced(&request)?;
+        let asked = check::hibernate(request.get_ref())?;
+        let fence = fence(&caller, asked.epoch);
+        let call = Call::Hibernate(fence, asked.claim, asked.tier, asked.reason);
+        match self.0.call(call).await? {
+            Answer::Hibernated => Ok(Response::new(HibernateResponse {})),
+            other => Err(unexpected(&other).into()),
+        }
     }
 
-    async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
-        Err(unserved("Resume"))
+    async fn resume(
+        &self,
+        request: Request<ResumeRequest>,
+    ) -> Result<Response<ResumeResponse>, Status> {
+        let caller = Caller::fenced(&request)?;
+        let (claim, epoch) = check::resume(request.get_ref())?;
+        let call = Call::Resume(fence(&caller, epoch), claim);
+        match self.0.call(call).await? {
+            Answer::Resumed => Ok(Response::new(ResumeResponse {})),
+            other => Err(unexpected(&other).into()),
+        }
     }
 }
 

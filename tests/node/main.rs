@@ -7,5 +7,6 @@ mod crash;
 mod hearthd;
 mod main_job;
 mod python;
+mod residency;
 mod sanity;
 mod streams;

@@ -26,6 +26,7 @@ use crate::{
     limits::{ABSENT_PAUSE, BURIALS, ROUNDS, SHUTDOWN_GRACE, STARTS},
     outbox::Flush,
     port::Port,
+    quiet::Quiet,
     reaper::{Found, bury},
     refusal::Refusal,
     rehearsal::rehearse,
@@ -46,6 +47,8 @@ pub struct Init {
     /// A claim was played through before the first answer.
     rehearsed: bool,
     random: RandomDevice,
+    /// Everybody is stopped for a freeze.
+    quiet: Quiet,
     /// More was read than has been heard.
     unheard: bool,
     /// Nobody has stdout open: write again then.
@@ -78,6 +81,7 @@ impl Init {
             held: None,
             rehearsed: false,
             random: RandomDevice::default(),
+            quiet: Quiet::default(),
             unheard: false,
             deaf_until: None,
             mourning: true,
@@ -97,6 +101,9 @@ impl Init {
             self.serve_hot();
             self.calls.due(&mut self.desk);
             self.desk.strays.due(self.desk.now);
+            if self.quiet.lasts().is_some_and(|left| left.is_zero()) {
+                self.quiet.end();
+            }
             if self.mourning {
                 self.bury();
             }
@@ -140,6 +147,9 @@ impl Init {
         self.entrypoint.wants(&mut wants);
         self.desk.drains.wants(&mut wants);
         self.desk.strays.wants(&mut wants);
+        if let Some(left) = self.quiet.lasts() {
+            wants.until(now + left);
+        }
         if let Some(ending) = self.ending {
             wants.until(ending);
         }
@@ -196,6 +206,7 @@ impl Init {
             return;
         }
         self.desk.log.say(format_args!("ending"));
+        self.quiet.end();
         self.ending = Some(self.desk.now + SHUTDOWN_GRACE);
         self.mourning = true;
         self.signal_everybody(libc::SIGTERM);
@@ -264,6 +275,7 @@ impl Init {
         while let Some(heard) = self.host.next(&mut self.desk.log) {
             match heard {
                 Heard::Hello { session, new: true } => {
+                    self.quiet.end();
                     self.calls.abandon(&mut self.desk);
                     self.desk.strays.outlive_session();
                     self.desk.outbox.begin(session);
@@ -283,6 +295,17 @@ impl Init {
     }
 
     fn obey(&mut self, id: u64, ask: Ask) {
+        match &ask {
+            // What an open stream sends by itself.
+            Ask::Credit(_) => {}
+            Ask::Ping(ping) if ping.quiesce => {
+                self.quiet.end();
+                let mut quiet = std::mem::take(&mut self.quiet);
+                quiet.begin(self.processes());
+                self.quiet = quiet;
+            }
+            _ => self.quiet.end(),
+        }
         let desk = &mut self.desk;
         match ask {
             // About a call that is open, or was until a moment ago.

@@ -35,6 +35,7 @@ mod outbox;
 mod place;
 mod port;
 mod pty;
+mod quiet;
 mod reaper;
 mod refusal;
 mod rehearsal;

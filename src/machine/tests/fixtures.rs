@@ -1,7 +1,7 @@
 //! Values the tests use.
 
 use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
-use crate::machine::node::Settings;
+use crate::machine::node::{MemoryPolicy, Settings};
 use crate::machine::spec::*;
 
 pub const TAG: NodeTag = NodeTag(0x00c0_ffee);
@@ -11,6 +11,7 @@ pub fn settings() -> Settings {
         tag: TAG,
         max_sandboxes: 64,
         refill_yield_ms: 0,
+        memory: MemoryPolicy::default(),
     }
 }
 
@@ -45,6 +46,7 @@ pub fn template(image: &str) -> Template {
             command: Vec::new(),
             timeout_ms: 30_000,
         },
+        idle_after_ms: 0,
     }
 }
 
@@ -58,6 +60,7 @@ pub fn pool(pool: &str, min_warm: u32, max_total: u32) -> PoolSpec {
         max_total,
         update_strategy: UpdateStrategy::OnReplenish,
         max_parallel_refills: 2,
+        running: None,
     }
 }
 

@@ -28,6 +28,7 @@ fn sandbox() -> CreateSpec {
             command: Vec::new(),
             timeout_ms: 30_000,
         },
+        idle_after_ms: 0,
     };
     CreateSpec {
         id: SandboxId::new(NodeTag(0xabcd), 1).unwrap(),
