@@ -98,6 +98,7 @@ async fn a_pool_keeps_few_running_and_a_claim_thaws_the_others() {
     assert_eq!(answer.source(), Source::Warm, "a running one first");
     let (second, answer) = hearth.claim("python").await;
     assert_eq!(answer.source(), Source::Thawed);
+    println!("claim of a frozen member: {:?}", answer.timings);
     assert!(!is_frozen(&hearth, &answer.sandbox_id));
     assert!(asleep.contains(&answer.sandbox_id));
     for claim in [&first, &second] {
