@@ -11,19 +11,20 @@ mod dev;
 mod host;
 mod log;
 mod programs;
+mod swap;
 
 pub use dev::Dev;
 pub use programs::MissingPrograms;
 
 use crate::admin;
 use crate::cgroup::{CgroupError, CgroupTree, Version};
-use crate::config::Config;
+use crate::config::{Config, Swap};
 use crate::driver::{self, BootClock, Handle};
 use crate::guest::channel::{ChannelConfig, FifoConnector, GuestMetrics};
 use crate::identity;
 use crate::journal::{self, Boot, Opened, RedbJournal};
 use crate::machine::limits;
-use crate::machine::node::{Node, Settings};
+use crate::machine::node::{MemoryPolicy, Node, Settings};
 use crate::machine::refusal::Refusal;
 use crate::rpc;
 use crate::runtime::containerd::ContainerdRuntime;
@@ -86,6 +87,9 @@ pub enum AppError {
     /// A metric was registered twice: a bug.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
+    /// The swap that frozen sandboxes go to.
+    #[error("memory.swap: {0}")]
+    Swap(String),
     /// A call of `--dev` itself.
     #[error("--dev: {0}")]
     Refused(#[from] Refusal),
@@ -178,6 +182,7 @@ async fn start(
     started_at: SystemTime,
 ) -> Result<Running, AppError> {
     let (boot, boottime) = host::boot().map_err(host("reading the clocks"))?;
+    swap::prepare(config).await?;
     let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
     let opened = open_journal(config, boot, journal_in, registry)?;
     build_info(registry)?;
@@ -231,6 +236,10 @@ async fn start(
         max_sandboxes: limits::POOL_MAX_TOTAL,
         refill_yield_ms: limits::REFILL_YIELD_MS,
         relist_ms: config.containerd.reconcile_seconds * 1000,
+        memory: MemoryPolicy {
+            budget_bytes: config.memory.budget_bytes,
+            pressure_permille: config.memory.pressure_percent * 10,
+        },
     };
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),
@@ -239,6 +248,7 @@ async fn start(
         runtime: connected.runtime,
         runtime_events: connected.events,
         connector: Arc::new(connector),
+        reclaim: config.memory.swap() != Ok(Swap::None),
         clock: Arc::new(BootClock::new(opened.start, boottime)),
         start_nonce: opened.start.0,
     };
@@ -404,6 +414,7 @@ impl Running {
             if let Some(managed) = &self.managed {
                 managed.stop().await?;
             }
+            swap::take_down(config).await?;
             dev.remove(config)?;
         }
         info!("hearthd ended");

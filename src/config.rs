@@ -6,6 +6,9 @@
 mod api;
 mod load;
 pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
+mod memory;
+pub use memory::{Memory, Swap};
+
 pub use load::{ConfigError, Problem, Sources, load};
 
 use schemars::JsonSchema;
@@ -28,6 +31,8 @@ pub struct Config {
     pub containerd: Containerd,
     /// The runtime's parts.
     pub runtime: Runtime,
+    /// Memory: the swap that frozen sandboxes go to, and when the node counts as short of it.
+    pub memory: Memory,
     /// Bounds.
     pub limits: Limits,
     /// The audit log.
@@ -121,6 +126,7 @@ impl Default for Config {
             admin: Admin::default(),
             containerd: Containerd::default(),
             runtime: Runtime::default(),
+            memory: Memory::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             log: Log::default(),
@@ -244,6 +250,7 @@ impl Config {
         if !(1..=600).contains(&self.limits.shutdown_seconds) {
             found.push(("limits.shutdown_seconds", "must be 1 to 600".into()));
         }
+        found.extend(self.memory.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));
         }

@@ -57,6 +57,7 @@ impl Counted {
                     self.source = match grant.source {
                         crate::machine::view::Source::Warm => "warm",
                         crate::machine::view::Source::Cold => "cold",
+                        crate::machine::view::Source::Thawed => "thawed",
                     };
                 }
             }
@@ -329,13 +330,33 @@ impl Claims for ClaimsService {
 
     async fn hibernate(
         &self,
-        _: Request<HibernateRequest>,
+        request: Request<HibernateRequest>,
     ) -> Result<Response<HibernateResponse>, Status> {
-        Err(unserved("Hibernate"))
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
+        let asked = check::hibernate(request.get_ref())?;
+        caller.trail.about(format!("claim {}", asked.claim));
+        let fence = fence(fenced.as_deref(), asked.epoch);
+        let call = Call::Hibernate(fence, asked.claim, asked.tier, asked.reason);
+        match self.0.call(call).await? {
+            Answer::Hibernated => Ok(Response::new(HibernateResponse {})),
+            other => Err(unexpected(&other).into()),
+        }
     }
 
-    async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
-        Err(unserved("Resume"))
+    async fn resume(
+        &self,
+        request: Request<ResumeRequest>,
+    ) -> Result<Response<ResumeResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
+        let (claim, epoch) = check::resume(request.get_ref())?;
+        caller.trail.about(format!("claim {claim}"));
+        let call = Call::Resume(fence(fenced.as_deref(), epoch), claim);
+        match self.0.call(call).await? {
+            Answer::Resumed => Ok(Response::new(ResumeResponse {})),
+            other => Err(unexpected(&other).into()),
+        }
     }
 }
 

@@ -87,6 +87,8 @@ pub fn unexpected(answer: &Answer) -> Refusal {
         Answer::Granted(_) => "Granted",
         Answer::Released => "Released",
         Answer::Renewed { .. } => "Renewed",
+        Answer::Hibernated => "Hibernated",
+        Answer::Resumed => "Resumed",
         Answer::Claim(_) => "Claim",
         Answer::Claims { .. } => "Claims",
         Answer::PoolsSet { .. } => "PoolsSet",

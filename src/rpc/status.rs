@@ -89,6 +89,14 @@ pub fn entry(refusal: &Refusal) -> Entry {
         Refusal::ClaimRecovering { claim } =>
             Entry::new(Unavailable, "CLAIM_RECOVERING", "hearthd looks for the sandbox after a restart: retry")
                 .retry(bounds::PENDING_RETRY_MS).with("claim_id", claim),
+        Refusal::WakeInFlight { claim } =>
+            Entry::new(Aborted, "WAKE_IN_FLIGHT", "somebody wakes the sandbox just now: put it to sleep again when it is no longer used")
+                .with("claim_id", claim),
+        Refusal::HibernateFailed { claim, detail: _, retry_ms } =>
+            Entry::new(Unavailable, "HIBERNATE_FAILED", "the sandbox runs on: retry").retry(*retry_ms).with("claim_id", claim),
+        Refusal::ResumeFailed { claim, detail: _, retry_ms } =>
+            Entry::new(Unavailable, "RESUME_FAILED", "the sandbox still sleeps: retry; if it repeats, release the claim")
+                .retry(*retry_ms).with("claim_id", claim),
         Refusal::EpochStale { current } =>
             Entry::new(Aborted, "EPOCH_STALE", "a newer allocator is at work: stop, or take a larger epoch from your election")
                 .with("current", current),

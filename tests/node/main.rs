@@ -10,6 +10,7 @@ mod hostile;
 mod identity;
 mod main_job;
 mod python;
+mod residency;
 mod sanity;
 mod streams;
 mod vitals;

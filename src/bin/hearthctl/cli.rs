@@ -35,6 +35,15 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// What a sleeping sandbox waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WaitingOn {
+    /// A person is to answer
+    Human,
+    /// A model is to answer
+    Model,
+}
+
 /// What every command takes.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "For every command")]
@@ -143,6 +152,21 @@ pub enum Command {
         /// Time to live from now, for example 30m; 0 = never expires
         #[arg(long, value_parser = duration)]
         ttl: Duration,
+    },
+    /// Put claimed sandboxes to sleep: frozen, their memory reclaimed; any use wakes them
+    Hibernate {
+        /// The claims
+        #[arg(required = true)]
+        claims: Vec<String>,
+        /// What they wait for: counted, and a hint how long they may sleep
+        #[arg(long, value_enum)]
+        waiting_on: Option<WaitingOn>,
+    },
+    /// Wake sleeping sandboxes
+    Resume {
+        /// The claims
+        #[arg(required = true)]
+        claims: Vec<String>,
     },
     /// Release claims: their sandboxes are destroyed
     Release {

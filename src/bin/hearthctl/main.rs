@@ -22,6 +22,7 @@ mod pools;
 mod pools_file;
 mod progress;
 mod secure;
+mod sleep;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -118,6 +119,10 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Claims { pool, watch: true } => claims::watch(&app, pool).await,
         Command::Get { claim } => claims::get(&app, &claim).await,
         Command::Renew { claim, ttl } => claims::renew(&app, &claim, ttl).await,
+        Command::Hibernate { claims, waiting_on } => {
+            sleep::hibernate(&app, claims, waiting_on).await
+        }
+        Command::Resume { claims } => sleep::resume(&app, claims).await,
         Command::Release { claims, all } => claims::release(&app, claims, all).await,
         Command::Exec(args) => return Box::pin(exec::run(&app, args)).await,
         Command::Run(args) => return Box::pin(exec::run_once(&app, *args)).await,
