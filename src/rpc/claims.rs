@@ -51,13 +51,13 @@ impl Counted {
             Err(refusal) => self.code = status::entry(refusal).code,
             Ok(answered) => {
                 self.code = Code::Ok;
-                self.metrics.claim_took(&answered.timings);
                 if let Answer::Granted(grant) = &answered.answer {
                     self.metrics.pools_known([self.pool.as_str()]);
                     self.source = match grant.source {
                         crate::machine::view::Source::Warm => "warm",
                         crate::machine::view::Source::Cold => "cold",
                     };
+                    self.metrics.claim_took(self.source, &answered.timings);
                 }
             }
         }

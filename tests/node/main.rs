@@ -6,6 +6,8 @@ mod command_line;
 mod crash;
 mod hearthd;
 mod main_job;
+mod monitoring;
+mod prometheus;
 mod python;
 mod sanity;
 mod streams;
