@@ -2,6 +2,8 @@
 //! asserted; the goal is told beside each figure, met or missed. Writes target/bench/node.md and node.json.
 #![allow(clippy::unwrap_used)]
 
+#[path = "node/code.rs"]
+mod code;
 #[path = "../tests/node/hearthd.rs"]
 #[allow(dead_code)]
 mod hearthd;
@@ -34,6 +36,13 @@ async fn main() {
         .find(|word| !word.starts_with("--"));
     let wanted = |name: &str| only.as_ref().is_none_or(|only| name.starts_with(only));
     let mut report = Report::new();
+    if wanted("code") {
+        // A node of its own, gone before the others' members come.
+        code::section(&mut report).await;
+        if only.is_some() {
+            return report.write("node-code");
+        }
+    }
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;
     let rss_empty = measure::resident_mib(hearth.pid());
     // Fills the pool that the sections use.

@@ -27,6 +27,8 @@ pub const MAX_TTL_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 pub const POOLS: usize = 64;
 /// Members a template's pool may ask for.
 pub const POOL_MAX_TOTAL: u32 = 4096;
+/// Interpreters that a template may name: those that hearth-init has a driver for.
+pub const INTERPRETERS: [&str; 2] = ["python", "perl"];
 /// Creations in flight in one pool when it does not say.
 pub const DEFAULT_PARALLEL_REFILLS: u32 = 2;
 /// Most creations in flight that a pool may ask for.
