@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what hearth builds and runs with: Debian packages, then runsc and containerd from pinned Go modules.
+# Debian's Prometheus, which tests start, is unpacked only.
 # Idempotent: what is present is skipped. Built parts live outside the checkout, one directory a version:
 #   ~/.cache/hearth/tools/<name>-<version>/     (HEARTH_CACHE moves ~/.cache/hearth)
 #   ~/.cache/hearth/bin/<name>                  links to the versions this checkout pins
@@ -101,6 +102,34 @@ parts() {
     containerd $cd/cmd/containerd containerd-shim-runc-v2 $cd/cmd/containerd-shim-runc-v2 ctr $cd/cmd/ctr
 }
 
+# Debian's Prometheus and promtool, unpacked: installed, its service would start and keep a port. They need libc only.
+prometheus() {
+  local version dir fresh
+  if [ -x "$CACHE/bin/prometheus" ] && [ -x "$CACHE/bin/promtool" ]; then
+    have "prometheus"
+    return
+  fi
+  candidate() { LC_ALL=C apt-cache policy prometheus 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'; }
+  version=$(candidate)
+  if [ -z "$version" ]; then
+    run_logged apt-update apt-get update -q || say "apt-get update failed (see its log above)"
+    version=$(candidate)
+  fi
+  [ -n "$version" ] || die "apt knows no package prometheus"
+  doing "prometheus $version, downloaded with apt and unpacked"
+  dir=$CACHE/tools/prometheus-$version
+  fresh=$CACHE/tools/.prometheus.$$
+  rm -rf "$fresh" "$dir"
+  mkdir -p "$fresh/unpacked"
+  run_logged prometheus env -C "$fresh" apt-get download -q "prometheus=$version" || die "prometheus could not be downloaded"
+  dpkg -x "$fresh"/*.deb "$fresh/unpacked"
+  mkdir "$dir"
+  mv "$fresh"/unpacked/usr/bin/{prometheus,promtool} "$dir"
+  rm -rf "$fresh"
+  link "$dir/prometheus" "$CACHE/bin/prometheus"
+  link "$dir/promtool" "$CACHE/bin/promtool"
+}
+
 # hearth-init must be static: musl where rustup has it, else glibc linked statically (hack/build.sh decides the same way).
 target() {
   if rustup target list --installed 2>/dev/null | grep -qx x86_64-unknown-linux-musl; then
@@ -120,4 +149,5 @@ flock 9
 packages
 golang
 parts
+prometheus
 target

@@ -31,6 +31,7 @@ use crate::runtime::containerd::ContainerdRuntime;
 use crate::runtime::managed::{ManagedConfig, ManagedContainerd, ManagedError};
 use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics, SHIM};
 use programs::Programs;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -368,6 +369,8 @@ fn build_info(registry: &Registry) -> Result<(), AppError> {
     )?;
     info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(info))?;
+    // Start time, memory, files and threads under the names that every Prometheus knows.
+    registry.register(Box::new(ProcessCollector::for_self()))?;
     Ok(())
 }
 

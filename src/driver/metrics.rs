@@ -1,6 +1,7 @@
 //! What the driver counts. Labels: pool names (at most 64 and those that claims still use) and closed
 //! lists; never a sandbox or a claim.
 
+use super::Phase;
 use super::work::Workers;
 use crate::machine::event::{ExitCause, FreezeCause, Notice, ThawCause};
 use crate::machine::spec::WaitingOn;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 /// Metrics of the driver, made once a registry.
 pub(super) struct Metrics {
+    phase: IntGaugeVec,
     sandboxes: IntGaugeVec,
     target: IntGaugeVec,
     waiting: IntGaugeVec,
@@ -35,7 +37,7 @@ pub(super) struct Metrics {
     batch_events: Histogram,
     queue: IntGauge,
     channels: IntGauge,
-    /// Pools whose gauges exist.
+    /// Pools whose series exist.
     known: BTreeSet<String>,
 }
 
@@ -49,6 +51,28 @@ const STATES: [&str; 7] = [
     "releasing",
     "outdated",
 ];
+
+const CAUSES: [ExitCause; 3] = [
+    ExitCause::Exited,
+    ExitCause::OutOfMemory,
+    ExitCause::GuestLost,
+];
+
+const PHASES: [Phase; 4] = [
+    Phase::Recovering,
+    Phase::Ready,
+    Phase::Degraded,
+    Phase::ShuttingDown,
+];
+
+fn phase_label(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Recovering => "recovering",
+        Phase::Ready => "ready",
+        Phase::Degraded => "degraded",
+        Phase::ShuttingDown => "shutting_down",
+    }
+}
 
 fn cause_label(cause: ExitCause) -> &'static str {
     match cause {
@@ -101,7 +125,12 @@ impl Metrics {
             batch.buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
         )?;
         registry.register(Box::new(batch_events.clone()))?;
-        Ok(Self {
+        let metrics = Self {
+            phase: gauges(
+                "hearth_phase",
+                "1 for the phase hearthd is in, 0 for every other",
+                &["phase"],
+            )?,
             sandboxes: gauges(
                 "hearth_pool_sandboxes",
                 "Sandboxes of a pool by state",
@@ -174,7 +203,22 @@ impl Metrics {
             queue: gauge("hearth_driver_queue_length", "Calls waiting for the driver")?,
             channels: gauge("hearth_guest_channels_open", "Open guest channels")?,
             known: BTreeSet::new(),
-        })
+        };
+        // A counter that appears with its first event hides that event from rate().
+        for cause in CAUSES.map(cause_label) {
+            metrics.members_lost.with_label_values(&[cause]);
+            metrics.claims_failed.with_label_values(&[cause]);
+        }
+        metrics.phase(Phase::Recovering);
+        Ok(metrics)
+    }
+
+    /// The phase as it is now.
+    pub(super) fn phase(&self, now: Phase) {
+        for phase in PHASES {
+            let gauge = self.phase.with_label_values(&[phase_label(phase)]);
+            gauge.set(i64::from(phase == now));
+        }
     }
 
     /// After a batch.
@@ -189,7 +233,7 @@ impl Metrics {
         self.orphans.set(count(found));
     }
 
-    /// The pools as they stand; those that are gone lose their gauges.
+    /// The pools as they stand; those that are gone lose their series, so that labels stay bounded.
     pub(super) fn pools(&mut self, pools: &[PoolView]) {
         let names: BTreeSet<String> = pools.iter().map(|p| p.spec.name.to_string()).collect();
         for gone in self.known.difference(&names) {
@@ -199,6 +243,10 @@ impl Metrics {
             for vec in [&self.target, &self.waiting, &self.breaker] {
                 let _absent = vec.remove_label_values(&[gone.as_str()]);
             }
+            for vec in [&self.refill_failures, &self.breaker_opened] {
+                let _absent = vec.remove_label_values(&[gone.as_str()]);
+            }
+            let _absent = self.refill_duration.remove_label_values(&[gone.as_str()]);
         }
         for view in pools {
             let pool = view.spec.name.as_str();
@@ -220,6 +268,10 @@ impl Metrics {
             set(&self.waiting, i64::from(view.waiting));
             let open = matches!(view.breaker, BreakerView::Open(_) | BreakerView::HalfOpen);
             set(&self.breaker, i64::from(open));
+            self.refill_duration.with_label_values(&[pool]);
+            for vec in [&self.refill_failures, &self.breaker_opened] {
+                vec.with_label_values(&[pool]);
+            }
         }
         self.known = names;
     }
@@ -227,6 +279,9 @@ impl Metrics {
     /// Something for operators.
     pub(super) fn notice(&self, notice: &Notice) {
         match notice {
+            // What is told of a pool after it has gone would stay for ever.
+            Notice::BreakerOpened { pool, .. } | Notice::Created { pool, .. }
+                if !self.known.contains(pool.as_str()) => {}
             Notice::BreakerOpened { pool, .. } => {
                 self.breaker_opened
                     .with_label_values(&[pool.as_str()])

@@ -423,6 +423,7 @@ impl Driver {
             *shown = phase;
             changed
         });
+        self.metrics.phase(phase);
     }
 
     /// Commits what is lazy and waits until everything is durable.

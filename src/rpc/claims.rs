@@ -51,7 +51,6 @@ impl Counted {
             Err(refusal) => self.code = status::entry(refusal).code,
             Ok(answered) => {
                 self.code = Code::Ok;
-                self.metrics.claim_took(&answered.timings);
                 if let Answer::Granted(grant) = &answered.answer {
                     self.metrics.pools_known([self.pool.as_str()]);
                     self.source = match grant.source {
@@ -59,6 +58,7 @@ impl Counted {
                         crate::machine::view::Source::Cold => "cold",
                         crate::machine::view::Source::Thawed => "thawed",
                     };
+                    self.metrics.claim_took(self.source, &answered.timings);
                 }
             }
         }

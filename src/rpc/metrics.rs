@@ -81,7 +81,7 @@ impl Metrics {
                     "Stages of claims that were granted.",
                 )
                 .buckets(claim_buckets()),
-                &["stage"],
+                &["stage", "source"],
             )?,
             code_runs: HistogramVec::new(
                 HistogramOpts::new(
@@ -145,8 +145,8 @@ impl Metrics {
             .inc();
     }
 
-    /// Where the time of a granted claim went.
-    pub fn claim_took(&self, timings: &Timings) {
+    /// Where the time of a granted claim went, by the source of its sandbox.
+    pub fn claim_took(&self, source: &str, timings: &Timings) {
         let stages = [
             ("queue", timings.queue),
             ("commit", timings.commit),
@@ -156,7 +156,7 @@ impl Metrics {
         for (stage, took) in stages {
             if let Some(took) = took {
                 self.claim_duration
-                    .with_label_values(&[stage])
+                    .with_label_values(&[stage, source])
                     .observe(took.as_secs_f64());
             }
         }
@@ -264,12 +264,13 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         metrics.call_ended("Claims/Get", Code::Ok, Duration::from_millis(2));
         let took = Some(Duration::from_micros(150));
-        metrics.claim_took(&Timings {
+        let timings = Timings {
             queue: took,
             commit: took,
             guest: None,
             total: Duration::from_millis(1),
-        });
+        };
+        metrics.claim_took("warm", &timings);
         metrics.connection_refused();
         metrics.code_ran("ok", Duration::from_millis(2));
         metrics.interpreter_lost();
@@ -277,9 +278,9 @@ mod tests {
         for line in [
             r#"hearth_rpc_requests_total{code="OK",method="Claims/Get"} 1"#,
             r#"hearth_rpc_duration_seconds_count{method="Claims/Get"} 1"#,
-            r#"hearth_claim_duration_seconds_bucket{stage="queue",le="0.0001"} 0"#,
-            r#"hearth_claim_duration_seconds_bucket{stage="queue",le="0.0002"} 1"#,
-            r#"hearth_claim_duration_seconds_count{stage="total"} 1"#,
+            r#"hearth_claim_duration_seconds_bucket{source="warm",stage="queue",le="0.0001"} 0"#,
+            r#"hearth_claim_duration_seconds_bucket{source="warm",stage="queue",le="0.0002"} 1"#,
+            r#"hearth_claim_duration_seconds_count{source="warm",stage="total"} 1"#,
             r#"hearth_streams_open{kind="exec"} 0"#,
             "hearth_rpc_connections_refused_total 1",
             r#"hearth_code_run_seconds_count{status="ok"} 1"#,

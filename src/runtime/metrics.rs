@@ -10,6 +10,10 @@ const CALL_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
+/// Reasons of `hearth_runtime_exits_total`.
+const EXITED: &str = "exited";
+const OUT_OF_MEMORY: &str = "oom";
+
 /// The metrics of `runtime`.
 #[derive(Debug, Clone)]
 pub struct RuntimeMetrics {
@@ -101,6 +105,10 @@ impl RuntimeMetrics {
         registry.register(Box::new(metrics.exits.clone()))?;
         registry.register(Box::new(metrics.shims_killed.clone()))?;
         registry.register(Box::new(metrics.create_stages.clone()))?;
+        // A counter that appears with its first event hides that event from rate().
+        for reason in [EXITED, OUT_OF_MEMORY] {
+            metrics.exits.with_label_values(&[reason]);
+        }
         Ok(metrics)
     }
 
@@ -111,7 +119,7 @@ impl RuntimeMetrics {
 
     /// A sandbox ended by itself.
     pub(super) fn exited(&self, out_of_memory: bool) {
-        let reason = if out_of_memory { "oom" } else { "exited" };
+        let reason = if out_of_memory { OUT_OF_MEMORY } else { EXITED };
         self.exits.with_label_values(&[reason]).inc();
     }
 }

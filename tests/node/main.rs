@@ -9,6 +9,8 @@ mod hearthd;
 mod hostile;
 mod identity;
 mod main_job;
+mod monitoring;
+mod prometheus;
 mod python;
 mod residency;
 mod sanity;
