@@ -51,7 +51,8 @@ cleanup() {
     printf '\n  ending what the demo started …\n'
     stop
   fi
-  if [ "$code" != 0 ] && [ -s "$ROOT/hearthd.log" ]; then
+  # 130 and 143: somebody wanted it to end.
+  if [ "$code" != 0 ] && [ "$code" != 130 ] && [ "$code" != 143 ] && [ -s "$ROOT/hearthd.log" ]; then
     printf '\n%sthe demo failed; the end of hearthd'\''s log:%s\n' "$RED" "$PLAIN" >&2
     tail -n 20 "$ROOT/hearthd.log" >&2
   fi

@@ -17,6 +17,7 @@ mod handle;
 mod inbox;
 mod metrics;
 mod ready;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod turn;

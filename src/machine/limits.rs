@@ -64,8 +64,6 @@ pub const WITNESS_RETRY_MS: u64 = 500;
 pub const WITNESS_RETRY_MAX_MS: u64 = 30_000;
 /// Questions to the guest of an unclaimed member before it is given up. A claimed one is asked for ever.
 pub const WITNESS_TRIES: u32 = 8;
-/// From one listing of the runtime to the next while nothing happens, milliseconds. Heals lost exit events.
-pub const RELIST_MS: u64 = 60_000;
 /// Sandbox sequence numbers reserved at once. A restart skips what is left of them.
 pub const SEQUENCE_BLOCK: u64 = 256;
 /// Bytes of a failure's text that are kept.

@@ -5,8 +5,10 @@
 mod command_line;
 mod crash;
 mod hearthd;
+mod hostile;
 mod identity;
 mod main_job;
 mod python;
 mod sanity;
 mod streams;
+mod vitals;
