@@ -579,6 +579,29 @@ fn a_claim_reaches_the_interpreter_that_was_there_before() {
 }
 
 #[test]
+fn it_runs_as_the_images_user_with_the_templates_environment() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hearth-init"));
+    command.env("PATH", "/usr/bin:/bin").env("TEMPLATE", "yes");
+    let guest = Guest::launch(
+        command,
+        &["--user", "65534:65533,7", "--interpreter", "python"],
+    );
+    let mut host = guest.host();
+    ready(&mut host);
+    let ask = "import os; os.getuid(), os.getgid(), os.getgroups(), os.environ['TEMPLATE'], os.getpgrp() == os.getpid()";
+    for context in ["default", "other"] {
+        let told = run_in(&mut host, context, ask);
+        assert_eq!(told.value(), "(65534, 65533, [7], 'yes', True)");
+    }
+    // The channel is not for what the code starts.
+    let told = run(
+        &mut host,
+        "import subprocess\nsubprocess.run(['ls', '/proc/self/fd'], stdout=subprocess.PIPE, text=True).stdout.split()",
+    );
+    assert_eq!(told.value(), "['0', '1', '2', '3']", "ls itself holds one");
+}
+
+#[test]
 fn generators_are_seeded_anew_by_a_claim() {
     // The preload seeds its generators as a copy of one image would have them: all the same.
     let preload = "import random, hearth\nrandom.seed(1)\nmine = random.Random(1)\nhearth.at_claim(mine.seed)";

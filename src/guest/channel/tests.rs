@@ -7,6 +7,7 @@ mod endings;
 mod fuzz;
 mod hostile;
 mod observed;
+mod run;
 mod units;
 
 use super::fakes::{FakeGuest, make_fifos};

@@ -156,7 +156,7 @@ async fn every_lie_fails_its_channel_and_no_other() {
 }
 
 /// Answers the first call with `says` and expects the channel to fail.
-async fn check_answer<T: std::fmt::Debug>(
+pub(super) async fn check_answer<T: std::fmt::Debug>(
     says: Vec<Says>,
     call: impl AsyncFnOnce(Arc<dyn Guest>) -> Result<T, GuestError>,
 ) {
@@ -178,7 +178,7 @@ async fn check_answer<T: std::fmt::Debug>(
 }
 
 /// To the end of a stream.
-async fn run(stream: Result<GuestStream, GuestError>) -> Result<(), GuestError> {
+pub(super) async fn run(stream: Result<GuestStream, GuestError>) -> Result<(), GuestError> {
     for item in drain(&mut stream?).await {
         item?;
     }
