@@ -2,6 +2,7 @@
 # Builds hearth's binaries.
 #   hack/build.sh release   target/release/{hearthd,hearthctl,hearth-runsc,hearth-init}
 #   hack/build.sh init      only the static hearth-init, target/static/hearth-init (for tests; cargo's own is not static)
+#   hack/build.sh hostile   the same and a hostile one, target/static/hostile-init (for tests only)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh
@@ -21,24 +22,30 @@ place() {
   mv "$2.fresh" "$2"
 }
 
-# hearth-init goes into sandboxes of any image: no shared library may be needed.
-init() {
+# static NAME FEATURES: what goes into sandboxes of any image needs no shared library.
+static() {
+  local name=$1 features=$2
   local triple=x86_64-unknown-linux-musl flags=''
   if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$triple" ]; then
     triple=x86_64-unknown-linux-gnu flags='-C target-feature=+crt-static'
   fi
-  step "hearth-init (static)" env RUSTFLAGS="$flags" \
-    cargo build --locked --profile init --no-default-features --features init --target "$triple" --bin hearth-init
-  place "target/$triple/init/hearth-init" target/static/hearth-init
+  step "$name (static)" env RUSTFLAGS="$flags" \
+    cargo build --locked --profile init --no-default-features --features "$features" --target "$triple" --bin "$name"
+  place "target/$triple/init/$name" "target/static/$name"
 }
+init() { static hearth-init init; }
 
 case ${1:-release} in
   init) init ;;
+  hostile)
+    init
+    static hostile-init hostile
+    ;;
   release)
     step "hearthd, hearthctl, hearth-runsc (release)" \
       cargo build --release --locked --bin hearthd --bin hearthctl --bin hearth-runsc
     init
     place target/static/hearth-init target/release/hearth-init
     ;;
-  *) die "usage: hack/build.sh [release|init]" ;;
+  *) die "usage: hack/build.sh [release|init|hostile]" ;;
 esac

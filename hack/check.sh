@@ -12,6 +12,7 @@ doing "clippy, every target, no warning"
 cargo clippy --locked --all-targets -q -- -D warnings
 doing "clippy of the two small binaries as they are shipped"
 cargo clippy --locked -q --no-default-features --features init --bin hearth-init -- -D warnings
+cargo clippy --locked -q --no-default-features --features hostile --bin hostile-init -- -D warnings
 cargo clippy --locked -q --no-default-features --features runsc --bin hearth-runsc -- -D warnings
 deny=$CACHE/tools/cargo-deny-$DENY
 if [ ! -x "$deny/bin/cargo-deny" ]; then

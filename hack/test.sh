@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh
 
-hack/build.sh init
+hack/build.sh hostile
 doing "building the tests"
 run_logged cargo-test-build cargo test --locked --no-run || die "the tests do not build"
 

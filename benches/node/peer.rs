@@ -126,6 +126,7 @@ fn template() -> Template {
             timeout_ms: 30_000,
         },
         idle_after_ms: 0,
+        interpreter: String::new(),
     }
 }
 

@@ -125,6 +125,7 @@ impl Dev {
                     timeout_ms: 30_000,
                 },
                 idle_after_ms: 0,
+                interpreter: "python".into(),
             },
             min_warm: self.warm,
             max_total: self.warm.saturating_mul(8).clamp(1, limits::POOL_MAX_TOTAL),

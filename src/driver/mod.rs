@@ -35,7 +35,8 @@ pub use visits::{Visit, Visits};
 // What rpc and admin see of the rooms behind the driver.
 pub use crate::cgroup::Usage;
 pub use crate::guest::{
-    Guest, GuestError, GuestStream, Personalization, StreamInput, StreamItem, v1 as guest_v1,
+    Guest, GuestError, GuestStream, Personalization, RunItem, StreamInput, StreamItem,
+    v1 as guest_v1,
 };
 pub use crate::machine::view::Phase;
 pub use crate::runtime::{Capabilities, ImageInfo, ImageProgress, RuntimeError, Versions};

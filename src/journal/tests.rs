@@ -144,6 +144,7 @@ fn pools(generation: u64) -> PoolSet {
             timeout_ms: 10_000,
         },
         idle_after_ms: 0,
+        interpreter: "python".to_owned(),
     };
     PoolSet {
         generation,

@@ -40,6 +40,8 @@ pub struct Settings {
     pub refill_yield_ms: u64,
     /// When memory counts as short.
     pub memory: MemoryPolicy,
+    /// From one listing of the runtime to the next while nothing happens, milliseconds. Heals lost exit events.
+    pub relist_ms: u64,
 }
 
 /// When the node counts as short of memory. Then unclaimed members are frozen first, the claimed sandboxes that did

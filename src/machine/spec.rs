@@ -48,6 +48,8 @@ pub struct Template {
     pub warm_command: Vec<String>,
     /// The proof of readiness.
     pub readiness: Readiness,
+    /// Interpreter that is ready for code: one of `limits::INTERPRETERS`; empty: none.
+    pub interpreter: String,
     /// A claimed sandbox that did nothing for so long is frozen, milliseconds; 0: never.
     #[serde(default, skip_serializing_if = "is_never")]
     pub idle_after_ms: u64,

@@ -47,8 +47,13 @@ pub fn tool(name: &str) -> PathBuf {
 
 /// The static hearth-init.
 pub fn static_init() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/static/hearth-init");
-    needed(path, "run `hack/build.sh init`")
+    static_file("hearth-init")
+}
+
+/// What `hack/build.sh hostile` builds.
+pub fn static_file(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/static");
+    needed(dir.join(name), "run `hack/build.sh hostile`")
 }
 
 pub fn fresh_id() -> String {

@@ -2,11 +2,14 @@
 //! `make image` and `hack/build.sh init` bring; nothing is skipped.
 #![allow(clippy::unwrap_used)]
 
+mod code;
 mod command_line;
 mod crash;
 mod hearthd;
+mod hostile;
 mod main_job;
 mod python;
 mod residency;
 mod sanity;
 mod streams;
+mod vitals;

@@ -387,6 +387,7 @@ pub fn template(image: &str) -> Template {
             timeout_ms: 30_000,
         },
         idle_after_ms: 0,
+        interpreter: String::new(),
     }
 }
 

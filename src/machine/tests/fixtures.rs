@@ -4,6 +4,8 @@ use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
 use crate::machine::node::{MemoryPolicy, Settings};
 use crate::machine::spec::*;
 
+/// From one listing of the runtime to the next while nothing happens.
+pub const RELIST_MS: u64 = 60_000;
 pub const TAG: NodeTag = NodeTag(0x00c0_ffee);
 
 pub fn settings() -> Settings {
@@ -12,6 +14,7 @@ pub fn settings() -> Settings {
         max_sandboxes: 64,
         refill_yield_ms: 0,
         memory: MemoryPolicy::default(),
+        relist_ms: RELIST_MS,
     }
 }
 
@@ -47,6 +50,7 @@ pub fn template(image: &str) -> Template {
             timeout_ms: 30_000,
         },
         idle_after_ms: 0,
+        interpreter: String::new(),
     }
 }
 

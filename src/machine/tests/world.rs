@@ -23,6 +23,7 @@ const SETTINGS: Settings = Settings {
         budget_bytes: 500,
         pressure_permille: 0,
     },
+    relist_ms: RELIST_MS,
 };
 
 /// A sandbox of another data directory: it stays, whatever happens.

@@ -148,6 +148,14 @@ fn template(
     value::env(fields, &field("env"), &asked.env);
     value::working_dir(fields, &field("working_dir"), &asked.working_dir);
     value::command(fields, &field("warm_command"), &asked.warm_command);
+    fields.need(
+        asked.interpreter.is_empty() || limits::INTERPRETERS.contains(&asked.interpreter.as_str()),
+        field("interpreter"),
+        format!(
+            "must be empty or one of: {}",
+            limits::INTERPRETERS.join(", ")
+        ),
+    );
     let resources = resources(
         fields,
         &field("resources"),
@@ -170,6 +178,7 @@ fn template(
         warm_command: asked.warm_command,
         readiness: readiness?,
         idle_after_ms: idle_after?,
+        interpreter: asked.interpreter,
     })
 }
 

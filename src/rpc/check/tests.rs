@@ -454,7 +454,7 @@ fn each_field_of_a_pool() {
     fn readiness(pool: &mut api::Pool) -> &mut api::Readiness {
         template(pool).readiness.get_or_insert_default()
     }
-    let rows: [(&str, Change); 35] = [
+    let rows: [(&str, Change); 36] = [
         ("name", |p| p.name = "-".into()),
         ("generation", |p| p.generation = 0),
         ("max_total", |p| (p.max_total, p.min_warm) = (0, 0)),
@@ -521,6 +521,9 @@ fn each_field_of_a_pool() {
         }),
         ("template.warm_command[0]", |p| {
             template(p).warm_command = vec![String::new(), "x".into()]
+        }),
+        ("template.interpreter", |p| {
+            template(p).interpreter = "cobol".into()
         }),
         ("template.readiness.command[0]", |p| {
             readiness(p).command = vec!["\0".into()]
