@@ -80,15 +80,18 @@ async fn a_pool_keeps_few_running_and_a_claim_thaws_the_others() {
     hearth.set_pools(vec![tiers(4, 1)]).await;
     hearth.warm("python", 4).await;
     frozen(&hearth, 3).await;
-    let sandboxes = hearth.state()["sandboxes"].clone();
-    let asleep: Vec<String> = sandboxes
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|it| it["residency"] == "frozen")
-        .map(|it| it["id"].as_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(asleep.len(), 3);
+    let mut asleep: Vec<String> = Vec::new();
+    eventually("all three are frozen", || {
+        let state = hearth.state();
+        let sandboxes = state["sandboxes"].as_array().unwrap().iter();
+        let frozen = sandboxes.filter(|it| it["residency"] == "frozen");
+        asleep = frozen
+            .map(|it| it["id"].as_str().unwrap().to_owned())
+            .collect();
+        let all = asleep.len() == 3;
+        async move { all }
+    })
+    .await;
     for sandbox in &asleep {
         assert!(is_frozen(&hearth, sandbox));
         let resident = || cgroup(&hearth, sandbox).usage().unwrap().memory_bytes;

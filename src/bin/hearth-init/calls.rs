@@ -3,7 +3,7 @@
 //! room or the host gave no credit, its process or file is simply not read.
 
 use bytes::{Bytes, BytesMut};
-use hearth::guest::v1::{Chunk, guest_message::Body};
+use hearth::guest::v1::{self, Chunk, guest_message::Body};
 use nix::{errno::Errno, unistd, unistd::Pid};
 use std::{collections::BTreeMap, io, os::fd::AsFd, process::ExitStatus};
 
@@ -14,6 +14,7 @@ use crate::{
     log::Log,
     outbox::Outbox,
     refusal::Refusal,
+    signals::to_group,
     strays::Strays,
     wants::{Part, Tag, Wants},
 };
@@ -297,4 +298,16 @@ impl Calls {
         }
         self.served = 0;
     }
+}
+
+/// A number that no signal has is ignored: Signal has no answer.
+pub fn signalled(call: &dyn Call, signal: v1::Signal) -> Outcome {
+    let number = i32::try_from(signal.number)
+        .ok()
+        .filter(|n| (1..=64).contains(n));
+    if let (Some(pid), Some(number)) = (call.process(), number) {
+        // It may be dead and not yet buried.
+        let _ = to_group(pid, number);
+    }
+    Ok(Step::On)
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use crate::{
-    calls::{Call, Calls, Desk, Line, Outcome, Step},
+    calls::{Call, Calls, Desk, Line, Step, signalled},
     claim::{Held, RandomDevice, personalize},
     clock::{Clock, Moment},
     entrypoint::Entrypoint,
@@ -111,10 +111,8 @@ impl Init {
             self.serve_hot();
             self.calls.due(&mut self.desk);
             self.desk.strays.due(self.desk.now);
+            self.quiet.due();
             self.interpreter.due(&self.desk);
-            if self.quiet.lasts().is_some_and(|left| left.is_zero()) {
-                self.quiet.end();
-            }
             if self.mourning {
                 self.bury();
             }
@@ -269,17 +267,9 @@ impl Init {
     }
 
     fn obey(&mut self, id: u64, ask: Ask) {
-        match &ask {
-            // What an open stream sends by itself.
-            Ask::Credit(_) => {}
-            Ask::Ping(ping) if ping.quiesce => {
-                self.quiet.end();
-                let mut quiet = std::mem::take(&mut self.quiet);
-                quiet.begin(self.processes());
-                self.quiet = quiet;
-            }
-            _ => self.quiet.end(),
-        }
+        let mut quiet = std::mem::take(&mut self.quiet);
+        quiet.heed(&ask, self.processes());
+        self.quiet = quiet;
         let desk = &mut self.desk;
         match ask {
             // About a call that is open, or was until a moment ago.
@@ -402,16 +392,4 @@ impl Init {
             _ => return Ok(None),
         }))
     }
-}
-
-/// A number that no signal has is ignored: Signal has no answer.
-fn signalled(call: &dyn Call, signal: v1::Signal) -> Outcome {
-    let number = i32::try_from(signal.number)
-        .ok()
-        .filter(|n| (1..=64).contains(n));
-    if let (Some(pid), Some(number)) = (call.process(), number) {
-        // It may be dead and not yet buried.
-        let _ = to_group(pid, number);
-    }
-    Ok(Step::On)
 }

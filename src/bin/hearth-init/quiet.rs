@@ -4,6 +4,7 @@
 //!
 //! Parents are stopped before their children and go on after them: no shell ever sees a child of its stopped.
 
+use hearth::guest::v1::host_message::Body as Ask;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 use std::fs;
@@ -22,8 +23,27 @@ pub struct Quiet {
 }
 
 impl Quiet {
+    /// The host's word ends the silence, unless it asks for it, or is what an open stream sends by itself.
+    pub fn heed(&mut self, ask: &Ask, known: impl Iterator<Item = Pid>) {
+        match ask {
+            Ask::Credit(_) => {}
+            Ask::Ping(ping) if ping.quiesce => {
+                self.end();
+                self.begin(known);
+            }
+            _ => self.end(),
+        }
+    }
+
+    /// No freeze has come, or it is over.
+    pub fn due(&mut self) {
+        if self.lasts().is_some_and(|left| left.is_zero()) {
+            self.end();
+        }
+    }
+
     /// Stops everybody who runs. `known`: who there is, where this is not PID 1 and /proc shows others' processes.
-    pub fn begin(&mut self, known: impl Iterator<Item = Pid>) {
+    fn begin(&mut self, known: impl Iterator<Item = Pid>) {
         self.until = Some(Instant::now() + LONGEST);
         if getpid().as_raw() != 1 {
             let known: Vec<_> = known.collect();

@@ -150,7 +150,8 @@ impl Promises {
             "another answer for {}",
             grant.claim
         );
-        if known.renewing == 0 {
+        // A renewal that was sent before the claim's first answer may be in force.
+        if known.renewing == 0 && !self.let_go.contains(&grant.claim) {
             let sooner = match (known.lives_until, grant.expires_at) {
                 (Some(told), Some(now)) => now < told,
                 (None, now) => now.is_some(),
