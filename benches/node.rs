@@ -7,11 +7,15 @@
 mod hearthd;
 #[path = "node/measure.rs"]
 mod measure;
+#[path = "node/neighbours.rs"]
+mod neighbours;
+#[path = "../tests/node/noises.rs"]
+mod noises;
 #[path = "node/peer.rs"]
 mod peer;
 
 use hearth::api::claims_client::ClaimsClient;
-use hearth::api::{ExecRequest, ExecStart, exec_request, exec_response};
+use hearth::api::{ExecRequest, ExecStart, Pool, exec_request, exec_response};
 use hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use measure::{Report, Series, millis};
 use std::time::{Duration, Instant};
@@ -45,6 +49,9 @@ async fn main() {
     }
     if wanted("exec") {
         exec(&mut report, &hearth).await;
+    }
+    if wanted("neighbours") {
+        neighbours::section(&mut report, &hearth).await;
     }
     if wanted("refill") {
         refill(&mut report, &hearth, filled);
@@ -105,12 +112,16 @@ async fn settle(hearth: &Hearth) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// From the declaration until all members are proved ready.
-async fn fill(hearth: &Hearth) -> Duration {
+fn python() -> Pool {
     let mut python = pool("python", MEMBERS, 3 * MEMBERS);
     python.max_parallel_refills = 4;
+    python
+}
+
+/// From the declaration until all members are proved ready.
+async fn fill(hearth: &Hearth) -> Duration {
     let began = Instant::now();
-    hearth.set_pools(vec![python]).await;
+    hearth.set_pools(vec![python()]).await;
     hearth.warm("python", MEMBERS).await;
     let took = began.elapsed();
     settle(hearth).await;

@@ -35,6 +35,8 @@ mod writer;
 
 #[cfg(test)]
 mod fakes;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 #[cfg(test)]
 mod tests;
 

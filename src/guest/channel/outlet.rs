@@ -211,7 +211,7 @@ impl Outlet {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn held_bytes(&self) -> usize {
         let data: usize = self.backlog.data.iter().map(BytesMut::len).sum();
         data + self.backlog.entries_cost + self.offered
