@@ -2,6 +2,8 @@
 //! asserted; the goal is told beside each figure, met or missed. Writes target/bench/node.md and node.json.
 #![allow(clippy::unwrap_used)]
 
+#[path = "node/code.rs"]
+mod code;
 #[path = "../tests/node/hearthd.rs"]
 #[allow(dead_code)]
 mod hearthd;
@@ -21,6 +23,8 @@ use measure::{Report, Series, millis};
 use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 
+/// The second pool.
+const PREPARED: &str = "prepared";
 /// Members of the bench's pool, and claims at once in (c).
 const MEMBERS: u32 = 100;
 /// Claims in a series, and rounds of their floors.
@@ -36,6 +40,13 @@ async fn main() {
         .find(|word| !word.starts_with("--"));
     let wanted = |name: &str| only.as_ref().is_none_or(|only| name.starts_with(only));
     let mut report = Report::new();
+    if wanted("code") {
+        // A node of its own, gone before the others' members come.
+        code::section(&mut report).await;
+        if only.is_some() {
+            return report.write("node-code");
+        }
+    }
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;
     let rss_empty = measure::resident_mib(hearth.pid());
     // Fills the pool that the sections use.
@@ -81,14 +92,17 @@ async fn burst(report: &mut Report, hearth: &Hearth) {
     report.row("100 claims at once on a full pool", &series);
     report.rate("  rate", rate, "claims/s");
     hearth.warm("python", MEMBERS).await;
-    settle(hearth).await;
+    settle(hearth, "python").await;
 }
 
 async fn exec(report: &mut Report, hearth: &Hearth) {
-    let echo = first_byte(hearth, &["busybox", "echo", "x"], 30).await;
-    let python = first_byte(hearth, &["python3", "-c", "print('x')"], 30).await;
+    let echo = first_byte(hearth, "python", &["busybox", "echo", "x"], 30).await;
+    let python = first_byte(hearth, "python", &["python3", "-c", "print('x')"], 30).await;
     report.row("claim → first byte of a static binary", &echo);
     report.row("claim → first byte of python", &python);
+    prepare(hearth).await;
+    let python = first_byte(hearth, PREPARED, &["python3", "-c", "print('x')"], 30).await;
+    report.row("  in a pool whose warm_command has run python", &python);
     let peer = peer::ctr_first_byte(hearth, 5);
     report.row("  peer: ctr run of python → first byte", &peer);
 }
@@ -102,10 +116,10 @@ fn refill(report: &mut Report, hearth: &Hearth, filled: Duration) {
     report.goal("refill against ctr run -d", ratio, "≥ 1.2", ratio >= 1.2);
 }
 
-/// Releases and refills are over: the machine is quiet.
-async fn settle(hearth: &Hearth) {
+/// Releases and refills of a pool are over: the machine is quiet.
+async fn settle(hearth: &Hearth, pool: &str) {
     eventually("nothing under way", || async {
-        let status = hearth.status("python").await;
+        let status = hearth.status(pool).await;
         status.releasing == 0 && status.creating == 0
     })
     .await;
@@ -118,13 +132,23 @@ fn python() -> Pool {
     python
 }
 
+/// Declares a second pool: its members have run python once before they are claimed.
+async fn prepare(hearth: &Hearth) {
+    let mut prepared = pool(PREPARED, 10, 30);
+    if let Some(template) = &mut prepared.template {
+        template.warm_command = ["python3", "-c", "pass"].map(str::to_owned).to_vec();
+    }
+    hearth.set_pools(vec![python(), prepared]).await;
+    hearth.warm(PREPARED, 10).await;
+}
+
 /// From the declaration until all members are proved ready.
 async fn fill(hearth: &Hearth) -> Duration {
     let began = Instant::now();
     hearth.set_pools(vec![python()]).await;
     hearth.warm("python", MEMBERS).await;
     let took = began.elapsed();
-    settle(hearth).await;
+    settle(hearth, "python").await;
     took
 }
 
@@ -196,7 +220,7 @@ async fn warm_claims(hearth: &Hearth, pause: Duration) -> Claims {
         hearth.release(&id).await;
     }
     hearth.warm("python", MEMBERS).await;
-    settle(hearth).await;
+    settle(hearth, "python").await;
     claims
 }
 
@@ -269,7 +293,7 @@ async fn claims_at_once(hearth: &Hearth) -> (Series, f64) {
 }
 
 /// A claim and an exec in it, until the first byte of its output.
-async fn first_byte(hearth: &Hearth, command: &[&str], count: usize) -> Series {
+async fn first_byte(hearth: &Hearth, pool: &str, command: &[&str], count: usize) -> Series {
     let mut series = Series::default();
     let (mut claims, mut sandboxes) = (hearth.claims().await, hearth.sandboxes().await);
     for _ in 0..count {
@@ -283,7 +307,7 @@ async fn first_byte(hearth: &Hearth, command: &[&str], count: usize) -> Series {
             request: Some(exec_request::Request::Start(start)),
         };
         let began = Instant::now();
-        claims.claim(claim_request(&id, "python")).await.unwrap();
+        claims.claim(claim_request(&id, pool)).await.unwrap();
         let stream = sandboxes.exec(tokio_stream::iter([request])).await.unwrap();
         let mut stream = stream.into_inner();
         while let Some(response) = stream.message().await.unwrap() {
@@ -293,7 +317,7 @@ async fn first_byte(hearth: &Hearth, command: &[&str], count: usize) -> Series {
             }
         }
         hearth.release(&id).await;
-        settle(hearth).await;
+        settle(hearth, pool).await;
     }
     series
 }

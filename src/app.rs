@@ -145,6 +145,7 @@ async fn serve(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
         failed = node.furnish_and_watch(dev.as_ref()) => Err(failed),
     };
     match &ended {
+        Ok(signal) if dev.is_some() => info!(signal, "shutting down; sandboxes end with it"),
         Ok(signal) => info!(signal, "shutting down; sandboxes stay"),
         Err(error) => error!(%error, "shutting down"),
     }
@@ -225,6 +226,7 @@ async fn start(
         tag: opened.identity.tag,
         max_sandboxes: limits::POOL_MAX_TOTAL,
         refill_yield_ms: limits::REFILL_YIELD_MS,
+        relist_ms: config.containerd.reconcile_seconds * 1000,
     };
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),

@@ -416,3 +416,65 @@ mod rust {
     }
     // api.md: end
 }
+
+/// Every test of the house, by name.
+fn tests() -> BTreeSet<String> {
+    fn visit(dir: &Path, names: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                visit(&path, names);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let mut is_test = false;
+                for line in text.lines().map(str::trim) {
+                    if line.starts_with("#[") {
+                        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+                    } else if let Some((_, rest)) = line.split_once("fn ")
+                        && std::mem::take(&mut is_test)
+                    {
+                        names.insert(rest.split('(').next().unwrap().to_owned());
+                    }
+                }
+            }
+        }
+    }
+    let mut names = BTreeSet::new();
+    visit(&path("src"), &mut names);
+    visit(&path("tests"), &mut names);
+    names
+}
+
+#[test]
+fn the_specification_names_tests_that_exist() {
+    let tests = tests();
+    let text = std::fs::read_to_string(path("docs/SPECIFICATION.md")).unwrap();
+    let mut promises = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for line in text.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<_> = line.split(" | ").collect();
+        let number = cells[0].trim_start_matches("| ");
+        if !number.starts_with(|first: char| first.is_ascii_uppercase()) {
+            continue;
+        }
+        if !promises.insert(number.to_owned()) {
+            wrong.push(format!("{number} is there twice"));
+        }
+        // The last table names sections of the bench.
+        if number.starts_with('F') {
+            continue;
+        }
+        let cell = cells[2..].concat();
+        let named: Vec<_> = cell.split('`').skip(1).step_by(2).collect();
+        if named.is_empty() {
+            wrong.push(format!("{number} names no test"));
+        }
+        let missing = named.into_iter().filter(|name| !tests.contains(*name));
+        wrong.extend(missing.map(|name| format!("{number}: no test {name}")));
+    }
+    assert!(
+        promises.len() > 30,
+        "the tables were not understood: {promises:?}"
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -16,6 +16,8 @@ mod first;
 mod guest;
 #[path = "hearth_init/gvisor.rs"]
 mod gvisor;
+#[path = "hearth_init/interpreter.rs"]
+mod interpreter;
 #[path = "hearth_init/port.rs"]
 mod port;
 #[path = "hearth_init/pty.rs"]

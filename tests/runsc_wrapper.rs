@@ -48,7 +48,10 @@ fn a_frozen_sandbox_can_be_killed_and_deleted() {
     let group = node.group("term");
     std::thread::sleep(Duration::from_millis(300));
     group.freeze(LIMIT).unwrap();
-    assert_ok(&node.ctr(&["tasks", "kill", "-s", "SIGTERM", "term"]));
+    let before = (node.status("term"), group.processes());
+    let killed = node.ctr(&["tasks", "kill", "-s", "SIGTERM", "term"]);
+    let after = (node.status("term"), group.processes());
+    assert!(killed.ok, "{killed:?}, before {before:?}, after {after:?}");
     eventually("the guest took SIGTERM", || {
         node.status("term").as_deref() == Some("STOPPED")
     });

@@ -126,6 +126,7 @@ fn template() -> Template {
             command: Vec::new(),
             timeout_ms: 30_000,
         },
+        interpreter: String::new(),
     }
 }
 

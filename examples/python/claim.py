@@ -95,6 +95,30 @@ class Sandbox:
                     yield "exit", answer.exited.code
     # api.md: end
 
+    # api.md: code
+    def run(self, code: str, context: str = "") -> Iterator[tuple[str, object]]:
+        """Runs code in the pool's interpreter: output as it comes, ("result", {MIME type: bytes}), ("end", how)."""
+        request = sandboxes_pb2.RunCodeRequest(claim_id=self.claim_id, code=code, context=context)
+        forms: dict[str, bytes] = {}
+        for answer in self.stub.RunCode(request, metadata=self.metadata):
+            match answer.WhichOneof("response"):
+                case "stdout":
+                    yield "stdout", answer.stdout
+                case "stderr":
+                    yield "stderr", answer.stderr
+                case "piece" if answer.piece.end:
+                    kind = sandboxes_pb2.BundleKind.Name(answer.piece.end).removeprefix("BUNDLE_KIND_").lower()
+                    yield kind, forms
+                    forms = {}
+                case "piece":
+                    forms[answer.piece.mime_type] = forms.get(answer.piece.mime_type, b"") + answer.piece.data
+                case "error":
+                    forms = {}
+                    yield "error", answer.error.traceback
+                case "ended":
+                    yield "end", sandboxes_pb2.CodeStatus.Name(answer.ended.status).removeprefix("CODE_STATUS_")
+    # api.md: end
+
     def write(self, path: str, content: bytes) -> int:
         """Writes a file, which appears whole; how many bytes."""
 
@@ -165,6 +189,9 @@ def work(sandbox: Sandbox) -> int:
     for kind, value in sandbox.execute("sh", "-c", "tr a-z A-Z > /work/loud", stdin=b"read me back"):
         if kind == "exit" and value != 0:
             raise SystemExit(f"tr ended with {value}")
+    for kind, value in sandbox.run("x = 6\nx * 7"):
+        if kind == "result":
+            print("the answer is", value["text/plain"].decode())
     print("read", sandbox.read("/work/loud").decode(), "from /work/loud")
     return code
 
@@ -172,7 +199,7 @@ def work(sandbox: Sandbox) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--socket", default="/run/hearth/hearth.sock", help="hearthd's socket")
-    parser.add_argument("--pool", default="python", help="a pool with python3 in its image")
+    parser.add_argument("--pool", default="python", help="a pool with python as its interpreter")
     arguments = parser.parse_args()
     hearth = Hearth(arguments.socket)
     try:

@@ -125,6 +125,7 @@ impl Dev {
                     command: vec!["python3".into(), "-c".into(), "pass".into()],
                     timeout_ms: 30_000,
                 },
+                interpreter: "python".into(),
             },
             min_warm: self.warm,
             max_total: self.warm.saturating_mul(8).clamp(1, limits::POOL_MAX_TOTAL),

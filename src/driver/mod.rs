@@ -17,6 +17,7 @@ mod handle;
 mod inbox;
 mod metrics;
 mod ready;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -30,7 +31,8 @@ pub use turn::Driver;
 // What rpc and admin see of the rooms behind the driver.
 pub use crate::cgroup::Usage;
 pub use crate::guest::{
-    Guest, GuestError, GuestStream, Personalization, StreamInput, StreamItem, v1 as guest_v1,
+    Guest, GuestError, GuestStream, Personalization, RunItem, StreamInput, StreamItem,
+    v1 as guest_v1,
 };
 pub use crate::machine::view::Phase;
 pub use crate::runtime::{Capabilities, ImageInfo, ImageProgress, RuntimeError, Versions};

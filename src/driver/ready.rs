@@ -41,6 +41,11 @@ pub(super) async fn make(
             Err(_) => return Err(template("warm_command did not end in time".into())),
         }
     }
+    if !spec.template.interpreter.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ready = guest.interpreter(left).await;
+        ready.map_err(|error| template(format!("interpreter: {error}")))?;
+    }
     if !readiness.command.is_empty() {
         prove(guest.as_ref(), &readiness.command, deadline)
             .await
@@ -95,6 +100,7 @@ async fn run(guest: &dyn Guest, command: &[String]) -> Result<(), String> {
             | StreamItem::Connected
             | StreamItem::Written { .. }
             | StreamItem::Entries(_)
+            | StreamItem::Run(_)
             | StreamItem::Done => {}
         }
     }

@@ -6,11 +6,12 @@ use super::guests::Guests;
 use super::handle::Door;
 use super::inbox::{Asked, Inbox, inbox};
 use super::metrics::Metrics;
+use super::tell::tell;
 use super::watch::ClaimWatches;
 use super::work::Workers;
 use super::{BATCHES_IN_FLIGHT, Clock, EVENTS, Handle, LAZY_COMMIT, Parts, Phase};
 use crate::journal::{Journal, JournalEvent};
-use crate::machine::event::{Effect, Event, ExitCause, Notice, Step};
+use crate::machine::event::{Effect, Event, ExitCause, Step};
 use crate::machine::ids::Ticket;
 use crate::machine::limits;
 use crate::machine::node::Node;
@@ -370,7 +371,10 @@ impl Driver {
             Effect::Witness { sandbox } => self.workers.witness(sandbox),
             Effect::List { round } => self.list(round),
             Effect::ClaimChanged { view, removed, .. } => self.watches.put(*view, removed),
-            Effect::Notice(notice) => self.tell(&notice),
+            Effect::Notice(notice) => {
+                self.metrics.notice(&notice);
+                tell(&notice);
+            }
             // Taken apart in run_effects.
             Effect::Persist(_) | Effect::PersistLazily(_) | Effect::PoolsChanged => {}
         }
@@ -395,43 +399,6 @@ impl Driver {
             *shown = phase;
             changed
         });
-    }
-
-    fn tell(&self, notice: &Notice) {
-        self.metrics.notice(notice);
-        match notice {
-            Notice::BreakerOpened { pool, reason } => {
-                error!(%pool, reason, "the pool's template keeps failing: refill rests");
-            }
-            Notice::BreakerClosed { pool } => info!(%pool, "the pool's template works again"),
-            Notice::MemberLost {
-                pool,
-                sandbox,
-                cause,
-            } => warn!(%pool, %sandbox, ?cause, "a member ended by itself"),
-            Notice::ClaimExpired { claim } => info!(%claim, "claim expired"),
-            Notice::ClaimFailed { claim, cause } => {
-                warn!(%claim, ?cause, "the claim's sandbox ended by itself");
-            }
-            Notice::OrphanDestroyed { sandbox } => {
-                warn!(%sandbox, "destroying a sandbox without a record");
-            }
-            Notice::OrphanFound { sandbox } => {
-                warn!(%sandbox, "found a sandbox of another data directory: left alone");
-            }
-            Notice::DestroyRetried { sandbox, error } => {
-                warn!(%sandbox, error, "destroying failed; it is tried again");
-            }
-            Notice::Recovered {
-                adopted,
-                undone,
-                unknown,
-            } => info!(adopted, undone, unknown, "recovered"),
-            Notice::Created { pool, took_ms } => debug!(%pool, ?took_ms, "creation ended"),
-            Notice::TombstoneForgottenEarly => {
-                warn!("a released claim was forgotten before 24 hours: too many of them");
-            }
-        }
     }
 
     /// Commits what is lazy and waits until everything is durable.

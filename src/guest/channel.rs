@@ -28,6 +28,7 @@ mod openings;
 mod outgoing;
 mod outlet;
 mod pace;
+mod run;
 mod session;
 mod stream;
 mod text;

@@ -103,8 +103,25 @@ pub enum StreamItem {
     },
     /// ListFiles: some entries.
     Entries(Vec<v1::Entry>),
+    /// RunCode: a word of the code's; its output is `Data`.
+    Run(RunItem),
     /// ListFiles and ReadFile and Connect: complete. Last item.
     Done,
+}
+
+/// What code tells besides its output, in its place among it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RunItem {
+    /// It has its place in its context's queue, behind so many. First item.
+    Accepted(u32),
+    /// It runs.
+    Begun(v1::RunBegun),
+    /// A piece of a bundle: a valid MIME type and data, or an end. Bounded by the message.
+    Piece(v1::ResultPiece),
+    /// What it did not catch; bounded, not escaped.
+    Error(v1::RunError),
+    /// It has ended. Last item.
+    Ended(v1::RunEnded),
 }
 
 /// What goes into a stream.
@@ -162,6 +179,16 @@ pub trait Guest: Send + Sync + 'static {
     async fn list_files(&self, request: v1::ListFiles) -> Result<GuestStream, GuestError>;
     /// Connects to a TCP port inside.
     async fn connect(&self, port: u16) -> Result<GuestStream, GuestError>;
+    /// Waits until the template's interpreter is ready; its refusal if it can't be.
+    async fn interpreter(&self, deadline: Duration) -> Result<(), GuestError>;
+    /// Runs code; dropping the stream interrupts it.
+    async fn run_code(&self, request: v1::RunCode) -> Result<GuestStream, GuestError>;
+    /// Interrupts a context's code, or ends the context; whether something ran.
+    async fn interrupt(
+        &self,
+        request: v1::Interrupt,
+        deadline: Duration,
+    ) -> Result<bool, GuestError>;
     /// What runs inside.
     async fn stats(&self, deadline: Duration) -> Result<v1::GuestStats, GuestError>;
     /// Resolves when the channel has ended: `Protocol` when the guest broke it beyond repair, `Closed` after `close`, a

@@ -31,6 +31,8 @@ pub const GUEST_MESSAGE_BYTES: usize = 256 << 10;
 pub const FIRST_CREDIT: usize = 64 << 10;
 /// What an entry of a directory costs of that credit besides its name.
 pub const ENTRY_CREDIT: usize = 64;
+/// What a piece of a result or an error of code costs of that credit besides its texts and data.
+pub const RESULT_CREDIT: usize = 64;
 
 const MAGIC: [u8; 4] = *b"HRT1";
 const MORE: u8 = 1;

@@ -144,6 +144,7 @@ fn pools(generation: u64) -> PoolSet {
             command: vec!["true".into()],
             timeout_ms: 10_000,
         },
+        interpreter: "python".to_owned(),
     };
     PoolSet {
         generation,

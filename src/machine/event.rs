@@ -182,7 +182,7 @@ pub enum Effect {
         sandbox: SandboxId,
     },
     /// List the runtime; ends with `Event::Listed`, or with nothing when it failed: the machine asks again. Asked for at
-    /// every `Event::Runtime { available: true }` and every `limits::RELIST_MS` after.
+    /// every `Event::Runtime { available: true }` and every `Settings::relist_ms` after.
     List {
         /// Goes into the answer. The listing must begin after the effect.
         round: u64,

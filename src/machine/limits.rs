@@ -27,6 +27,8 @@ pub const MAX_TTL_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 pub const POOLS: usize = 64;
 /// Members a template's pool may ask for.
 pub const POOL_MAX_TOTAL: u32 = 4096;
+/// Interpreters that a template may name: those that hearth-init has a driver for.
+pub const INTERPRETERS: [&str; 2] = ["python", "perl"];
 /// Creations in flight in one pool when it does not say.
 pub const DEFAULT_PARALLEL_REFILLS: u32 = 2;
 /// Most creations in flight that a pool may ask for.
@@ -64,8 +66,6 @@ pub const WITNESS_RETRY_MS: u64 = 500;
 pub const WITNESS_RETRY_MAX_MS: u64 = 30_000;
 /// Questions to the guest of an unclaimed member before it is given up. A claimed one is asked for ever.
 pub const WITNESS_TRIES: u32 = 8;
-/// From one listing of the runtime to the next while nothing happens, milliseconds. Heals lost exit events.
-pub const RELIST_MS: u64 = 60_000;
 /// Sandbox sequence numbers reserved at once. A restart skips what is left of them.
 pub const SEQUENCE_BLOCK: u64 = 256;
 /// Bytes of a failure's text that are kept.

@@ -2,7 +2,6 @@
 
 use super::event::{Effect, ExitCause, Notice, Observed};
 use super::ids::{Now, SandboxId};
-use super::limits::RELIST_MS;
 use super::node::Node;
 use super::out::Out;
 use super::record::Owner;
@@ -56,7 +55,7 @@ impl Node {
         if !self.conditions.may_list() {
             return;
         }
-        let next_at = out.now().plus(RELIST_MS);
+        let next_at = out.now().plus(self.settings.relist_ms);
         self.timers.set(next_at, Timer::Relist);
         self.listing = Listing {
             round: self.listing.round + 1,

@@ -35,6 +35,8 @@ pub struct Settings {
     pub max_sandboxes: u32,
     /// Refill waits so long after a claim was assigned, milliseconds, and five times that at most; 0: not at all.
     pub refill_yield_ms: u64,
+    /// From one listing of the runtime to the next while nothing happens, milliseconds. Heals lost exit events.
+    pub relist_ms: u64,
 }
 
 /// The pure core. See the module's text.

@@ -50,6 +50,8 @@ pub struct Template {
     pub warm_command: Vec<String>,
     /// The proof of readiness.
     pub readiness: Readiness,
+    /// Interpreter that is ready for code: one of `limits::INTERPRETERS`; empty: none.
+    pub interpreter: String,
 }
 
 /// What happens to unclaimed members when the template changes.

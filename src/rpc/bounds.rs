@@ -101,6 +101,14 @@ pub const SECRET_NAME_BYTES: usize = 253;
 pub const TERMINAL_SIDE: u32 = 4096;
 /// Longest timeout of an exec, milliseconds (30 days).
 pub const EXEC_TIMEOUT_MAX_MS: u64 = crate::machine::limits::MAX_TTL_MS;
+/// Code of one run, bytes.
+pub const CODE_BYTES: usize = 512 * 1024;
+/// Name of a context, bytes.
+pub const CONTEXT_BYTES: usize = 64;
+/// What one run may tell: default, least, most; bytes.
+pub const CODE_OUTPUT_BYTES: (u64, u64, u64) = (16 << 20, 1, 1 << 30);
+/// How long the guest may take to pass an interruption on.
+pub const INTERRUPT_DEADLINE: Duration = Duration::from_secs(5);
 /// Sandbox ids in one request.
 pub const ORPHANS: usize = 1000;
 

@@ -96,6 +96,7 @@ fn told(
         | StreamItem::FileInfo { .. }
         | StreamItem::Exited { .. }
         | StreamItem::Written { .. }
-        | StreamItem::Entries(_) => Err(guest::unavailable(sandbox)),
+        | StreamItem::Entries(_)
+        | StreamItem::Run(_) => Err(guest::unavailable(sandbox)),
     }
 }

@@ -147,6 +147,7 @@ fn told(
             | StreamItem::Connected
             | StreamItem::Written { .. }
             | StreamItem::Entries(_)
+            | StreamItem::Run(_)
             | StreamItem::Done => return Err(guest::unavailable(sandbox)),
         },
     )

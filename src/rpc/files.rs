@@ -66,7 +66,8 @@ pub fn read(entered: Entered, stream: GuestStream) -> Answers<ReadFileResponse> 
                 | StreamItem::Connected
                 | StreamItem::Exited { .. }
                 | StreamItem::Written { .. }
-                | StreamItem::Entries(_) => return Err(guest::unavailable(sandbox)),
+                | StreamItem::Entries(_)
+                | StreamItem::Run(_) => return Err(guest::unavailable(sandbox)),
             }
         }
     })
@@ -97,6 +98,7 @@ pub fn list(entered: Entered, stream: GuestStream) -> Answers<ListFilesResponse>
                 | StreamItem::Data { .. }
                 | StreamItem::Eof { .. }
                 | StreamItem::Exited { .. }
+                | StreamItem::Run(_)
                 | StreamItem::Written { .. } => return Err(guest::unavailable(sandbox)),
             }
         }

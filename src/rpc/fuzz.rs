@@ -75,7 +75,10 @@ const REQUESTS: &[(&str, Check)] = &[
     }),
     ("HibernateRequest", decoded::<api::HibernateRequest>),
     ("ResumeRequest", decoded::<api::ResumeRequest>),
-    ("RunCodeRequest", decoded::<api::RunCodeRequest>),
+    ("RunCodeRequest", |data| with(data, check::run_code)),
+    ("InterruptCodeRequest", |data| {
+        with(data, check::interrupt_code)
+    }),
     ("InfoRequest", decoded::<api::InfoRequest>),
     ("DrainRequest", decoded::<api::DrainRequest>),
     ("UndrainRequest", decoded::<api::UndrainRequest>),

@@ -2,7 +2,8 @@
 //! cancellation and exit codes are too. And two that no honest hearth-init would be: one silent, one that lies.
 
 use crate::driver::{
-    Guest, GuestError, GuestStream, Personalization, StreamInput, StreamItem, guest_v1 as v1,
+    Guest, GuestError, GuestStream, Personalization, RunItem, StreamInput, StreamItem,
+    guest_v1 as v1,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -340,6 +341,78 @@ impl Guest for HostGuest {
             let _ = items.send(Ok(StreamItem::Done)).await;
         });
         Ok(stream)
+    }
+
+    async fn interpreter(&self, _deadline: Duration) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    /// Its stdout is the code itself; "crash" crashes; "wait" goes on until its caller goes.
+    async fn run_code(&self, request: v1::RunCode) -> Result<GuestStream, GuestError> {
+        let (_, items, stream, honest) = self.queues();
+        if !honest {
+            return Ok(stream);
+        }
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let running = Arc::clone(&self.running);
+        tokio::spawn(async move {
+            let status = match request.code.as_str() {
+                "crash" => v1::RunStatus::Crashed,
+                _ => v1::RunStatus::Ok,
+            };
+            let begun = v1::RunBegun {
+                state: v1::RunState::New.into(),
+                unheard: 3,
+            };
+            let piece = v1::ResultPiece {
+                mime_type: "text/plain".into(),
+                data: request.context.into(),
+                last: true,
+                end: 0,
+            };
+            let end = v1::ResultPiece {
+                end: v1::BundleEnd::Value.into(),
+                ..v1::ResultPiece::default()
+            };
+            let ended = v1::RunEnded {
+                status: status.into(),
+                state_lost: status == v1::RunStatus::Crashed,
+                took_us: 1500,
+                ..v1::RunEnded::default()
+            };
+            for word in [RunItem::Accepted(0), RunItem::Begun(begun)] {
+                let _ = items.send(Ok(StreamItem::Run(word))).await;
+            }
+            let data = Bytes::from(request.code.clone());
+            let output = StreamItem::Data {
+                stderr: false,
+                data,
+            };
+            let _ = items.send(Ok(output)).await;
+            if request.code == "wait" {
+                items.closed().await;
+            }
+            for word in [
+                RunItem::Piece(piece),
+                RunItem::Piece(end),
+                RunItem::Ended(ended),
+            ] {
+                let _ = items.send(Ok(StreamItem::Run(word))).await;
+            }
+            running.fetch_sub(1, Ordering::SeqCst);
+        });
+        Ok(stream)
+    }
+
+    async fn interrupt(
+        &self,
+        request: v1::Interrupt,
+        _deadline: Duration,
+    ) -> Result<bool, GuestError> {
+        match request.context.as_str() {
+            "default" | "c" => Ok(self.running.load(Ordering::SeqCst) > 0),
+            _ => Err(failed(v1::FailureKind::NotFound, "no such context")),
+        }
     }
 
     async fn stats(&self, deadline: Duration) -> Result<v1::GuestStats, GuestError> {

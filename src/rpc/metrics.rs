@@ -38,6 +38,8 @@ pub struct Metrics {
     duration: HistogramVec,
     claims: IntCounterVec,
     claim_duration: HistogramVec,
+    code_runs: HistogramVec,
+    interpreters_lost: prometheus::IntCounter,
     streams_open: IntGaugeVec,
     connections: IntGauge,
     connections_refused: prometheus::IntCounter,
@@ -81,6 +83,18 @@ impl Metrics {
                 .buckets(claim_buckets()),
                 &["stage"],
             )?,
+            code_runs: HistogramVec::new(
+                HistogramOpts::new(
+                    "hearth_code_run_seconds",
+                    "From the begin of code to its end, by how it ended; cut: its caller or the channel went first.",
+                )
+                .buckets(call_buckets()),
+                &["status"],
+            )?,
+            interpreters_lost: prometheus::IntCounter::new(
+                "hearth_code_interpreters_lost_total",
+                "Interpreters that ended, or had to be ended, under code: the state of a context was lost.",
+            )?,
             streams_open: IntGaugeVec::new(
                 Opts::new("hearth_streams_open", "Streams open now, by kind."),
                 &["kind"],
@@ -96,6 +110,8 @@ impl Metrics {
         registry.register(Box::new(metrics.duration.clone()))?;
         registry.register(Box::new(metrics.claims.clone()))?;
         registry.register(Box::new(metrics.claim_duration.clone()))?;
+        registry.register(Box::new(metrics.code_runs.clone()))?;
+        registry.register(Box::new(metrics.interpreters_lost.clone()))?;
         registry.register(Box::new(metrics.streams_open.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
@@ -154,6 +170,18 @@ impl Metrics {
                 known.insert(name.to_owned());
             }
         }
+    }
+
+    /// Code has ended, or its caller has gone. `status` is one of seven words.
+    pub fn code_ran(&self, status: &'static str, took: Duration) {
+        self.code_runs
+            .with_label_values(&[status])
+            .observe(took.as_secs_f64());
+    }
+
+    /// The state of a context was lost.
+    pub fn interpreter_lost(&self) {
+        self.interpreters_lost.inc();
     }
 
     /// The gauge of a kind of stream.
@@ -243,6 +271,8 @@ mod tests {
             total: Duration::from_millis(1),
         });
         metrics.connection_refused();
+        metrics.code_ran("ok", Duration::from_millis(2));
+        metrics.interpreter_lost();
         let text = text(&registry);
         for line in [
             r#"hearth_rpc_requests_total{code="OK",method="Claims/Get"} 1"#,
@@ -252,6 +282,8 @@ mod tests {
             r#"hearth_claim_duration_seconds_count{stage="total"} 1"#,
             r#"hearth_streams_open{kind="exec"} 0"#,
             "hearth_rpc_connections_refused_total 1",
+            r#"hearth_code_run_seconds_count{status="ok"} 1"#,
+            "hearth_code_interpreters_lost_total 1",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

@@ -21,6 +21,7 @@ mod bounds;
 mod caller;
 mod check;
 mod claims;
+mod code;
 mod config;
 mod connect;
 mod connection;

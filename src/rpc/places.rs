@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub enum Kind {
     /// Sandboxes.Exec.
     Exec,
+    /// Sandboxes.RunCode.
+    RunCode,
     /// Sandboxes.ReadFile.
     ReadFile,
     /// Sandboxes.WriteFile.
@@ -32,8 +34,9 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Exec,
+        Kind::RunCode,
         Kind::ReadFile,
         Kind::WriteFile,
         Kind::ListFiles,
@@ -49,6 +52,7 @@ impl Kind {
     pub fn label(self) -> &'static str {
         match self {
             Kind::Exec => "exec",
+            Kind::RunCode => "run_code",
             Kind::ReadFile => "read_file",
             Kind::WriteFile => "write_file",
             Kind::ListFiles => "list_files",

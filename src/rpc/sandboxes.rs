@@ -1,11 +1,11 @@
-//! The Sandboxes service: which sandbox, who may, how many at once; the streams themselves are in `exec.rs`, `files.rs`
-//! and `connect.rs`.
+//! The Sandboxes service: which sandbox, who may, how many at once; the streams themselves are in `exec.rs`, `code.rs`,
+//! `files.rs` and `connect.rs`.
 
 use super::answers::Answers;
 use super::bounds;
 use super::caller::Caller;
 use super::check;
-use super::claims::unserved;
+use super::code;
 use super::connect;
 use super::core::Core;
 use super::exec;
@@ -92,9 +92,29 @@ impl Sandboxes for SandboxesService {
 
     async fn run_code(
         &self,
-        _: Request<RunCodeRequest>,
+        request: Request<RunCodeRequest>,
     ) -> Result<Response<Self::RunCodeStream>, Status> {
-        Err(unserved("RunCode"))
+        let caller = Caller::of(&request)?;
+        let start = check::run_code(request.into_inner())?;
+        let entered = self.enter(&caller, start.claim, Kind::RunCode).await?;
+        let stream = entered.open(entered.guest.run_code(start.run)).await?;
+        let metrics = self.0.metrics.clone();
+        Ok(Response::new(code::answer(entered, stream, metrics)))
+    }
+
+    async fn interrupt_code(
+        &self,
+        request: Request<InterruptCodeRequest>,
+    ) -> Result<Response<InterruptCodeResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let stop = check::interrupt_code(request.into_inner())?;
+        let sandbox = self.0.enter(&caller, stop.claim).await?;
+        let guest = self.0.door.guest(sandbox)?;
+        let asked = guest.interrupt(stop.interrupt, bounds::INTERRUPT_DEADLINE);
+        let ran = asked
+            .await
+            .map_err(|error| guest::refusal(sandbox, error))?;
+        Ok(Response::new(InterruptCodeResponse { ran }))
     }
 
     async fn read_file(

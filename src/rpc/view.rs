@@ -112,6 +112,7 @@ fn declared(spec: PoolSpec) -> api::Pool {
                 command: template.readiness.command,
                 timeout: duration(Duration::from_millis(template.readiness.timeout_ms)),
             }),
+            interpreter: template.interpreter,
         }),
         min_warm: spec.min_warm,
         max_total: spec.max_total,

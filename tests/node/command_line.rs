@@ -13,6 +13,7 @@ min_warm = 2
 max_total = 8
 [pools.template]
 image = "hearth.local/python:3"
+interpreter = "python"
 "#;
 
 fn command(hearth: &Hearth, args: &[&str]) -> Command {
@@ -226,6 +227,50 @@ async fn everything_that_can_be_typed() {
         ],
     );
     assert!(fetched(&hearth, short).ends_with("from stdin"));
+
+    // Run with code: values, tracebacks, contexts, exit codes, documents.
+    assert_eq!(
+        good(&hearth, &["run", short, "x = 6\nprint('out')\nx * 7"]),
+        "out\n42\n"
+    );
+    assert_eq!(good(&hearth, &["run", short, "x"]), "6\n");
+    let failed = ctl(&hearth, &["run", short, "-c", "other", "x"]);
+    let told = String::from_utf8_lossy(&failed.stderr);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(
+        told.contains("<run 1>") && told.contains("NameError"),
+        "{told}"
+    );
+    let script = hearth.path("script.py");
+    std::fs::write(
+        &script,
+        "display({'text/html': '<b>', 'image/png': b'\\x89'}, raw=True)",
+    )
+    .unwrap();
+    let shown = json(&hearth, &["run", short, "-f", script.to_str().unwrap()]);
+    assert_eq!(shown["bundles"][0]["forms"]["text/html"], "<b>", "{shown}");
+    assert_eq!(shown["bundles"][0]["forms"]["image/png"]["base64"], "iQ==");
+    assert_eq!(
+        (&shown["status"], &shown["state"]),
+        (&"OK".into(), &"KEPT".into())
+    );
+    let code = [
+        "run",
+        short,
+        "--timeout",
+        "200ms",
+        "import time; time.sleep(60)",
+    ];
+    assert_eq!(ctl(&hearth, &code).status.code(), Some(124));
+    let crashed = ctl(&hearth, &["run", short, "import os; os._exit(3)"]);
+    assert_eq!(crashed.status.code(), Some(125));
+    let told = String::from_utf8_lossy(&crashed.stderr).into_owned();
+    assert!(told.contains("exit code 3"), "{told}");
+    assert_eq!(
+        good(&hearth, &["run", short, "--end-context", "-c", "other"]),
+        "nothing ran\n"
+    );
+    std::fs::remove_file(&script).unwrap();
 
     // Run: claim, exec, release in one.
     assert_eq!(

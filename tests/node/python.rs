@@ -12,7 +12,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_example_claims_works_and_releases() {
     let hearth = Hearth::start().await;
-    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    let mut python = pool("python", 1, 4);
+    python.template.as_mut().unwrap().interpreter = "python".into();
+    hearth.set_pools(vec![python]).await;
     hearth.warm("python", 1).await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python/run.sh");
     let mut command = tokio::process::Command::new(script);
@@ -33,6 +35,7 @@ async fn the_python_example_claims_works_and_releases() {
     for line in [
         "hello from example with a warm welcome",
         "332833500",
+        "the answer is 42",
         "read READ ME BACK",
         "released",
     ] {

@@ -8,7 +8,9 @@ mod suite;
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_whole_and_broken() {
     let hearth = Hearth::start().await;
-    hearth.set_pools(vec![pool("python", 2, 8)]).await;
+    let mut python = pool("python", 2, 8);
+    python.template.as_mut().unwrap().interpreter = "python".into();
+    hearth.set_pools(vec![python]).await;
     hearth.warm("python", 2).await;
     suite::run(hearth.channel().await, "python").await;
     hearth.finish().await;

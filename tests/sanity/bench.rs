@@ -316,6 +316,14 @@ impl Bench {
                 claim_id,
                 code: "1".into(),
                 context: "c".into(),
+                timeout: seconds(20),
+                output_bytes: 1000,
+            }
+            .encode_to_vec(),
+            "Sandboxes/InterruptCode" => InterruptCodeRequest {
+                claim_id,
+                context: "c".into(),
+                end_context: true,
             }
             .encode_to_vec(),
             "Sandboxes/ReadFile" => ReadFileRequest {

@@ -213,6 +213,19 @@ pub fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// What a word of code costs of the credit.
+fn code_cost(answer: &Answer) -> usize {
+    match answer {
+        Answer::ResultPiece(piece) => {
+            wire::RESULT_CREDIT + piece.mime_type.len() + piece.data.len()
+        }
+        Answer::RunError(error) => {
+            wire::RESULT_CREDIT + error.name.len() + error.value.len() + error.traceback.len()
+        }
+        _ => 0,
+    }
+}
+
 /// One session.
 pub struct Host {
     pub to: File,
@@ -309,7 +322,8 @@ impl Host {
                     .map(|entry| entry.name.len() + wire::ENTRY_CREDIT);
                 costs.sum()
             }
-            _ => 0,
+            Some(answer) => code_cost(answer),
+            None => 0,
         };
         let left = self
             .granted
@@ -375,10 +389,13 @@ impl Host {
         loop {
             let at = self.inbox.iter().position(|message| message.call == call);
             if let Some(message) = at.and_then(|at| self.inbox.remove(at)) {
-                if let (Some(Answer::Output(output)), true) = (&message.body, self.generous)
-                    && !output.data.is_empty()
-                {
-                    self.grant(call, output.data.len());
+                let cost = match &message.body {
+                    Some(Answer::Output(output)) => output.data.len(),
+                    Some(answer) => code_cost(answer),
+                    None => 0,
+                };
+                if self.generous && cost > 0 {
+                    self.grant(call, cost);
                 }
                 return Some(message.body.unwrap());
             }

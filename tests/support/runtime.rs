@@ -387,6 +387,7 @@ pub fn template(image: &str) -> Template {
             command: Vec::new(),
             timeout_ms: 30_000,
         },
+        interpreter: String::new(),
     }
 }
 

@@ -1,23 +1,28 @@
-//! The command line: `/.hearth-init [--user UID:GID[,GID...]] [--] [command...]`.
+//! The command line: `/.hearth-init [--user UID:GID[,GID...]] [--interpreter NAME] [--] [command...]`.
 
 use std::ffi::OsString;
 
-use crate::user::User;
+use crate::{
+    interpreter::{DRIVERS, Driver},
+    user::User,
+};
 
 pub const USAGE: &str = "\
 hearth-init: PID 1 of a hearth sandbox
 
-Usage: hearth-init [--user UID:GID[,GID...]] [--] [command...]
+Usage: hearth-init [--user UID:GID[,GID...]] [--interpreter NAME] [--] [command...]
        hearth-init --version
 
 Speaks the guest channel on stdin and stdout and logs on stderr. The command, if any, is started as a child.
 ";
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Asked {
     Run {
         /// What processes run as; `None`: as hearth-init itself.
         user: Option<User>,
+        /// Kept ready for code.
+        interpreter: Option<&'static Driver>,
         /// The template's command; may be empty.
         command: Vec<OsString>,
     },
@@ -28,7 +33,7 @@ pub enum Asked {
 
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Asked {
     let mut args = args.into_iter();
-    let mut user = None;
+    let (mut user, mut interpreter) = (None, None);
     let mut command = Vec::new();
     while let Some(arg) = args.next() {
         let text = arg.to_str().unwrap_or_default();
@@ -47,6 +52,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Asked {
                     return Asked::Wrong(format!("not a user: {value:?}"));
                 }
             }
+            "--interpreter" => {
+                let name = args.next().unwrap_or_default();
+                interpreter = DRIVERS.iter().find(|driver| *driver.name == *name);
+                if interpreter.is_none() {
+                    return Asked::Wrong(format!("not an interpreter: {name:?}"));
+                }
+            }
             "--version" => return Asked::Version,
             "--help" | "-h" => return Asked::Help,
             "--" => {
@@ -61,7 +73,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Asked {
             }
         }
     }
-    Asked::Run { user, command }
+    Asked::Run {
+        user,
+        interpreter,
+        command,
+    }
 }
 
 #[cfg(test)]
@@ -72,23 +88,41 @@ mod tests {
         parse(args.iter().map(OsString::from))
     }
 
-    fn run(user: Option<&str>, command: &[&str]) -> Asked {
-        Asked::Run {
-            user: user.map(|user| User::parse(user).expect("a user")),
-            command: command.iter().map(OsString::from).collect(),
+    /// User, interpreter, command.
+    fn run(args: &[&str]) -> (Option<User>, Option<&'static str>, Vec<OsString>) {
+        match of(args) {
+            Asked::Run {
+                user,
+                interpreter,
+                command,
+            } => (user, interpreter.map(|driver| driver.name), command),
+            other => panic!("{args:?}: {other:?}"),
         }
     }
 
     #[test]
     fn options_end_where_the_command_begins() {
-        assert_eq!(of(&[]), run(None, &[]));
-        assert_eq!(of(&["--"]), run(None, &[]));
-        assert_eq!(of(&["sleep", "--user"]), run(None, &["sleep", "--user"]));
-        assert_eq!(of(&["--user", "1:2,3", "a"]), run(Some("1:2,3"), &["a"]));
-        assert_eq!(of(&["--user=1:2", "--", "-x"]), run(Some("1:2"), &["-x"]));
-        assert_eq!(of(&["--version"]), Asked::Version);
-        assert!(matches!(of(&["--user"]), Asked::Wrong(_)));
-        assert!(matches!(of(&["--user", "root"]), Asked::Wrong(_)));
-        assert!(matches!(of(&["--other"]), Asked::Wrong(_)));
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let user = |text| User::parse(text);
+        assert_eq!(run(&[]), (None, None, words(&[])));
+        assert_eq!(run(&["--"]), (None, None, words(&[])));
+        let sleep = ["sleep", "--user"];
+        assert_eq!(run(&sleep), (None, None, words(&sleep)));
+        let of_user = (user("1:2,3"), None, words(&["a"]));
+        assert_eq!(run(&["--user", "1:2,3", "a"]), of_user);
+        assert_eq!(
+            run(&["--user=1:2", "--interpreter", "perl", "--", "-x"]),
+            (user("1:2"), Some("perl"), words(&["-x"]))
+        );
+        assert!(matches!(of(&["--version"]), Asked::Version));
+        for wrong in [
+            &["--user"][..],
+            &["--user", "root"],
+            &["--interpreter"],
+            &["--interpreter", "cobol"],
+            &["--other"],
+        ] {
+            assert!(matches!(of(wrong), Asked::Wrong(_)), "{wrong:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     limits::{LOG_LINE_BYTES, PIECE_BYTES},
     log::Log,
     signals::to_group,
-    spawn::{Recipe, spawn},
+    spawn::{Input, Recipe, spawn},
     user::User,
     wants::{Tag, Wants},
 };
@@ -73,7 +73,7 @@ impl Entrypoint {
             dir: "",
             user,
             tty: None,
-            stdin: false,
+            stdin: Input::Nothing,
         };
         match spawn(&recipe) {
             Ok(spawned) => Self {

@@ -25,7 +25,7 @@ use crate::{
     pty,
     refusal::Refusal,
     signals::to_group,
-    spawn::{Recipe, Spawned, spawn},
+    spawn::{Input, Recipe, Spawned, spawn},
     user::User,
     wants::Part,
 };
@@ -87,7 +87,11 @@ pub fn start(
         dir: &exec.working_dir,
         user,
         tty: exec.tty.then_some((exec.rows, exec.columns)),
-        stdin: exec.stdin,
+        stdin: if exec.stdin {
+            Input::Pipe
+        } else {
+            Input::Nothing
+        },
     })?;
     line.answer(Body::Started(Started {
         pid: pid.as_raw().unsigned_abs(),

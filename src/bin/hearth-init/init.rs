@@ -23,6 +23,7 @@ use crate::{
     exec,
     files::{Listing, Reading, Writing},
     host::{Heard, Host},
+    interpreter::{Driver, Interpreter},
     limits::{ABSENT_PAUSE, BURIALS, ROUNDS, SHUTDOWN_GRACE, STARTS},
     outbox::Flush,
     port::Port,
@@ -42,6 +43,7 @@ pub struct Init {
     desk: Desk,
     calls: Calls,
     entrypoint: Entrypoint,
+    interpreter: Interpreter,
     held: Option<Held>,
     /// A claim was played through before the first answer.
     rehearsed: bool,
@@ -59,13 +61,18 @@ pub struct Init {
 }
 
 impl Init {
-    /// Begins to listen to signals and starts the template's command.
+    /// Begins to listen to signals and starts the template's interpreter and command.
     ///
     /// # Errors
     /// No pipe, or no signal handler.
-    pub fn start(user: Option<User>, command: &[OsString]) -> io::Result<Self> {
+    pub fn start(
+        user: Option<User>,
+        driver: Option<&'static Driver>,
+        command: &[OsString],
+    ) -> io::Result<Self> {
         let signals = Signals::listen()?;
         let mut desk = Desk::default();
+        let interpreter = Interpreter::start(driver, user.as_ref(), &mut desk);
         let entrypoint = Entrypoint::start(command, user.as_ref(), &mut desk.log);
         Ok(Self {
             user,
@@ -75,6 +82,7 @@ impl Init {
             desk,
             calls: Calls::default(),
             entrypoint,
+            interpreter,
             held: None,
             rehearsed: false,
             random: RandomDevice::default(),
@@ -97,6 +105,7 @@ impl Init {
             self.serve_hot();
             self.calls.due(&mut self.desk);
             self.desk.strays.due(self.desk.now);
+            self.interpreter.due(&self.desk);
             if self.mourning {
                 self.bury();
             }
@@ -110,7 +119,8 @@ impl Init {
 
     /// Gives memory back when there is nothing to do.
     fn rest(&mut self) {
-        if self.calls.is_empty() && self.desk.outbox.is_empty() && self.host.is_idle() {
+        let idle = self.calls.is_empty() && self.interpreter.is_idle();
+        if idle && self.desk.outbox.is_empty() && self.host.is_idle() {
             self.desk.rest();
             self.host.rest();
             crate::MEMORY.rest();
@@ -138,6 +148,7 @@ impl Init {
         }
         self.calls.wants(&self.desk, &mut wants);
         self.entrypoint.wants(&mut wants);
+        self.interpreter.wants(&self.desk, &mut wants);
         self.desk.drains.wants(&mut wants);
         self.desk.strays.wants(&mut wants);
         if let Some(ending) = self.ending {
@@ -155,6 +166,7 @@ impl Init {
             Tag::HostIn => self.hear_host(),
             Tag::HostOut => self.desk.outbox.retry(),
             Tag::Call(id, part) => self.calls.ready(id, part, &mut self.desk),
+            Tag::Code(slot, _) => self.interpreter.ready(slot, &mut self.desk),
             Tag::Command(at) => self.entrypoint.read(at, &mut self.desk),
             Tag::Drain(id) => self.desk.drains.read(id),
         }
@@ -213,8 +225,12 @@ impl Init {
         }
     }
 
-    fn processes(&self) -> impl Iterator<Item = Pid> {
+    fn execs(&self) -> impl Iterator<Item = Pid> {
         self.calls.processes().chain(self.desk.strays.processes())
+    }
+
+    fn processes(&self) -> impl Iterator<Item = Pid> {
+        self.execs().chain(self.interpreter.processes())
     }
 
     /// Everybody is gone and the host knows how, or the grace is over.
@@ -252,6 +268,7 @@ impl Init {
     fn buried(&mut self, pid: Pid, status: ExitStatus) {
         let _known = self.calls.buried(pid, status, &mut self.desk)
             || self.desk.strays.buried(pid)
+            || self.interpreter.buried(pid, status, &mut self.desk)
             || self.entrypoint.buried(pid, status, &mut self.desk.log);
     }
 
@@ -266,11 +283,12 @@ impl Init {
                 Heard::Hello { session, new: true } => {
                     self.calls.abandon(&mut self.desk);
                     self.desk.strays.outlive_session();
+                    self.interpreter.outlive_session(&mut self.desk);
                     self.desk.outbox.begin(session);
                 }
                 Heard::Hello { .. } => self.desk.outbox.acknowledge(),
                 Heard::Said { call, body } => {
-                    begun += usize::from(matches!(body, Ask::Exec(_)));
+                    begun += usize::from(matches!(body, Ask::Exec(_) | Ask::RunCode(_)));
                     self.obey(call, body);
                 }
             }
@@ -289,16 +307,23 @@ impl Init {
             Ask::Input(chunk) => self
                 .calls
                 .with(id, desk, |call, line| call.input(chunk, line)),
-            Ask::Credit(credit) => self.calls.with(id, desk, |call, _| {
-                call.credit(usize::try_from(credit.bytes).unwrap_or(usize::MAX));
-                Ok(Step::On)
-            }),
+            Ask::Credit(credit) => {
+                let bytes = usize::try_from(credit.bytes).unwrap_or(usize::MAX);
+                self.interpreter.credit(id, bytes, desk);
+                self.calls.with(id, desk, |call, _| {
+                    call.credit(bytes);
+                    Ok(Step::On)
+                });
+            }
             Ask::Resize(size) => self.calls.with(id, desk, |call, _| {
                 call.resize(size.rows, size.columns);
                 Ok(Step::On)
             }),
             Ask::Signal(signal) => self.calls.with(id, desk, |call, _| signalled(call, signal)),
-            Ask::Cancel(_) => self.calls.cancel(id, desk),
+            Ask::Cancel(_) => {
+                self.calls.cancel(id, desk);
+                self.interpreter.cancel(id, desk);
+            }
             // Answered at once.
             Ask::Ping(_) => {
                 if !std::mem::replace(&mut self.rehearsed, true) && self.held.is_none() {
@@ -318,6 +343,14 @@ impl Init {
             Ask::Stats(_) => {
                 let stats = self.stats();
                 self.desk.outbox.answer(id, Answer::Stats(stats));
+            }
+            ask @ (Ask::Interpreter(_) | Ask::RunCode(_) | Ask::Interrupt(_)) => {
+                let env = self.held.as_ref().map(|held| &held.env);
+                let user = self.user.as_ref();
+                self.alone = false;
+                if let Err(refusal) = self.interpreter.obey(id, ask, env, user, desk) {
+                    desk.outbox.answer(id, Answer::Failure(refusal.into()));
+                }
             }
             // New streams.
             ask => self.open(id, ask),
@@ -348,7 +381,7 @@ impl Init {
         let processes = entries.filter(|entry| is_pid(entry.file_name())).count();
         GuestStats {
             processes: u32::try_from(processes).unwrap_or(u32::MAX),
-            execs: u32::try_from(self.processes().count()).unwrap_or(u32::MAX),
+            execs: u32::try_from(self.execs().count()).unwrap_or(u32::MAX),
         }
     }
 

@@ -62,6 +62,27 @@ pub const READ_BYTES: (usize, usize) = (4 << 10, 60 << 10);
 /// A lump of granted credit: a quarter of the first credit, as the proto says.
 pub const GRANT_BYTES: usize = hearth::guest::wire::FIRST_CREDIT / 4;
 
+/// Contexts of the interpreter: each is a process.
+pub const CONTEXTS: usize = 8;
+/// Runs of one context, the one that runs included.
+pub const RUNS: usize = 16;
+/// Name of a context.
+pub const CONTEXT_NAME_BYTES: usize = 64;
+/// Code of one run.
+pub const CODE_BYTES: usize = 1 << 20;
+/// Code that waits for its turn, all contexts together.
+pub const WAITING_BYTES: usize = 8 << 20;
+/// An error of one run, all its texts together.
+pub const ERROR_BYTES: usize = 16 << 10;
+/// A MIME type.
+pub const MIME_BYTES: usize = 100;
+/// What an interpreter that failed to start printed, as it is told.
+pub const TOLD_BYTES: usize = 300;
+/// From an interruption to the interpreter's death, when the code does not end. Half-way it is interrupted once more.
+pub const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
+/// Pieces of output read while the code's next word waits: then that word has its turn, whatever its children write.
+pub const OUTPUT_ROUNDS: usize = LATE_BYTES / PIECE_BYTES + 1;
+
 /// Processes started in one turn of the loop.
 pub const STARTS: usize = 4;
 /// Children buried in one turn of the loop.

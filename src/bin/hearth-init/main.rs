@@ -4,6 +4,7 @@
 //!  stdin ─▶ host ─▶ init ─▶ claim                         what is answered at once
 //!                    │  └──▶ calls: exec, files, port      machines that never wait
 //!                    │            │ └─▶ strays, drains      what outlives its stream
+//!                    ├──▶ interpreter: contexts, runs         code in processes that are there already
 //!  stdout ◀─ outbox ◀┴────────────┘
 //!  stderr ◀─ log ◀── entrypoint (the template's command)
 //! ```
@@ -29,6 +30,7 @@ mod files;
 mod host;
 mod init;
 mod intake;
+mod interpreter;
 mod limits;
 mod log;
 mod memory;
@@ -58,7 +60,11 @@ const WRONG_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     match args::parse(std::env::args_os().skip(1)) {
-        Asked::Run { user, command } => match start(user, &command) {
+        Asked::Run {
+            user,
+            interpreter,
+            command,
+        } => match start(user, interpreter, &command) {
             Ok(init) => init.run(),
             Err(error) => {
                 eprintln!("hearth-init: cannot start: {error}");
@@ -80,12 +86,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(user: Option<user::User>, command: &[std::ffi::OsString]) -> io::Result<init::Init> {
+fn start(
+    user: Option<user::User>,
+    interpreter: Option<&'static interpreter::Driver>,
+    command: &[std::ffi::OsString],
+) -> io::Result<init::Init> {
     spawn::never_block(&io::stdin())?;
     spawn::never_block(&io::stdout())?;
     spawn::never_block(&io::stderr())?;
     bounding::keep_admin_to_ourselves();
     // Orphans come to us, also where we are not PID 1.
     nix::sys::prctl::set_child_subreaper(true)?;
-    init::Init::start(user, command)
+    init::Init::start(user, interpreter, command)
 }

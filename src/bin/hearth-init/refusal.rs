@@ -45,6 +45,10 @@ impl Refusal {
         self
     }
 
+    pub fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
     pub fn text(&self) -> &str {
         &self.message
     }

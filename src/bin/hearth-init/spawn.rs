@@ -6,6 +6,7 @@ use hearth::guest::v1::FailureKind;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
+    sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
     unistd::{Pid, fchown, pipe2, setgid, setgroups, setuid},
 };
 use std::{
@@ -38,8 +39,18 @@ pub struct Recipe<'a> {
     pub user: Option<&'a User>,
     /// Rows and columns of its terminal.
     pub tty: Option<(u32, u32)>,
-    /// Whether there will be input; without it stdin is at its end (a terminal's stays silent).
-    pub stdin: bool,
+    pub stdin: Input,
+}
+
+/// What a process's stdin is. A terminal's is the terminal; without input it stays silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// At its end.
+    Nothing,
+    /// A pipe.
+    Pipe,
+    /// A socket, both ways.
+    Channel,
 }
 
 /// What was started. Its process group is its pid; no descriptor blocks.
@@ -129,13 +140,23 @@ fn with_pipes(mut command: Command, recipe: &Recipe<'_>) -> Result<Spawned, Refu
     command.stdout(theirs);
     let (stderr, theirs) = pipe()?;
     command.stderr(theirs);
-    let stdin = if recipe.stdin {
-        let (theirs, stdin) = pipe()?;
-        command.stdin(theirs);
-        Some(stdin)
-    } else {
-        command.stdin(Stdio::null());
-        None
+    let stdin = match recipe.stdin {
+        Input::Nothing => {
+            command.stdin(Stdio::null());
+            None
+        }
+        Input::Pipe => {
+            let (theirs, stdin) = pipe()?;
+            command.stdin(theirs);
+            Some(stdin)
+        }
+        Input::Channel => {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags);
+            let (theirs, stdin) = pair.map_err(|errno| failed(errno.into()))?;
+            command.stdin(theirs);
+            Some(stdin)
+        }
     };
     for ours in [Some(&stdout), Some(&stderr), stdin.as_ref()]
         .into_iter()
@@ -178,7 +199,7 @@ fn with_terminal(
     let input = master.try_clone().map_err(failed)?;
     Ok(Spawned {
         pid: start(command)?,
-        stdin: recipe.stdin.then_some(input),
+        stdin: (recipe.stdin != Input::Nothing).then_some(input),
         stdout: master,
         stderr: None,
     })

@@ -16,6 +16,8 @@ pub enum Tag {
     HostIn,
     HostOut,
     Call(u64, Part),
+    /// A context of the interpreter, by its place.
+    Code(usize, Part),
     /// A pipe of the template's command.
     Command(usize),
     Drain(u64),

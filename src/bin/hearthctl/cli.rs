@@ -18,6 +18,11 @@ Exit codes:
 
 Claims may be named by any unique prefix of four characters or more.";
 
+const RUN_AFTER: &str = "\
+With code, values are shown in their plain form and a traceback goes to stderr; -o json shows all forms.
+The exit code is 0, 1 after an error, 124 after a timeout, 130 after an interruption, 125 when the
+interpreter ended. Ctrl-C interrupts the code.";
+
 /// Look at hearth, claim sandboxes and work in them.
 #[derive(Debug, Parser)]
 #[command(name = "hearthctl", version, after_help = AFTER, max_term_width = 100)]
@@ -105,8 +110,9 @@ pub enum Command {
     },
     /// Run a command in a claimed sandbox
     Exec(ExecArgs),
-    /// Claim a sandbox, run a command in it, release it
-    Run(RunArgs),
+    /// Run code in a claimed sandbox's interpreter; or claim a sandbox, run a command in it, release it
+    #[command(after_help = RUN_AFTER, override_usage = "hearthctl run [OPTIONS] <CLAIM> [CODE]\n       hearthctl run [OPTIONS] <POOL> -- <COMMAND>...")]
+    Run(Box<RunArgs>),
     /// Copy files between here and a sandbox
     #[command(
         after_help = "Name a file inside as CLAIM:/path; '-' is stdin or stdout. Directories are copied whole; symbolic links are left out."
@@ -265,10 +271,26 @@ pub struct RunArgs {
     /// When the pool is dry, wait for a member this long
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub wait: Duration,
-    /// The pool
-    pub pool: String,
+    /// Name of the state that code runs in [default: default]
+    #[arg(short, long)]
+    pub context: Option<String>,
+    /// File with the code; '-' is stdin
+    #[arg(short, long, conflicts_with = "code")]
+    pub file: Option<PathBuf>,
+    /// Interrupt what runs in the context
+    #[arg(long)]
+    pub interrupt: bool,
+    /// End the context: its state is gone
+    #[arg(long)]
+    pub end_context: bool,
+    /// The claim; with a command the pool
+    #[arg(value_name = "CLAIM|POOL")]
+    pub target: String,
+    /// The code [default: from stdin]
+    #[arg(conflicts_with = "command")]
+    pub code: Option<String>,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(last = true, conflicts_with_all = ["context", "file", "interrupt", "end_context"])]
     pub command: Vec<String>,
 }
 

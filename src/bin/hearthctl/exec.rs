@@ -57,8 +57,21 @@ pub async fn run(app: &App, args: ExecArgs) -> Result<u8, Failure> {
     inside(&link, start).await
 }
 
-/// `run`: claim, exec, release, also when the exec fails or is interrupted.
+/// `run` with code, or with a command: claim, exec, release, also when the exec fails or is interrupted.
 pub async fn run_once(app: &App, args: RunArgs) -> Result<u8, Failure> {
+    if args.command.is_empty() {
+        let options = &args.options;
+        if options.interactive
+            || options.tty
+            || !options.env.is_empty()
+            || options.workdir.is_some()
+        {
+            return Err(Failure::usage(
+                "-i, -t, -e and -w belong to a command, not to code",
+            ));
+        }
+        return Box::pin(crate::code::run(app, args)).await;
+    }
     let link = app.link().await?;
     let epoch = link.epoch().await?;
     let holder = crate::claim::ourselves();
@@ -66,7 +79,7 @@ pub async fn run_once(app: &App, args: RunArgs) -> Result<u8, Failure> {
     let start = start(claim_id.clone(), args.command, args.options, false)?;
     let request = ClaimRequest {
         claim_id: claim_id.clone(),
-        pool: args.pool,
+        pool: args.target,
         holder: Some(Holder {
             namespace: holder.namespace,
             name: holder.name,

@@ -6,6 +6,7 @@ mod bench;
 mod claim;
 mod claims;
 mod cli;
+mod code;
 mod copy;
 mod doctor;
 mod exec;
@@ -111,7 +112,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Renew { claim, ttl } => claims::renew(&app, &claim, ttl).await,
         Command::Release { claims, all } => claims::release(&app, claims, all).await,
         Command::Exec(args) => return Box::pin(exec::run(&app, args)).await,
-        Command::Run(args) => return Box::pin(exec::run_once(&app, args)).await,
+        Command::Run(args) => return Box::pin(exec::run_once(&app, *args)).await,
         Command::Cp { src, dst } => Box::pin(copy::run(&app, &src, &dst)).await,
         Command::PortForward { claim, ports } => forward::run(&app, &claim, ports).await,
         Command::Stats { claim } => node::stats(&app, &claim).await,

@@ -61,6 +61,8 @@ struct TemplateEntry {
     #[serde(default, skip_serializing_if = "is_default")]
     warm_command: Vec<String>,
     #[serde(default, skip_serializing_if = "is_default")]
+    interpreter: String,
+    #[serde(default, skip_serializing_if = "is_default")]
     env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "is_default")]
     resources: ResourcesEntry,
@@ -309,6 +311,7 @@ impl PoolEntry {
                     command: template.readiness.command.clone(),
                     timeout: template.readiness.timeout.and_then(crate::output::to_proto),
                 }),
+                interpreter: template.interpreter.clone(),
             }),
             min_warm: self.min_warm,
             max_total: self.max_total.unwrap_or(self.min_warm),
@@ -345,6 +348,7 @@ impl From<&Pool> for PoolEntry {
                 working_dir: template.working_dir,
                 network_policy: template.network_policy,
                 warm_command: template.warm_command,
+                interpreter: template.interpreter,
                 env: template.env,
                 resources: ResourcesEntry {
                     cpu_millis: resources.cpu_millis,

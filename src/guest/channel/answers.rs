@@ -49,11 +49,11 @@ pub(super) fn file_info(info: v1::FileInfo) -> StreamItem {
     }
 }
 
-/// Which stream an output is of: 0 stdout, 1 stderr.
-pub(super) fn stream_of(output: &v1::Output, is_exec: bool) -> Result<usize, Broken> {
+/// Which stream an output is of: 0 stdout, 1 stderr (which only processes and code have).
+pub(super) fn stream_of(output: &v1::Output, has_stderr: bool) -> Result<usize, Broken> {
     match v1::Stream::try_from(output.stream) {
         Ok(v1::Stream::Stdout) => Ok(0),
-        Ok(v1::Stream::Stderr) if is_exec => Ok(1),
+        Ok(v1::Stream::Stderr) if has_stderr => Ok(1),
         _ => Err("output of a stream that the call does not have"),
     }
 }

@@ -20,6 +20,9 @@ pub(super) enum Kind {
     WriteFile,
     ListFiles,
     Connect,
+    Interpreter,
+    RunCode,
+    Interrupt,
 }
 
 impl Kind {
@@ -35,6 +38,9 @@ impl Kind {
             Self::WriteFile => "write_start",
             Self::ListFiles => "list_start",
             Self::Connect => "connect_start",
+            Self::Interpreter => "interpreter",
+            Self::RunCode => "run_start",
+            Self::Interrupt => "interrupt",
         }
     }
 }
@@ -46,6 +52,8 @@ pub(super) enum Answer {
     Personalized,
     Held(String),
     Stats(v1::GuestStats),
+    InterpreterReady,
+    Interrupted(bool),
 }
 
 /// Who waits for the answer to a short call.
@@ -125,6 +133,8 @@ fn answer(kind: Kind, body: Body) -> Result<Result<Answer, GuestError>, Broken> 
         (Kind::Personalize, Body::ClaimAck(_)) => Answer::Personalized,
         (Kind::Witness, Body::Held(held)) => Answer::Held(answers::held(held)?),
         (Kind::Stats, Body::Stats(stats)) => Answer::Stats(stats),
+        (Kind::Interpreter, Body::InterpreterReady(_)) => Answer::InterpreterReady,
+        (Kind::Interrupt, Body::Interrupted(interrupted)) => Answer::Interrupted(interrupted.ran),
         _ => return Err("an answer of the wrong kind"),
     }))
 }

@@ -310,6 +310,36 @@ impl Guest for FifoGuest {
         .await
     }
 
+    async fn interpreter(&self, deadline: Duration) -> Result<(), GuestError> {
+        let body = Body::Interpreter(v1::InterpreterQuery {});
+        match self.ask(Kind::Interpreter, body, deadline).await? {
+            Answer::InterpreterReady => Ok(()),
+            _ => Err(WRONG_KIND),
+        }
+    }
+
+    async fn run_code(&self, request: v1::RunCode) -> Result<GuestStream, GuestError> {
+        self.open(Opening {
+            kind: Kind::RunCode,
+            body: Body::RunCode(request),
+            takes: Takes::default(),
+            limit: u64::MAX,
+        })
+        .await
+    }
+
+    async fn interrupt(
+        &self,
+        request: v1::Interrupt,
+        deadline: Duration,
+    ) -> Result<bool, GuestError> {
+        let body = Body::Interrupt(request);
+        match self.ask(Kind::Interrupt, body, deadline).await? {
+            Answer::Interrupted(ran) => Ok(ran),
+            _ => Err(WRONG_KIND),
+        }
+    }
+
     async fn stats(&self, deadline: Duration) -> Result<v1::GuestStats, GuestError> {
         let body = Body::Stats(v1::StatsQuery {});
         match self.ask(Kind::Stats, body, deadline).await? {

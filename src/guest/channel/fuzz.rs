@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use v1::host_message::Body;
 
 const SESSION: u64 = 0x5e55_1017;
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 12] = [
     Kind::Ping,
     Kind::Personalize,
     Kind::Witness,
@@ -30,6 +30,9 @@ const KINDS: [Kind; 9] = [
     Kind::WriteFile,
     Kind::ListFiles,
     Kind::Connect,
+    Kind::Interpreter,
+    Kind::RunCode,
+    Kind::Interrupt,
 ];
 /// What a file is asked for, so that its bound is met.
 const READ_LIMIT: u64 = 1000;
@@ -72,11 +75,13 @@ impl Channel {
     }
 
     fn work(&mut self, kind: Kind) -> Work {
-        if matches!(
-            kind,
-            Kind::Ping | Kind::Personalize | Kind::Witness | Kind::Stats
-        ) {
-            return Work::Short(oneshot::channel().0);
+        match kind {
+            Kind::Ping | Kind::Personalize | Kind::Witness | Kind::Stats => {
+                return Work::Short(oneshot::channel().0);
+            }
+            Kind::Interpreter | Kind::Interrupt => return Work::Short(oneshot::channel().0),
+            Kind::Exec | Kind::ReadFile | Kind::WriteFile | Kind::ListFiles => {}
+            Kind::Connect | Kind::RunCode => {}
         }
         let (to_owner, output) = mpsc::channel(outlet::QUEUE_ITEMS);
         self.outputs.push(output);

@@ -64,5 +64,9 @@ pub const FAILURE_BYTES: usize = 512;
 pub const VERSION_BYTES: usize = 64;
 /// Claim id that a guest says it holds (a UUID has 36).
 pub const CLAIM_ID_BYTES: usize = 64;
+/// A MIME type of a result.
+pub const MIME_BYTES: usize = 100;
+/// All texts of an error of code.
+pub const RUN_ERROR_BYTES: usize = 16 << 10;
 /// Name of a directory's entry (`NAME_MAX` of Linux).
 pub const NAME_BYTES: usize = 255;

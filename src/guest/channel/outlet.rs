@@ -11,8 +11,9 @@
 use super::answers::Broken;
 use super::limits::GRANT_BYTES;
 use crate::guest::wire::FIRST_CREDIT;
-use crate::guest::{GuestError, StreamItem, v1};
+use crate::guest::{GuestError, RunItem, StreamItem, v1};
 use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc::{self, OwnedPermit};
@@ -44,11 +45,24 @@ struct Backlog {
     eof: [bool; 2],
     entries: Vec<v1::Entry>,
     entries_cost: usize,
+    /// Words of code with their costs; those that cost anything cost at least `RESULT_CREDIT`, so there are few.
+    words: VecDeque<(RunItem, usize, AfterWord)>,
     /// Which stream comes first next time.
     turn: usize,
 }
 
+/// Output that came after a word and before the next one.
+type AfterWord = [BytesMut; 2];
+
 impl Backlog {
+    /// Where output goes that comes now.
+    fn newest(&mut self) -> &mut [BytesMut; 2] {
+        match self.words.back_mut() {
+            Some((_, _, after)) => after,
+            None => &mut self.data,
+        }
+    }
+
     /// The next item and what it costs of the guest's credit.
     fn next(&mut self) -> Option<(StreamItem, usize)> {
         if let Some(start) = self.start.take() {
@@ -59,6 +73,10 @@ impl Backlog {
                 self.turn = 1 - at;
                 return Some(found);
             }
+        }
+        if let Some((word, cost, after)) = self.words.pop_front() {
+            self.data = after;
+            return Some((StreamItem::Run(word), cost));
         }
         if self.entries.is_empty() {
             return None;
@@ -121,7 +139,16 @@ impl Outlet {
     pub(super) fn data(&mut self, stream: usize, data: &Bytes) -> Result<(), Broken> {
         self.charge(data.len())?;
         // Copied: a part of what was read would hold all that was read.
-        self.backlog.data[stream].extend_from_slice(data);
+        self.backlog.newest()[stream].extend_from_slice(data);
+        Ok(())
+    }
+
+    /// A word of code, in its place among the output.
+    pub(super) fn run(&mut self, word: RunItem, cost: usize) -> Result<(), Broken> {
+        self.charge(cost)?;
+        self.backlog
+            .words
+            .push_back((word, cost, AfterWord::default()));
         Ok(())
     }
 
@@ -214,7 +241,11 @@ impl Outlet {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn held_bytes(&self) -> usize {
         let data: usize = self.backlog.data.iter().map(BytesMut::len).sum();
-        data + self.backlog.entries_cost + self.offered
+        let words = self.backlog.words.iter();
+        let words: usize = words
+            .map(|(_, cost, after)| cost + after.iter().map(BytesMut::len).sum::<usize>())
+            .sum();
+        words + data + self.backlog.entries_cost + self.offered
     }
 
     /// Ends it at once; what was not offered is lost.

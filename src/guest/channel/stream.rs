@@ -4,7 +4,8 @@ use super::answers::{self, Broken};
 use super::call::{Kind, Progress};
 use super::inlet::{Inlet, Takes};
 use super::outlet::{Item, Outcome, Outlet};
-use crate::guest::{GuestError, StreamInput, StreamItem, v1};
+use super::run::RunProgress;
+use crate::guest::{GuestError, RunItem, StreamInput, StreamItem, v1};
 use std::task::Context;
 use tokio::sync::{mpsc, oneshot};
 use v1::guest_message::Body;
@@ -22,6 +23,7 @@ pub(super) struct Stream {
     eof: [bool; 2],
     /// ReadFile: bytes that may still come.
     left: u64,
+    run: RunProgress,
     pub(super) outlet: Outlet,
     pub(super) inlet: Inlet,
 }
@@ -45,6 +47,7 @@ impl Stream {
             is_ended: false,
             eof: [false; 2],
             left: parts.limit,
+            run: RunProgress::default(),
             outlet: Outlet::new(parts.output),
             inlet: Inlet::new(parts.takes, parts.input),
         }
@@ -91,6 +94,7 @@ impl Stream {
             (Kind::Exec | Kind::ReadFile | Kind::Connect, Body::Output(output)) => {
                 self.receive_output(&output)
             }
+            (Kind::RunCode, body) => self.receive_run(body),
             (Kind::Exec, Body::Exited(exited)) => {
                 let item = answers::exited(exited)?;
                 Ok(self.end(item))
@@ -108,6 +112,10 @@ impl Stream {
             }
             (Kind::ReadFile, Body::FileInfo(info)) => self.outlet.start(answers::file_info(info)),
             (Kind::Connect, Body::Connected(_)) => self.outlet.start(StreamItem::Connected),
+            (Kind::RunCode, Body::RunAccepted(accepted)) => {
+                let item = RunItem::Accepted(accepted.ahead);
+                self.outlet.start(StreamItem::Run(item));
+            }
             (Kind::ListFiles, Body::Entries(entries)) => {
                 self.begin();
                 return match self.receive_entries(entries)? {
@@ -122,7 +130,8 @@ impl Stream {
     }
 
     fn receive_output(&mut self, output: &v1::Output) -> Result<Progress, Broken> {
-        let at = answers::stream_of(output, self.kind == Kind::Exec)?;
+        let has_stderr = matches!(self.kind, Kind::Exec | Kind::RunCode);
+        let at = answers::stream_of(output, has_stderr)?;
         if self.eof[at] {
             return Err("output after its end");
         }
@@ -143,6 +152,29 @@ impl Stream {
         }
         self.outlet.eof(at);
         Ok(self.end_of_connection())
+    }
+
+    /// A word of code: in its place among its output.
+    fn receive_run(&mut self, body: Body) -> Result<Progress, Broken> {
+        let (item, cost) = match body {
+            Body::Output(output) => {
+                self.run.check_begun()?;
+                if output.eof {
+                    return Err("the end of a stream of code, which has none");
+                }
+                return self.receive_output(&output);
+            }
+            Body::RunBegun(begun) => (self.run.begun(begun)?, 0),
+            Body::ResultPiece(piece) => self.run.piece(piece)?,
+            Body::RunError(error) => self.run.error(error)?,
+            Body::RunEnded(ended) => {
+                let last = self.run.ended(ended)?;
+                return Ok(self.end(StreamItem::Run(last)));
+            }
+            _ => return Err("an answer of the wrong kind"),
+        };
+        self.outlet.run(item, cost)?;
+        Ok(Progress::Open)
     }
 
     /// A connection has ended when both directions have.

@@ -4,6 +4,8 @@ use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
 use crate::machine::node::Settings;
 use crate::machine::spec::*;
 
+/// From one listing of the runtime to the next while nothing happens.
+pub const RELIST_MS: u64 = 60_000;
 pub const TAG: NodeTag = NodeTag(0x00c0_ffee);
 
 pub fn settings() -> Settings {
@@ -11,6 +13,7 @@ pub fn settings() -> Settings {
         tag: TAG,
         max_sandboxes: 64,
         refill_yield_ms: 0,
+        relist_ms: RELIST_MS,
     }
 }
 
@@ -46,6 +49,7 @@ pub fn template(image: &str) -> Template {
             command: Vec::new(),
             timeout_ms: 30_000,
         },
+        interpreter: String::new(),
     }
 }
 

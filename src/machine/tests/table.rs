@@ -6,7 +6,6 @@ use super::rig::Rig;
 use crate::machine::claims::Stage;
 use crate::machine::event::*;
 use crate::machine::ids::*;
-use crate::machine::limits::RELIST_MS;
 use crate::machine::record::{Op, Owner};
 use crate::machine::sandboxes::{Operation, Residency};
 use crate::machine::spec::*;

@@ -19,6 +19,7 @@ const SETTINGS: Settings = Settings {
     tag: TAG,
     max_sandboxes: 7,
     refill_yield_ms: 40,
+    relist_ms: RELIST_MS,
 };
 
 /// A sandbox of another data directory: it stays, whatever happens.

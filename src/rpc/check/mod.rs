@@ -4,6 +4,7 @@
 //! A problem's text never repeats a value: values may be secrets.
 
 mod claim;
+mod code;
 mod inside;
 mod node;
 mod pool;
@@ -12,6 +13,7 @@ mod tests;
 mod value;
 
 pub use claim::{Claim, batch, claim, claim_id, listing, release, renew, watch};
+pub use code::{interrupt_code, run_code};
 pub use inside::{
     ExecRules, connect, exec_input, exec_start, list_files, piece, read_file, stats, write_file,
 };

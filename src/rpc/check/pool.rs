@@ -142,6 +142,14 @@ fn template(
     value::env(fields, &field("env"), &asked.env);
     value::working_dir(fields, &field("working_dir"), &asked.working_dir);
     value::command(fields, &field("warm_command"), &asked.warm_command);
+    fields.need(
+        asked.interpreter.is_empty() || limits::INTERPRETERS.contains(&asked.interpreter.as_str()),
+        field("interpreter"),
+        format!(
+            "must be empty or one of: {}",
+            limits::INTERPRETERS.join(", ")
+        ),
+    );
     let resources = resources(
         fields,
         &field("resources"),
@@ -162,6 +170,7 @@ fn template(
         network_policy: NONE.to_owned(),
         warm_command: asked.warm_command,
         readiness: readiness?,
+        interpreter: asked.interpreter,
     })
 }
 

@@ -518,6 +518,9 @@ fn each_field_of_a_pool() {
         ("template.warm_command[0]", |p| {
             template(p).warm_command = vec![String::new(), "x".into()]
         }),
+        ("template.interpreter", |p| {
+            template(p).interpreter = "cobol".into()
+        }),
         ("template.readiness.command[0]", |p| {
             readiness(p).command = vec!["\0".into()]
         }),

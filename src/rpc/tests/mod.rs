@@ -2,6 +2,7 @@
 
 mod access;
 mod claims;
+mod code;
 mod images;
 mod overload;
 mod sanity;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::image::Resolved;
 use crate::{
     cgroup::Version,
-    machine::spec::Resources,
+    machine::spec::{Resources, Template},
     ociwrap::DISK_ANNOTATION,
     runtime::{CreateSpec, RuntimeConfig},
 };
@@ -112,7 +112,7 @@ pub(super) fn build(
             "terminal": false,
             // hearth-init itself is root inside; its children become the image's user.
             "user": {"uid": 0, "gid": 0},
-            "args": args(&template.command, image.user.as_deref()),
+            "args": args(template, image.user.as_deref()),
             "env": env(&image.env, &template.env),
             "cwd": cwd.map_or("/", String::as_str),
             "capabilities": {
@@ -149,11 +149,15 @@ pub(super) fn build(
     })
 }
 
-/// `/.hearth-init [--user UID:GID[,GID...]] [-- command...]`.
-fn args(command: &[String], user: Option<&str>) -> Vec<String> {
+/// `/.hearth-init [--user UID:GID[,GID...]] [--interpreter NAME] [-- command...]`.
+fn args(template: &Template, user: Option<&str>) -> Vec<String> {
+    let command = &template.command;
     let mut args = vec![INIT.to_owned()];
     if let Some(user) = user {
         args.extend(["--user".to_owned(), user.to_owned()]);
+    }
+    if !template.interpreter.is_empty() {
+        args.extend(["--interpreter".to_owned(), template.interpreter.clone()]);
     }
     if !command.is_empty() {
         args.push("--".to_owned());

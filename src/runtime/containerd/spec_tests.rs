@@ -29,6 +29,7 @@ fn sandbox() -> CreateSpec {
             command: Vec::new(),
             timeout_ms: 30_000,
         },
+        interpreter: "python".into(),
     };
     CreateSpec {
         id: SandboxId::new(NodeTag(0xabcd), 1).unwrap(),
@@ -98,7 +99,9 @@ fn every_key_is_one_of_the_oci_spec() {
 #[test]
 fn root_images_and_empty_commands_need_no_arguments() {
     let mut sandbox = sandbox();
-    Arc::make_mut(&mut sandbox.template).command.clear();
+    let template = Arc::make_mut(&mut sandbox.template);
+    template.command.clear();
+    template.interpreter.clear();
     let mut image = image();
     (image.user, image.working_dir) = (None, String::new());
     image.env.clear();

@@ -207,13 +207,15 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// Where hearthd looks too: beside us, HEARTH_BIN_DIR, PATH.
+/// Where hearthd looks too: beside us, HEARTH_BIN_DIR, the cache of `make setup`, PATH.
 fn find(name: &str) -> Option<PathBuf> {
     let beside = std::env::current_exe()
         .ok()
         .and_then(|own| Some(own.parent()?.to_owned()));
     let given = std::env::var_os("HEARTH_BIN_DIR").map(PathBuf::from);
-    let cached = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/hearth/bin"));
+    let cache = std::env::var_os("HEARTH_CACHE").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/hearth"));
+    let cached = cache.or_else(home).map(|cache| cache.join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = beside
         .into_iter()

@@ -55,6 +55,13 @@ impl Sandboxes for LyingSandbox {
         Err(Status::unimplemented("fake"))
     }
 
+    async fn interrupt_code(
+        &self,
+        _: Request<InterruptCodeRequest>,
+    ) -> Result<Response<InterruptCodeResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
     async fn read_file(
         &self,
         request: Request<ReadFileRequest>,

@@ -1,0 +1,41 @@
+//! What the machine noticed, in the log.
+
+use crate::machine::event::Notice;
+use tracing::{debug, error, info, warn};
+
+/// Logs what an operator may want to know.
+pub(super) fn tell(notice: &Notice) {
+    match notice {
+        Notice::BreakerOpened { pool, reason } => {
+            error!(%pool, reason, "the pool's template keeps failing: refill rests");
+        }
+        Notice::BreakerClosed { pool } => info!(%pool, "the pool's template works again"),
+        Notice::MemberLost {
+            pool,
+            sandbox,
+            cause,
+        } => warn!(%pool, %sandbox, ?cause, "a member ended by itself"),
+        Notice::ClaimExpired { claim } => info!(%claim, "claim expired"),
+        Notice::ClaimFailed { claim, cause } => {
+            warn!(%claim, ?cause, "the claim's sandbox ended by itself");
+        }
+        Notice::OrphanDestroyed { sandbox } => {
+            warn!(%sandbox, "destroying a sandbox without a record");
+        }
+        Notice::OrphanFound { sandbox } => {
+            warn!(%sandbox, "found a sandbox of another data directory: left alone");
+        }
+        Notice::DestroyRetried { sandbox, error } => {
+            warn!(%sandbox, error, "destroying failed; it is tried again");
+        }
+        Notice::Recovered {
+            adopted,
+            undone,
+            unknown,
+        } => info!(adopted, undone, unknown, "recovered"),
+        Notice::Created { pool, took_ms } => debug!(%pool, ?took_ms, "creation ended"),
+        Notice::TombstoneForgottenEarly => {
+            warn!("a released claim was forgotten before 24 hours: too many of them");
+        }
+    }
+}
