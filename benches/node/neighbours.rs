@@ -18,7 +18,7 @@ type Current = Mutex<Option<String>>;
 pub async fn section(report: &mut Report, hearth: &Hearth) {
     hearth.set_pools(vec![noisy(1), python()]).await;
     hearth.warm("noisy", 1).await;
-    settle(hearth).await;
+    settle(hearth, "python").await;
     let quiet = warm_claims(hearth, PAUSE).await.whole;
     report.row("warm claim, quiet neighbours", &quiet);
     let tiny = [("tiny execs without end", "")];
@@ -44,10 +44,10 @@ pub async fn section(report: &mut Report, hearth: &Hearth) {
             status.releasing == 0 && status.warm == 1
         })
         .await;
-        settle(hearth).await;
+        settle(hearth, "python").await;
     }
     hearth.set_pools(vec![python()]).await;
-    settle(hearth).await;
+    settle(hearth, "python").await;
 }
 
 /// For ever: what ends itself begins anew in the next sandbox.

@@ -165,6 +165,19 @@ async fn files_are_for_hearthd_alone() {
     hearth.finish().await;
 }
 
+/// Ends what a failed test leaves of its containerd; a good one has ended it.
+struct Ended(String);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        for pid in crate::hearthd::processes(|line| line.iter().any(|word| word.contains(&self.0)))
+        {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
 /// hearthd with exactly the capabilities that docs/privileges.md names, on a containerd that somebody else runs: a whole
 /// working life passes.
 #[tokio::test(flavor = "multi_thread")]
@@ -185,6 +198,7 @@ async fn the_documented_capabilities_suffice() {
     };
     let metrics = hearth::runtime::RuntimeMetrics::register(&prometheus::Registry::new()).unwrap();
     let containerd = ManagedContainerd::start(config, metrics).await.unwrap();
+    let _ended = Ended(root.path().display().to_string());
     let socket = containerd.socket().display().to_string();
 
     let set: Vec<_> = CAPABILITIES.iter().map(|name| format!("+{name}")).collect();
@@ -253,8 +267,15 @@ async fn the_documented_capabilities_suffice() {
     .await;
     // runsc's own mount, which takes more than hearthd has: whoever runs containerd owns it.
     let netns = hearth.path("run/runsc/hearth").join(NULL_NETNS);
-    let unmounted = std::process::Command::new("umount").arg(netns).status();
-    assert!(unmounted.unwrap().success());
+    let is_mounted = || {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        mounts.contains(netns.to_str().unwrap())
+    };
+    // It may lie there more than once.
+    while is_mounted() {
+        let unmounted = std::process::Command::new("umount").arg(&netns).status();
+        assert!(unmounted.unwrap().success());
+    }
     hearth.finish().await;
     containerd.stop().await.unwrap();
 }

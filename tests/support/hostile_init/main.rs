@@ -121,7 +121,11 @@ impl Guest {
             Asked::ListFiles(_) => acts::at_list(self, call),
             Asked::ReadFile(_) => acts::at_read(self, call),
             Asked::Stats(_) => self.say(call, Body::Stats(v1::GuestStats::default())),
-            Asked::WriteFile(_) | Asked::Connect(_) => self.say(
+            Asked::WriteFile(_)
+            | Asked::Connect(_)
+            | Asked::Interpreter(_)
+            | Asked::RunCode(_)
+            | Asked::Interrupt(_) => self.say(
                 call,
                 Body::Failure(v1::Failure {
                     kind: v1::FailureKind::Io.into(),
