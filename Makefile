@@ -1,7 +1,7 @@
 # hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image demo dev check test bench clean
+.PHONY: help setup build image demo dev check test fuzz bench clean
 
 help: ## What there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ check: setup ## Format, lints, licences
 
 test: setup image ## All tests, on real containerd and gVisor
 	@hack/test.sh
+
+fuzz: setup ## Fuzz what guests and callers send, each target for FUZZ_SECONDS=60
+	@hack/fuzz.sh $(or $(FUZZ_SECONDS),60)
 
 bench: build image ## Our figures beside their floor or peer, in target/bench/
 	@hack/bench.sh

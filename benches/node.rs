@@ -9,6 +9,10 @@ mod code;
 mod hearthd;
 #[path = "node/measure.rs"]
 mod measure;
+#[path = "node/neighbours.rs"]
+mod neighbours;
+#[path = "../tests/node/noises.rs"]
+mod noises;
 #[path = "node/peer.rs"]
 mod peer;
 
@@ -56,6 +60,9 @@ async fn main() {
     }
     if wanted("exec") {
         exec(&mut report, &hearth).await;
+    }
+    if wanted("neighbours") {
+        neighbours::section(&mut report, &hearth).await;
     }
     if wanted("refill") {
         refill(&mut report, &hearth, filled);

@@ -14,4 +14,5 @@ code=0
 cargo test --locked --no-fail-fast 2>&1 | tee "$log" || code=$?
 awk -v took=$((SECONDS - began)) '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
   END { printf "\n  %d tests passed, %d failed, %d skipped, in %d s\n", passed, failed, ignored, took; exit failed + ignored > 0 }' "$log" || code=1
+hack/fuzz.sh "${FUZZ_SECONDS:-60}" || code=1
 exit "$code"

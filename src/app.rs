@@ -10,11 +10,14 @@ mod callers;
 mod dev;
 mod host;
 mod log;
+mod privileges;
 mod programs;
 mod swap;
+mod wiping;
 
 pub use dev::Dev;
 pub use programs::MissingPrograms;
+pub use wiping::Wiping;
 
 use crate::admin;
 use crate::cgroup::{CgroupError, CgroupTree, Version};
@@ -123,6 +126,7 @@ pub fn check(config: &Config) -> Result<(), AppError> {
 /// Why it did not start, or what of it broke.
 pub fn run(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
     log::start(&config.log);
+    privileges::give_up();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

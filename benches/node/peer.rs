@@ -118,6 +118,7 @@ fn template() -> Template {
             memory_bytes: 256 << 20,
             pids: 1024,
             disk_bytes: 1 << 30,
+            open_files: 65_536,
         },
         network_policy: "none".into(),
         warm_command: Vec::new(),

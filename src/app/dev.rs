@@ -117,6 +117,7 @@ impl Dev {
                     memory_bytes: 512 << 20,
                     pids: 1024,
                     disk_bytes: 1 << 30,
+                    open_files: 65_536,
                 },
                 network_policy: "none".into(),
                 warm_command: Vec::new(),

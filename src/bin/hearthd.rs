@@ -6,6 +6,9 @@ use hearth::config::{self, Config, Sources};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[global_allocator]
+static MEMORY: app::Wiping = app::Wiping;
+
 const AFTER: &str = "\
 Every key of the configuration can be given by environment (HEARTH_ and the key in upper case, '.' as '_', for
 example HEARTH_ADMIN_LISTEN) and by --set; the later of file, environment, flags wins.

@@ -36,6 +36,8 @@ mod writer;
 
 #[cfg(test)]
 mod fakes;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 #[cfg(test)]
 mod tests;
 

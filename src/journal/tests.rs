@@ -136,6 +136,7 @@ fn pools(generation: u64) -> PoolSet {
             memory_bytes: 512 << 20,
             pids: 128,
             disk_bytes: 1 << 30,
+            open_files: 65_536,
         },
         network_policy: "none".into(),
         warm_command: vec!["python3".into(), "-c".into(), "import json".into()],

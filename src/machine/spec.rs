@@ -12,10 +12,12 @@ pub struct Resources {
     pub cpu_millis: u64,
     /// Bytes promised to the workload; the runtime adds its own overhead.
     pub memory_bytes: u64,
-    /// Processes and threads.
+    /// Processes and threads of one user inside.
     pub pids: u64,
     /// Writable disk in bytes.
     pub disk_bytes: u64,
+    /// Descriptors of one process.
+    pub open_files: u64,
 }
 
 /// The proof of readiness.

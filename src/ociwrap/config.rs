@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -123,7 +124,11 @@ impl WrapperConfig {
     pub fn write(&self, dir: &Path) -> io::Result<PathBuf> {
         let path = dir.join(Self::FILE);
         let fresh = dir.join(format!("{}.{}", Self::FILE, std::process::id()));
-        fs::create_dir_all(dir)?;
+        // runsc's state is for root alone.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)?;
         fs::write(&fresh, serde_json::to_vec_pretty(self)?)?;
         fs::File::open(&fresh)?.sync_all()?;
         fs::rename(&fresh, &path)?;

@@ -124,6 +124,8 @@ pub const MEMORY_BYTES: (u64, u64, u64) = (512 << 20, 64 << 20, 1 << 50);
 pub const PIDS: (u64, u64, u64) = (1024, 32, 1 << 22);
 /// Writable disk of a sandbox: default, least, most; bytes.
 pub const DISK_BYTES: (u64, u64, u64) = (1 << 30, 1 << 20, 1 << 50);
+/// Open files of a process: default, least (hearth-init and a shell work with it), most (what gVisor gives by itself).
+pub const OPEN_FILES: (u64, u64, u64) = (65_536, 64, 1 << 20);
 /// Most CPU of a sandbox, thousandths of a core.
 pub const CPU_MILLIS: u64 = 1_000_000;
 /// Readiness: default, least, most; milliseconds.

@@ -30,6 +30,8 @@ mod core;
 mod door;
 mod exec;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod guest;
 mod images;
 mod incoming;

@@ -108,6 +108,7 @@ fn declared(spec: PoolSpec) -> api::Pool {
                 memory_bytes: template.resources.memory_bytes,
                 pids: template.resources.pids,
                 disk_bytes: template.resources.disk_bytes,
+                open_files: template.resources.open_files,
             }),
             network_policy: template.network_policy,
             warm_command: template.warm_command,

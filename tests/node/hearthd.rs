@@ -97,6 +97,8 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnM
 pub struct Hearth {
     root: tempfile::TempDir,
     settings: Vec<(String, String)>,
+    /// Words before the command line.
+    prefix: Vec<String>,
     child: Option<Child>,
     pub admin: String,
 }
@@ -109,6 +111,11 @@ impl Hearth {
 
     /// The same with settings of the test's own.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
+        Self::start_as(&[], settings).await
+    }
+
+    /// The same through another program (setpriv), which becomes it.
+    pub async fn start_as(prefix: &[&str], settings: &[(&str, &str)]) -> Self {
         // Short: sockets' paths are bounded.
         let root = tempfile::Builder::new()
             .prefix("hh")
@@ -143,6 +150,7 @@ impl Hearth {
         let mut hearth = Self {
             root,
             settings: own,
+            prefix: prefix.iter().map(|word| (*word).to_owned()).collect(),
             child: None,
             admin,
         };
@@ -164,7 +172,16 @@ impl Hearth {
 
     /// The command line; `clear`: its end also ends all sandboxes and containerd.
     pub fn command(&self, clear: bool) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hearthd"));
+        let hearthd = env!("CARGO_BIN_EXE_hearthd");
+        // The end removes what is not hearthd's in its daily life (its cgroup parent): with all rights.
+        let mut command = match self.prefix.split_first().filter(|_| !clear) {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(hearthd);
+                command
+            }
+            None => Command::new(hearthd),
+        };
         if clear {
             command.arg("--dev").arg("--dev-root").arg(self.root.path());
             command.args(["--dev-image", "/nonexistent"]);

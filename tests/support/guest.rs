@@ -111,6 +111,16 @@ impl Guest {
         Self { fifos, child }
     }
 
+    /// Mounts a file system in the namespaces of [`Self::first`]: programs inside may not.
+    pub fn mount(&self, words: &[&str]) {
+        let unshare = self.child.id();
+        let path = format!("/proc/{unshare}/task/{unshare}/children");
+        let inside = std::fs::read_to_string(path).unwrap();
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--target", inside.trim(), "mount"]);
+        assert!(command.args(words).status().unwrap().success(), "{words:?}");
+    }
+
     /// A host that begins a session.
     pub fn host(&self) -> Host {
         Host::attach(&self.fifos)

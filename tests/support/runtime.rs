@@ -379,6 +379,7 @@ pub fn template(image: &str) -> Template {
             memory_bytes: 128 << 20,
             pids: 64,
             disk_bytes: 8 << 20,
+            open_files: 65_536,
         },
         network_policy: "none".to_owned(),
         warm_command: Vec::new(),

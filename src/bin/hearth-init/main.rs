@@ -17,6 +17,7 @@
 //! the sandbox.
 
 mod args;
+mod bounding;
 mod calls;
 mod check;
 mod claim;
@@ -94,6 +95,7 @@ fn start(
     spawn::never_block(&io::stdin())?;
     spawn::never_block(&io::stdout())?;
     spawn::never_block(&io::stderr())?;
+    bounding::keep_admin_to_ourselves();
     // Orphans come to us, also where we are not PID 1.
     nix::sys::prctl::set_child_subreaper(true)?;
     init::Init::start(user, interpreter, command)

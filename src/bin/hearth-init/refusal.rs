@@ -82,15 +82,7 @@ fn kind(error: &io::Error) -> FailureKind {
             | Errno::ENXIO
             | Errno::E2BIG,
         ) => FailureKind::Invalid,
-        Some(
-            Errno::EMFILE
-            | Errno::ENFILE
-            | Errno::ENOMEM
-            | Errno::EAGAIN
-            | Errno::ENOSPC
-            | Errno::EDQUOT
-            | Errno::EFBIG,
-        ) => FailureKind::Limit,
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => FailureKind::Limit,
         Some(Errno::ECONNREFUSED) => FailureKind::Refused,
         Some(_) => FailureKind::Io,
         None if error.kind() == io::ErrorKind::InvalidInput => FailureKind::Invalid,

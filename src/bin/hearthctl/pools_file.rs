@@ -89,6 +89,8 @@ struct ResourcesEntry {
     pids: u64,
     #[serde(default, skip_serializing_if = "is_default")]
     disk: Size,
+    #[serde(default, skip_serializing_if = "is_default")]
+    open_files: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -278,6 +280,7 @@ fn normal(pool: &Pool) -> Pool {
         (&mut resources.memory_bytes, 512 << 20),
         (&mut resources.pids, 1024),
         (&mut resources.disk_bytes, 1 << 30),
+        (&mut resources.open_files, 65_536),
     ] {
         if *value == 0 {
             *value = default;
@@ -308,6 +311,7 @@ impl PoolEntry {
                     memory_bytes: template.resources.memory.0,
                     pids: template.resources.pids,
                     disk_bytes: template.resources.disk.0,
+                    open_files: template.resources.open_files,
                 }),
                 network_policy: template.network_policy.clone(),
                 warm_command: template.warm_command.clone(),
@@ -362,6 +366,7 @@ impl From<&Pool> for PoolEntry {
                     memory: Size(resources.memory_bytes),
                     pids: resources.pids,
                     disk: Size(resources.disk_bytes),
+                    open_files: resources.open_files,
                 },
                 readiness: ReadinessEntry {
                     command: readiness.command,

@@ -286,7 +286,7 @@ impl Calls {
         self.late_allowance = 0;
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn held_bytes(&mut self) -> usize {
         let streams = self.open.values_mut().filter_map(|call| call.stream());
         streams.map(|stream| stream.outlet.held_bytes()).sum()

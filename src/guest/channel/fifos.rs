@@ -1,5 +1,6 @@
 //! The host's ends of a sandbox's stdio FIFOs.
 
+use super::outgoing::wipe;
 use crate::runtime::StdioPaths;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::cell::RefCell;
@@ -53,7 +54,12 @@ pub(super) fn read<R>(
 ) -> io::Result<Option<R>> {
     READ.with_borrow_mut(|buffer| match fifo.try_read(buffer) {
         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(count) => Ok(Some(take(&buffer[..count]))),
+        Ok(count) => {
+            let taken = take(&buffer[..count]);
+            // What a process said may be a secret, and this buffer lives on.
+            wipe(&mut buffer[..count]);
+            Ok(Some(taken))
+        }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
         Err(error) => Err(error),

@@ -238,7 +238,7 @@ impl Outlet {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn held_bytes(&self) -> usize {
         let data: usize = self.backlog.data.iter().map(BytesMut::len).sum();
         let words = self.backlog.words.iter();

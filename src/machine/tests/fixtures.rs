@@ -42,6 +42,7 @@ pub fn template(image: &str) -> Template {
             memory_bytes: 1 << 28,
             pids: 1024,
             disk_bytes: 1 << 30,
+            open_files: 65_536,
         },
         network_policy: "none".to_owned(),
         warm_command: Vec::new(),

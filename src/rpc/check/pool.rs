@@ -231,6 +231,12 @@ fn resources(fields: &mut Fields, at: &str, asked: Resources) -> spec::Resources
             asked.disk_bytes,
             bounds::DISK_BYTES,
         ),
+        open_files: value::amount(
+            fields,
+            &field("open_files"),
+            asked.open_files,
+            bounds::OPEN_FILES,
+        ),
     }
 }
 

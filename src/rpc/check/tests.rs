@@ -454,7 +454,7 @@ fn each_field_of_a_pool() {
     fn readiness(pool: &mut api::Pool) -> &mut api::Readiness {
         template(pool).readiness.get_or_insert_default()
     }
-    let rows: [(&str, Change); 36] = [
+    let rows: [(&str, Change); 37] = [
         ("name", |p| p.name = "-".into()),
         ("generation", |p| p.generation = 0),
         ("max_total", |p| (p.max_total, p.min_warm) = (0, 0)),
@@ -512,6 +512,9 @@ fn each_field_of_a_pool() {
         ("template.resources.pids", |p| resources(p).pids = 31),
         ("template.resources.pids", |p| {
             resources(p).pids = (1 << 22) + 1
+        }),
+        ("template.resources.open_files", |p| {
+            resources(p).open_files = 63
         }),
         ("template.resources.disk_bytes", |p| {
             resources(p).disk_bytes = 4096

@@ -27,7 +27,7 @@ mod spec;
 mod versions;
 mod watch;
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{future::Future, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -122,7 +122,10 @@ impl ContainerdRuntime {
             detail: client::clip(&error.to_string()),
         };
         let tree = CgroupTree::detect("/sys/fs/cgroup").map_err(|error| wrong(&error))?;
-        std::fs::create_dir_all(fifo::directory(&config)).map_err(|error| wrong(&error))?;
+        let mut private = std::fs::DirBuilder::new();
+        let made = private.recursive(true).mode(0o700);
+        made.create(fifo::directory(&config))
+            .map_err(|error| wrong(&error))?;
         WrapperConfig::new(&config.runsc, &config.cgroup_parent)
             .write(&config.runsc_root)
             .map_err(|error| wrong(&error))?;

@@ -28,15 +28,13 @@ const OVERHEAD_BYTES: u64 = 32 << 20;
 /// the Go runtime needs more on more cores.
 const HOST_TASKS: u64 = 128;
 /// Host tasks for each process inside: measured 2 stubs, and a thread of the sentry while it runs. Threads inside cost
-/// nothing on the host. At the limit gVisor can't start stubs or threads and the sandbox ends: a fork bomb costs its
-/// own sandbox.
+/// nothing on the host. The first bound that a fork bomb meets is RLIMIT_NPROC, inside. This one is for those who become
+/// several users there: at it gVisor can't start stubs or threads and the sandbox ends.
 const HOST_TASKS_PER_PROCESS: u64 = 3;
 /// The period of the CPU quota in microseconds: the kernel's default.
 const CPU_PERIOD_MICROS: u64 = 100_000;
 /// Of shared memory, as runc gives; less where the sandbox has less memory.
 const SHM_BYTES: u64 = 64 << 20;
-/// Open files of a process inside.
-const OPEN_FILES: u64 = 65_536;
 /// Sandboxes go before the node's daemons when the node itself runs out of memory. Raising the score needs no
 /// privilege.
 const OOM_SCORE_ADJUST: i32 = 500;
@@ -47,6 +45,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// FOWNER (secrets and files for the image's user), SETUID and SETGID (becoming it), KILL (its processes); the workload
 /// expects what containers have: DAC_OVERRIDE, FSETID, MKNOD, SETPCAP, SETFCAP, AUDIT_WRITE, SYS_CHROOT (package managers,
 /// servers that drop privileges) and NET_BIND_SERVICE. Not NET_RAW, NET_ADMIN, SYS_PTRACE, SYS_TIME.
+///
+/// SYS_ADMIN is hearth-init's alone: it takes it out of its bounding set, so no process that it starts has it. gVisor
+/// (kernel.go, `incRLimitNProc`) holds those to RLIMIT_NPROC who have neither it nor SYS_RESOURCE: a workload that is root
+/// inside is held to its number of processes, hearth-init is not and serves on beside a fork bomb.
 const CAPABILITIES: &[&str] = &[
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -101,6 +103,7 @@ pub(super) fn build(
     version: Version,
 ) -> Value {
     let template = &sandbox.template;
+    let limit = |kind: &str, most: u64| json!({"type": kind, "soft": most, "hard": most});
     let cwd = [&template.working_dir, &image.working_dir];
     let cwd = cwd.into_iter().find(|dir| !dir.is_empty());
     json!({
@@ -120,8 +123,10 @@ pub(super) fn build(
                 "ambient": [],
             },
             "rlimits": [
-                {"type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES},
-                {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+                limit("RLIMIT_NOFILE", template.resources.open_files),
+                // Of each user inside; all of them together are bounded on the host, by `resources`.
+                limit("RLIMIT_NPROC", template.resources.pids),
+                limit("RLIMIT_CORE", 0),
             ],
             "noNewPrivileges": true,
             "oomScoreAdj": OOM_SCORE_ADJUST,

@@ -21,6 +21,7 @@ fn sandbox() -> CreateSpec {
             memory_bytes: 256 << 20,
             pids: 100,
             disk_bytes: 10 << 20,
+            open_files: 65_536,
         },
         network_policy: "none".into(),
         warm_command: Vec::new(),

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -12,7 +13,8 @@ const LOG_BYTES: u64 = 8 << 20;
 const TAIL_BYTES: u64 = 2000;
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    File::options().create(true).append(true).open(path)
+    let mut options = File::options();
+    options.create(true).append(true).mode(0o600).open(path)
 }
 
 /// Bounds the log. containerd keeps its open file: the content is copied away and the file cut; because it appends, it

@@ -16,6 +16,7 @@ mod sweep;
 
 use std::{
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -158,7 +159,9 @@ impl ManagedContainerd {
         let found = config.clone();
         let (lock, changed, found) = blocking(move || {
             for dir in [found.root(), found.state()] {
-                std::fs::create_dir_all(&dir).map_err(io_error(&dir))?;
+                let mut private = std::fs::DirBuilder::new();
+                let made = private.recursive(true).mode(0o700).create(&dir);
+                made.map_err(io_error(&dir))?;
             }
             // Two starts at once must not spawn two.
             let lock = file::lock(&found.state())?;
