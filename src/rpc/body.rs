@@ -2,6 +2,7 @@
 
 use super::method::{Ends, Method};
 use super::metrics::{Metrics, code_name};
+use super::trace;
 use super::until::Until;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -52,6 +53,7 @@ impl Drop for Tally {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         self.metrics.call_ended(self.method.name, self.code, took);
+        trace::ended(&self.span, self.code);
         let (code, seconds) = (code_name(self.code), took.as_secs_f64());
         self.span.in_scope(|| {
             if self.method.loud || self.code != Code::Ok {

@@ -98,10 +98,11 @@ where
         let span = tracing::info_span!(
             "rpc",
             method = method.name,
-            trace_id = trace::trace_id(request.headers()),
+            trace_id = tracing::field::Empty,
             // The user, whether or not it presents a token.
             caller = uid.map_or_else(|| "unknown".to_owned(), |uid| format!("uid:{uid}")),
         );
+        trace::join(&span, request.headers());
         let tally = Tally::begin(self.rules.metrics.clone(), method, span);
         let (caller, permit) = match admitted {
             Ok(admitted) => admitted,

@@ -107,7 +107,7 @@ impl Hearth {
         Self::start_with(&[]).await
     }
 
-    /// The same with settings of the test's own.
+    /// The same with settings of the test's own; `OTEL_*` go into the environment.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         // Short: sockets' paths are bounded.
         let root = tempfile::Builder::new()
@@ -178,6 +178,10 @@ impl Hearth {
             }
         }
         for (key, value) in &self.settings {
+            if key.starts_with("OTEL_") {
+                command.env(key, value);
+                continue;
+            }
             command.arg("--set").arg(format!("{key}={value}"));
         }
         command.stdin(Stdio::null());

@@ -12,5 +12,6 @@ mod monitoring;
 mod prometheus;
 mod python;
 mod sanity;
+mod spans;
 mod streams;
 mod vitals;
