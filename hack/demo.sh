@@ -76,7 +76,7 @@ start() {
   local began
   began=$(now)
   target/release/hearthd --dev --dev-root "$ROOT" --dev-warm "$WARM" --set api.socket="$ROOT/s" \
-    --set admin.listen= --set log.format=text >"$ROOT/hearthd.log" 2>&1 &
+    --set admin.listen= --set memory.swap="$([ -e /sys/class/zram-control ] && echo zram:1GiB || echo existing)" --set log.format=text >"$ROOT/hearthd.log" 2>&1 &
   DAEMON=$!
   until ctl pools -o name 2>/dev/null | grep -q .; do
     kill -0 "$DAEMON" 2>/dev/null || die "hearthd ended: see below"
@@ -174,6 +174,40 @@ exec_time() {
 }
 fetch() { python3 -c 'import sys,urllib.request as u; sys.stdout.write(u.urlopen(f"http://127.0.0.1:{sys.argv[1]}/note", timeout=2).read().decode())' "$1"; }
 
+sleep_and_wake() {
+  local short=${CLAIM:0:8}
+  title "It sleeps while its agent thinks, and goes on"
+  ctl exec -d "$CLAIM" -- python3 -c '
+import os, time
+ballast = bytearray(os.urandom(1 << 20)) * 50
+n = 0
+while True:
+    n += 1
+    with open("/tmp/m", "w") as f: f.write(str(n))
+    os.replace("/tmp/m", "/tmp/n")
+    time.sleep(.05)' >/dev/null
+  sleep 1
+  local sandbox
+  sandbox=$(ctl get "$CLAIM" -o json | field sandbox_id)
+  say "a counter with 50 MB: $(ctl exec "$CLAIM" -- cat /tmp/n), $(resident "$sandbox") MB in RAM"
+  typed "hearthctl hibernate $short --waiting-on model"
+  ctl hibernate "$CLAIM" --waiting-on model | told
+  sleep 4
+  say "asleep: $(resident "$sandbox") MB in RAM"
+  typed "hearthctl exec $short -- cat /tmp/n"
+  local began
+  began=$(now)
+  say "$(ctl exec "$CLAIM" -- cat /tmp/n) after $(seconds $(($(now) - began))), woken by its use"
+  sleep 0.5
+  say "$(ctl exec "$CLAIM" -- cat /tmp/n): it goes on"
+}
+# What a sandbox has in RAM, MB.
+resident() {
+  local group
+  group=$(find /sys/fs/cgroup -maxdepth 5 -type d -path "*$1" -exec sh -c 'test -e "$1/memory.usage_in_bytes" || test -e "$1/memory.current"' _ {} ';' -print -quit)
+  cat "$group/memory.usage_in_bytes" "$group/memory.current" 2>/dev/null | awk '{ printf "%.1f", $1 / 1048576 }'
+}
+
 crowd() {
   title "Ten claims at once, and all released"
   typed "hearthctl bench python -n 10 -c 10"
@@ -198,5 +232,6 @@ prepare
 start
 claim
 work
+sleep_and_wake
 crowd
 finish

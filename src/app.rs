@@ -6,12 +6,14 @@
 //! ```
 //! Ends in the reverse order: refuse, drain, stop the driver when all is durable. Sandboxes and containerd live on.
 
+mod callers;
 mod dev;
 mod host;
 mod log;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod programs;
+mod swap;
 
 pub use dev::Dev;
 pub use log::LogError;
@@ -19,12 +21,13 @@ pub use programs::MissingPrograms;
 
 use crate::admin;
 use crate::cgroup::{CgroupError, CgroupTree, Version};
-use crate::config::Config;
+use crate::config::{Config, Swap};
 use crate::driver::{self, BootClock, Handle};
 use crate::guest::channel::{ChannelConfig, FifoConnector, GuestMetrics};
+use crate::identity;
 use crate::journal::{self, Boot, Opened, RedbJournal};
 use crate::machine::limits;
-use crate::machine::node::{Node, Settings};
+use crate::machine::node::{MemoryPolicy, Node, Settings};
 use crate::machine::refusal::Refusal;
 use crate::rpc;
 use crate::runtime::containerd::ContainerdRuntime;
@@ -83,9 +86,18 @@ pub enum AppError {
     /// The API.
     #[error(transparent)]
     Serve(#[from] rpc::ServeError),
+    /// The files of TLS.
+    #[error("api.tls: {0}")]
+    Tls(#[from] identity::TlsError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] identity::AuditError),
     /// A metric was registered twice: a bug.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
+    /// The swap that frozen sandboxes go to.
+    #[error("memory.swap: {0}")]
+    Swap(String),
     /// A call of `--dev` itself.
     #[error("--dev: {0}")]
     Refused(#[from] Refusal),
@@ -105,11 +117,11 @@ fn host(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
 /// `hearthd --check`: what can be judged without starting anything.
 ///
 /// # Errors
-/// Missing programs.
+/// Missing programs, bad files of TLS.
 pub fn check(config: &Config) -> Result<(), AppError> {
     Programs::find(&config.runtime, is_managed(config))?;
     CgroupTree::detect("/sys/fs/cgroup")?;
-    Ok(())
+    callers::check(config)
 }
 
 /// Runs hearthd until SIGTERM or SIGINT. Called by the binary, once.
@@ -179,11 +191,12 @@ async fn start(
     started_at: SystemTime,
 ) -> Result<Running, AppError> {
     let (boot, boottime) = host::boot().map_err(host("reading the clocks"))?;
+    swap::prepare(config).await?;
     let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
     let opened = open_journal(config, boot, journal_in, registry)?;
     build_info(registry)?;
 
-    let listener = rpc::bind(&config.api.socket, config.socket_mode().unwrap_or(0o660)).await?;
+    let (listeners, guard) = Box::pin(callers::listen(config, registry)).await?;
     let admin = match config.admin_address() {
         Ok(Some(address)) => {
             let bound = TcpListener::bind(address).await;
@@ -232,6 +245,10 @@ async fn start(
         max_sandboxes: limits::POOL_MAX_TOTAL,
         refill_yield_ms: limits::REFILL_YIELD_MS,
         relist_ms: config.containerd.reconcile_seconds * 1000,
+        memory: MemoryPolicy {
+            budget_bytes: config.memory.budget_bytes,
+            pressure_permille: config.memory.pressure_percent * 10,
+        },
     };
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),
@@ -240,6 +257,7 @@ async fn start(
         runtime: connected.runtime,
         runtime_events: connected.events,
         connector: Arc::new(connector),
+        reclaim: config.memory.swap() != Ok(Swap::None),
         clock: Arc::new(BootClock::new(opened.start, boottime)),
         start_nonce: opened.start.0,
     };
@@ -258,9 +276,10 @@ async fn start(
     }
     let rpc_config = rpc_config(config, opened.key.expose(), opened.identity.tag, started_at)?;
     let rpc = tokio::spawn(rpc::serve(
-        listener,
+        listeners,
         handle.clone(),
         rpc_config,
+        guard,
         rpc::Metrics::register(registry)?,
         stop_serving.clone().cancelled_owned(),
     ));
@@ -335,8 +354,7 @@ fn rpc_config(
     };
     Ok(rpc::RpcConfig {
         node_key: *node_key,
-        allowed_uids: config.api.allowed_uids.clone(),
-        endpoint: format!("unix://{}", config.api.socket.display()),
+        endpoints: config.api.endpoints(),
         version: env!("CARGO_PKG_VERSION").into(),
         node_tag,
         started_at,
@@ -407,6 +425,7 @@ impl Running {
             if let Some(managed) = &self.managed {
                 managed.stop().await?;
             }
+            swap::take_down(config).await?;
             dev.remove(config)?;
         }
         info!("hearthd ended");

@@ -3,7 +3,12 @@
 //! Unknown keys are refused and all errors are told at once, each with its place. `load` knows where values come from;
 //! this file knows what they are. Read by `app` only.
 
+mod api;
 mod load;
+pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
+mod memory;
+pub use memory::{Memory, Swap};
+
 pub use load::{ConfigError, Problem, Sources, load};
 
 use schemars::JsonSchema;
@@ -26,24 +31,14 @@ pub struct Config {
     pub containerd: Containerd,
     /// The runtime's parts.
     pub runtime: Runtime,
+    /// Memory: the swap that frozen sandboxes go to, and when the node counts as short of it.
+    pub memory: Memory,
     /// Bounds.
     pub limits: Limits,
+    /// The audit log.
+    pub audit: Audit,
     /// Logs.
     pub log: Log,
-}
-
-/// The gRPC API.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Api {
-    /// Unix socket (absolute path). Callers are known by their peer credentials.
-    pub socket: PathBuf,
-    /// Permission bits of the socket, octal.
-    pub socket_mode: String,
-    /// User ids that may call everything. Others may only use Sandboxes, with a claim's access token.
-    pub allowed_uids: Vec<u32>,
-    /// TCP address. Refused until mTLS is served: leave it empty.
-    pub tcp: String,
 }
 
 /// Probes, metrics and state dump.
@@ -94,6 +89,8 @@ pub struct Limits {
     pub image_import_bytes: u64,
     /// Streams (executions, files, connections) open in one sandbox.
     pub streams_per_sandbox: usize,
+    /// Calls a second that one caller may make; releases and renewals are counted apart.
+    pub calls_per_second: u32,
     /// Seconds that SIGTERM leaves for requests in flight.
     pub shutdown_seconds: u64,
 }
@@ -129,19 +126,10 @@ impl Default for Config {
             admin: Admin::default(),
             containerd: Containerd::default(),
             runtime: Runtime::default(),
+            memory: Memory::default(),
             limits: Limits::default(),
+            audit: Audit::default(),
             log: Log::default(),
-        }
-    }
-}
-
-impl Default for Api {
-    fn default() -> Self {
-        Self {
-            socket: "/run/hearth/hearth.sock".into(),
-            socket_mode: "0660".into(),
-            allowed_uids: vec![0],
-            tcp: String::new(),
         }
     }
 }
@@ -183,6 +171,7 @@ impl Default for Limits {
             disk_reserve_bytes: 64 << 20,
             image_import_bytes: 8 << 30,
             streams_per_sandbox: 64,
+            calls_per_second: 5000,
             shutdown_seconds: 10,
         }
     }
@@ -227,18 +216,8 @@ impl Config {
                 "must be octal permission bits such as \"0660\"".into(),
             ));
         }
-        if self.api.allowed_uids.is_empty() {
-            found.push((
-                "api.allowed_uids",
-                "must name at least one user id: nobody could call hearth".into(),
-            ));
-        }
-        if !self.api.tcp.is_empty() {
-            found.push((
-                "api.tcp",
-                "TCP is refused until mTLS is served; use the Unix socket".into(),
-            ));
-        }
+        self.api.problems(&mut found);
+        self.audit.problems(&mut found);
         if let Err(problem) = self.admin_address() {
             found.push(("admin.listen", problem));
         }
@@ -265,9 +244,13 @@ impl Config {
         if !(1..=4096).contains(&self.limits.streams_per_sandbox) {
             found.push(("limits.streams_per_sandbox", "must be 1 to 4096".into()));
         }
+        if self.limits.calls_per_second == 0 {
+            found.push(("limits.calls_per_second", "must be at least 1".into()));
+        }
         if !(1..=600).contains(&self.limits.shutdown_seconds) {
             found.push(("limits.shutdown_seconds", "must be 1 to 600".into()));
         }
+        found.extend(self.memory.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));
         }

@@ -25,6 +25,9 @@ pub mod config;
 pub mod driver;
 /// The channel to hearth-init.
 pub mod guest;
+/// Names, roles, TLS, the audit log.
+#[cfg(feature = "daemon")]
+pub mod identity;
 /// The durable record.
 #[cfg(feature = "daemon")]
 pub mod journal;

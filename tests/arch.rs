@@ -16,14 +16,16 @@ const ARROWS: &[(&str, &[&str])] = &[
         "driver",
         &["machine", "journal", "runtime", "guest", "cgroup"],
     ),
-    ("rpc", &["machine", "driver", "api"]),
+    ("identity", &[]),
+    ("rpc", &["machine", "driver", "identity", "api"]),
     ("admin", &["machine", "driver"]),
-    ("config", &[]),
+    ("config", &["identity"]),
     ("api", &[]),
     (
         "app",
         &[
             "machine", "driver", "journal", "runtime", "guest", "cgroup", "rpc", "admin", "config",
+            "identity",
         ],
     ),
 ];

@@ -126,6 +126,7 @@ fn template() -> Template {
             timeout_ms: 30_000,
         },
         interpreter: String::new(),
+        idle_after_ms: 0,
     }
 }
 

@@ -2,6 +2,7 @@
 """Claims a warm sandbox, works in it, gives it back.
 
     examples/python/run.sh --socket /run/hearth/hearth.sock --pool python
+    examples/python/run.sh --server node-1:9470 --ca ca.crt --cert tls.crt --key tls.key --pool python
 
 Written from the protos alone. Copy what you need: `Hearth` is all that talks to hearthd.
 """
@@ -11,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -27,10 +29,7 @@ PIECE = 64 * 1024
 class Hearth:
     """hearthd on this node."""
 
-    def __init__(self, socket: str) -> None:
-        # gRPC would name the server after the socket's path, which is no valid name over HTTP/2.
-        options = [("grpc.default_authority", "localhost")]
-        channel = grpc.insecure_channel(f"unix:{socket}", options=options)
+    def __init__(self, channel: grpc.Channel) -> None:
         self.claims = claims_pb2_grpc.ClaimsStub(channel)
         self.sandboxes = sandboxes_pb2_grpc.SandboxesStub(channel)
         self.node = node_pb2_grpc.NodeStub(channel)
@@ -64,6 +63,20 @@ class Hearth:
     def sandbox(self, claim_id: str, access_token: str) -> "Sandbox":
         """The claim's sandbox, for whoever holds its token."""
         return Sandbox(self.sandboxes, claim_id, access_token)
+
+
+# api.md: connect
+def over_socket(path: str) -> grpc.Channel:
+    """The node's Unix socket: known by our user id."""
+    # gRPC would name the server after the socket's path, which is no valid name over HTTP/2.
+    return grpc.insecure_channel(f"unix:{path}", options=[("grpc.default_authority", "localhost")])
+
+
+def over_tls(server: str, ca: Path, cert: Path, key: Path) -> grpc.Channel:
+    """TCP: known by our certificate."""
+    credentials = grpc.ssl_channel_credentials(ca.read_bytes(), key.read_bytes(), cert.read_bytes())
+    return grpc.secure_channel(server, credentials)
+# api.md: end
 
 
 class Sandbox:
@@ -199,9 +212,17 @@ def work(sandbox: Sandbox) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--socket", default="/run/hearth/hearth.sock", help="hearthd's socket")
+    parser.add_argument("--server", help="hearthd over TCP, host:port, instead of its socket; needs the three below")
+    parser.add_argument("--ca", type=Path, help="CA of hearthd's certificate")
+    parser.add_argument("--cert", type=Path, help="our certificate")
+    parser.add_argument("--key", type=Path, help="its key")
     parser.add_argument("--pool", default="python", help="a pool with python as its interpreter")
     arguments = parser.parse_args()
-    hearth = Hearth(arguments.socket)
+    if arguments.server:
+        channel = over_tls(arguments.server, arguments.ca, arguments.cert, arguments.key)
+    else:
+        channel = over_socket(arguments.socket)
+    hearth = Hearth(channel)
     try:
         claim_id, claimed = hearth.claim(arguments.pool, env={"GREETING": "a warm welcome"}, hostname="example")
         source = claims_pb2.Source.Name(claimed.source).removeprefix("SOURCE_").lower()

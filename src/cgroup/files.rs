@@ -21,7 +21,7 @@ fn gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
-fn wrap(path: &Path, source: io::Error) -> CgroupError {
+pub(super) fn wrap(path: &Path, source: io::Error) -> CgroupError {
     if gone(&source) {
         CgroupError::NotFound(path.parent().unwrap_or(path).to_owned())
     } else {

@@ -240,6 +240,9 @@ impl SandboxCgroup {
             Version::V1 => Usage {
                 cpu_nanoseconds: number("cpuacct", "cpuacct.usage")?,
                 memory_bytes: number("memory", "memory.usage_in_bytes")?,
+                // RAM and swap together; none where the kernel counts no swap.
+                swap_bytes: number("memory", "memory.memsw.usage_in_bytes")?
+                    .saturating_sub(number("memory", "memory.usage_in_bytes")?),
                 memory_limit_bytes: number("memory", "memory.limit_in_bytes")?,
                 pids: number("pids", "pids.current")?,
                 oom_kills: keyed("memory", "memory.oom_control", "oom_kill")?,
@@ -247,6 +250,7 @@ impl SandboxCgroup {
             Version::V2 => Usage {
                 cpu_nanoseconds: keyed("cpu", "cpu.stat", "usage_usec")?.saturating_mul(1000),
                 memory_bytes: number("memory", "memory.current")?,
+                swap_bytes: number("memory", "memory.swap.current")?,
                 memory_limit_bytes: number("memory", "memory.max")?,
                 pids: number("pids", "pids.current")?,
                 oom_kills: keyed("memory", "memory.events", "oom_kill")?,

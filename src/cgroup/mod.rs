@@ -1,4 +1,4 @@
-//! A sandbox's cgroup: where it is, freeze, thaw, kill, usage, removal; v1 (also hybrid) and v2.
+//! A sandbox's cgroup: where it is, freeze, thaw, reclaim, kill, usage, removal; v1 (also hybrid) and v2.
 //!
 //! Owns: the layout `<parent>/<pool>/<sandbox id>` below the cgroup mounts, and every read and write of cgroup files.
 //! Never: makes a cgroup (runsc does), sets limits (the OCI spec does), or touches anything outside the parent it is
@@ -12,6 +12,7 @@
 mod error;
 mod files;
 mod group;
+mod reclaim;
 mod tree;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 
 pub use error::CgroupError;
 pub use group::SandboxCgroup;
+pub use reclaim::{Reclaimed, memory_pressure_permille};
 pub use tree::{CgroupTree, Found, Version};
 
 /// What a sandbox uses on the host.
@@ -26,8 +28,10 @@ pub use tree::{CgroupTree, Found, Version};
 pub struct Usage {
     /// CPU time in nanoseconds.
     pub cpu_nanoseconds: u64,
-    /// Memory in bytes.
+    /// Memory in bytes: what is in RAM.
     pub memory_bytes: u64,
+    /// Memory that is in swap, bytes before any compression.
+    pub swap_bytes: u64,
     /// Memory limit in bytes, 0: none.
     pub memory_limit_bytes: u64,
     /// Processes and threads.

@@ -126,7 +126,7 @@ fn environment_name(key: &str) -> String {
 enum Kind {
     Text,
     Number,
-    Numbers,
+    Texts,
     OneOf(Vec<String>),
 }
 
@@ -135,7 +135,7 @@ impl fmt::Display for Kind {
         match self {
             Kind::Text => f.write_str("a string"),
             Kind::Number => f.write_str("a whole number, 0 or more"),
-            Kind::Numbers => f.write_str("a list of whole numbers"),
+            Kind::Texts => f.write_str("a list of strings"),
             Kind::OneOf(names) => write!(f, "one of {}", names.join(", ")),
         }
     }
@@ -146,10 +146,12 @@ fn kinds() -> BTreeMap<String, Kind> {
     let mut kinds = BTreeMap::new();
     let defaults = serde_json::to_value(Config::default()).unwrap_or(Json::Null);
     collect_kinds("", &defaults, &mut kinds);
-    kinds.insert(
-        "log.format".into(),
-        Kind::OneOf(vec!["auto".into(), "text".into(), "json".into()]),
-    );
+    let mut one_of = |key: &str, words: &[&str]| {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        kinds.insert(key.to_owned(), Kind::OneOf(words));
+    };
+    one_of("log.format", &["auto", "text", "json"]);
+    one_of("api.tls.client_certificate", &["required", "optional"]);
     kinds
 }
 
@@ -167,7 +169,7 @@ fn collect_kinds(prefix: &str, value: &Json, kinds: &mut BTreeMap<String, Kind>)
             return;
         }
         Json::Number(_) => Kind::Number,
-        Json::Array(_) => Kind::Numbers,
+        Json::Array(_) => Kind::Texts,
         Json::String(_) | Json::Null | Json::Bool(_) => Kind::Text,
     };
     kinds.insert(prefix.to_owned(), kind);
@@ -286,9 +288,9 @@ fn take_value(
     let fits = match kind {
         Kind::Text => value.is_str(),
         Kind::Number => whole(&value),
-        Kind::Numbers => value
+        Kind::Texts => value
             .as_array()
-            .is_some_and(|items| items.iter().all(whole)),
+            .is_some_and(|items| items.iter().all(toml::Value::is_str)),
         Kind::OneOf(names) => value
             .as_str()
             .is_some_and(|text| names.iter().any(|name| name == text)),
@@ -321,7 +323,13 @@ fn take_text(
     };
     let value = match kinds.get(key) {
         Some(Kind::Number) => number(text),
-        Some(Kind::Numbers) => toml::Value::Array(text.split(',').map(number).collect()),
+        Some(Kind::Texts) => {
+            let items = text
+                .split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty());
+            toml::Value::Array(items.map(|item| item.to_owned().into()).collect())
+        }
         Some(Kind::Text | Kind::OneOf(_)) | None => toml::Value::String(text.to_owned()),
     };
     take_value(place, key, value, kinds, leaves, problems);

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::config::Api;
 
 fn from_file(text: &str) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
@@ -51,7 +52,7 @@ fn every_key_is_in_the_json_schema_and_back() {
 #[test]
 fn all_errors_are_told_at_once_each_with_its_place() {
     let error = from_file(
-        "data_dri = \"/x\"\nrun_dir = 5\n[api]\nsocket = \"rel\"\nallowed_uids = [1, -2]\n[log]\nformat = \"xml\"\n[nope]\na = 1\n",
+        "data_dri = \"/x\"\nrun_dir = 5\n[api]\nsocket = \"rel\"\nroles.admin = [1]\n[log]\nformat = \"xml\"\n[nope]\na = 1\n",
     )
     .unwrap_err();
     let told: Vec<_> = error
@@ -71,7 +72,7 @@ fn all_errors_are_told_at_once_each_with_its_place() {
             "data_dri",
             "unknown key; did you mean data_dir?",
         ),
-        ("hearth.toml:5:1", "allowed_uids", "must be a list"),
+        ("hearth.toml:5:7", "roles.admin", "must be a list"),
         (
             "hearth.toml:7:1",
             "format",
@@ -92,14 +93,13 @@ fn all_errors_are_told_at_once_each_with_its_place() {
 
 #[test]
 fn values_are_checked_with_the_place_that_set_them() {
-    let error = from_file(
-        "[api]\nsocket = \"rel\"\ntcp = \"0.0.0.0:1\"\n[admin]\nlisten = \"0.0.0.0:9\"\n",
-    )
-    .unwrap_err();
+    let error =
+        from_file("[api]\nsocket = \"rel\"\ntcp = \"0.0.0.0\"\n[admin]\nlisten = \"0.0.0.0:9\"\n")
+            .unwrap_err();
     let text = error.to_string();
     for part in [
         "hearth.toml:2:1: api.socket: must be",
-        "hearth.toml:3:1: api.tcp: TCP is refused",
+        "hearth.toml:3:1: api.tcp: must be an IP address and a port",
         ":5:1: admin.listen",
     ] {
         assert!(text.contains(part), "{part}: {text}");
@@ -126,7 +126,10 @@ fn flags_win_over_environment_over_file() {
         environment: vec![
             ("HEARTH_RUN_DIR".into(), "/b".into()),
             ("HEARTH_LOG_LEVEL".into(), "debug".into()),
-            ("HEARTH_API_ALLOWED_UIDS".into(), "0,7".into()),
+            (
+                "HEARTH_API_ROLES_ADMIN".into(),
+                "uid:0, spiffe://td/a".into(),
+            ),
             ("HEARTH_BIN_DIR".into(), "/not/a/key".into()),
         ],
         flags: vec![(
@@ -141,5 +144,37 @@ fn flags_win_over_environment_over_file() {
         ("/a".into(), "/b".into())
     );
     assert_eq!(config.log.level, "trace");
-    assert_eq!(config.api.allowed_uids, [0, 7]);
+    assert_eq!(config.api.roles.admin, ["uid:0", "spiffe://td/a"]);
+}
+
+#[test]
+fn tcp_needs_tls_and_every_name_must_be_one() {
+    let error = from_file(
+        "[api]\ntcp = \"0.0.0.0:9470\"\n[api.tls]\nkey = \"/k\"\n[api.roles]\nadmin = []\nviewer = [\"dns:*.x\"]\n",
+    )
+    .unwrap_err();
+    let mut told: Vec<_> = error.0.iter().map(|problem| problem.key.as_str()).collect();
+    told.sort_unstable();
+    let expected = [
+        "api.roles.admin",
+        "api.roles.viewer",
+        "api.tls.certificate",
+        "api.tls.client_ca",
+    ];
+    assert_eq!(told, expected, "{error}");
+}
+
+#[test]
+fn claims_are_told_where_the_api_is() {
+    let told = |tcp: &str, advertised: &str| {
+        let api = Api {
+            tcp: tcp.into(),
+            tcp_advertised: advertised.into(),
+            ..Api::default()
+        };
+        api.endpoints()[1..].to_vec()
+    };
+    assert!(told("", "node:1").is_empty() && told("0.0.0.0:9470", "").is_empty());
+    assert_eq!(told("10.0.0.1:9470", ""), ["https://10.0.0.1:9470"]);
+    assert_eq!(told("0.0.0.0:9470", "node:9470"), ["https://node:9470"]);
 }

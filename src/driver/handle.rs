@@ -3,6 +3,7 @@
 use super::Clock;
 use super::guests::Guests;
 use super::inbox::Lanes;
+use super::visits::{Visit, Visits};
 use super::watch::ClaimWatches;
 use super::work::bounded;
 use crate::cgroup::Usage;
@@ -64,6 +65,7 @@ pub(super) struct Door {
     pub(super) lanes: Lanes,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) guests: Arc<Guests>,
+    pub(super) visits: Visits,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) watches: Arc<ClaimWatches>,
     pub(super) phase: watch::Receiver<Phase>,
@@ -135,6 +137,12 @@ impl Handle {
                 retry_ms: RETRY_MS,
             }
         })
+    }
+
+    /// Tells that a caller is inside a sandbox, until the visit is dropped. Begun before `Call::Locate`'s answer is used.
+    #[must_use]
+    pub fn visit(&self, sandbox: SandboxId) -> Visit {
+        self.door.visits.begin(sandbox)
     }
 
     /// Resident use of a sandbox.

@@ -3,8 +3,10 @@
 
 use super::Phase;
 use super::work::Workers;
-use crate::machine::event::{ExitCause, Notice};
+use crate::machine::event::{ExitCause, FreezeCause, Notice, ThawCause};
+use crate::machine::spec::WaitingOn;
 use crate::machine::view::{BreakerView, PoolView};
+use crate::runtime::Reclaimed;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
@@ -29,6 +31,9 @@ pub(super) struct Metrics {
     destroy_retries: IntCounter,
     breaker_opened: IntCounterVec,
     tombstones_early: IntCounter,
+    freezes: IntCounterVec,
+    thaws: IntCounterVec,
+    memory_short: IntCounter,
     batch_events: Histogram,
     queue: IntGauge,
     channels: IntGauge,
@@ -37,7 +42,15 @@ pub(super) struct Metrics {
 }
 
 /// States of `hearth_pool_sandboxes`.
-const STATES: [&str; 5] = ["warm", "creating", "claimed", "releasing", "outdated"];
+const STATES: [&str; 7] = [
+    "warm",
+    "frozen",
+    "creating",
+    "claimed",
+    "hibernated",
+    "releasing",
+    "outdated",
+];
 
 const CAUSES: [ExitCause; 3] = [
     ExitCause::Exited,
@@ -176,6 +189,16 @@ impl Metrics {
                 "hearth_tombstones_forgotten_early_total",
                 "Released claims forgotten before 24 hours because of the bound",
             )?,
+            freezes: counters("hearth_freezes_total", "Freezes begun", &["cause"])?,
+            thaws: counters(
+                "hearth_thaws_total",
+                "Thaws begun, other than for claims of members",
+                &["cause"],
+            )?,
+            memory_short: counter(
+                "hearth_memory_short_total",
+                "Looks that found the node short of memory",
+            )?,
             batch_events,
             queue: gauge("hearth_driver_queue_length", "Calls waiting for the driver")?,
             channels: gauge("hearth_guest_channels_open", "Open guest channels")?,
@@ -229,8 +252,10 @@ impl Metrics {
             let pool = view.spec.name.as_str();
             let counts = [
                 view.warm,
+                view.frozen,
                 view.creating,
                 view.claimed,
+                view.hibernated,
                 view.releasing,
                 view.outdated,
             ];
@@ -285,10 +310,93 @@ impl Metrics {
                     .with_label_values(&[pool.as_str()])
                     .inc(),
             },
+            Notice::FreezeStarted { cause } => self
+                .freezes
+                .with_label_values(&[freeze_label(*cause)])
+                .inc(),
+            Notice::ThawStarted { cause } => {
+                self.thaws.with_label_values(&[thaw_label(*cause)]).inc();
+            }
+            Notice::MemoryShort { .. } => self.memory_short.inc(),
+            // Counted where they happen.
+            Notice::FreezeFailed { .. } | Notice::ThawFailed { .. } => {}
             Notice::BreakerClosed { .. }
             | Notice::OrphanFound { .. }
             | Notice::Recovered { .. } => {}
         }
+    }
+}
+
+fn freeze_label(cause: FreezeCause) -> &'static str {
+    match cause {
+        FreezeCause::Surplus => "surplus",
+        FreezeCause::Idle => "idle",
+        FreezeCause::Pressure => "pressure",
+        FreezeCause::Asked(WaitingOn::Unspecified) => "asked",
+        FreezeCause::Asked(WaitingOn::Human) => "waiting_on_human",
+        FreezeCause::Asked(WaitingOn::Model) => "waiting_on_model",
+    }
+}
+
+fn thaw_label(cause: ThawCause) -> &'static str {
+    match cause {
+        ThawCause::Refill => "refill",
+        ThawCause::Used => "used",
+        ThawCause::Asked => "asked",
+    }
+}
+
+/// What freezes, thaws and reclaims count.
+pub(super) struct ResidencyMetrics {
+    stages: HistogramVec,
+    failures: IntCounterVec,
+    reclaimed: IntCounter,
+}
+
+impl ResidencyMetrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// A name is registered already.
+    pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let stages = HistogramOpts::new(
+            "hearth_residency_stage_duration_seconds",
+            "How long freezes, thaws and reclaims took",
+        );
+        let stages = stages.buckets(vec![
+            0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+        ]);
+        let it = Self {
+            stages: HistogramVec::new(stages, &["stage"])?,
+            failures: IntCounterVec::new(
+                Opts::new(
+                    "hearth_residency_failures_total",
+                    "Freezes, thaws and reclaims that failed",
+                ),
+                &["stage"],
+            )?,
+            reclaimed: IntCounter::new(
+                "hearth_reclaimed_bytes_total",
+                "Memory of frozen sandboxes that left RAM",
+            )?,
+        };
+        registry.register(Box::new(it.stages.clone()))?;
+        registry.register(Box::new(it.failures.clone()))?;
+        registry.register(Box::new(it.reclaimed.clone()))?;
+        Ok(it)
+    }
+
+    pub(super) fn took(&self, stage: &str, took: Duration) {
+        let histogram = self.stages.with_label_values(&[stage]);
+        histogram.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn failed(&self, stage: &str) {
+        self.failures.with_label_values(&[stage]).inc();
+    }
+
+    pub(super) fn reclaimed(&self, done: &Reclaimed) {
+        self.reclaimed.inc_by(done.bytes);
     }
 }
 

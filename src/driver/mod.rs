@@ -17,16 +17,20 @@ mod handle;
 mod inbox;
 mod metrics;
 mod ready;
+mod residency;
+mod shift;
 mod tell;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod visits;
 mod watch;
 mod work;
 
 pub use clock::{BootClock, Clock};
 pub use handle::{Answered, ClaimChange, ClaimWatch, Handle, Timings};
 pub use turn::Driver;
+pub use visits::{Visit, Visits};
 
 // What rpc and admin see of the rooms behind the driver.
 pub use crate::cgroup::Usage;
@@ -67,6 +71,8 @@ pub struct Parts {
     pub runtime_events: mpsc::Receiver<RuntimeEvent>,
     /// Opens guest channels.
     pub connector: Arc<dyn GuestConnector>,
+    /// Frozen sandboxes' memory is reclaimed.
+    pub reclaim: bool,
     /// hearth time.
     pub clock: Arc<dyn Clock>,
     /// Different at every start: tells resume tokens of watches apart.

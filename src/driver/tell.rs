@@ -33,6 +33,19 @@ pub(super) fn tell(notice: &Notice) {
             undone,
             unknown,
         } => info!(adopted, undone, unknown, "recovered"),
+        Notice::FreezeStarted { cause } => debug!(?cause, "a sandbox is being frozen"),
+        Notice::ThawStarted { cause } => debug!(?cause, "a sandbox is being thawed"),
+        Notice::FreezeFailed { sandbox, error } => {
+            warn!(%sandbox, error, "a freeze failed; the sandbox runs");
+        }
+        Notice::ThawFailed { sandbox, error } => warn!(%sandbox, error, "a thaw failed"),
+        Notice::MemoryShort {
+            short_bytes,
+            chosen,
+        } => info!(
+            short_bytes,
+            chosen, "memory is short: idle sandboxes are frozen"
+        ),
         Notice::Created { pool, took_ms } => debug!(%pool, ?took_ms, "creation ended"),
         Notice::TombstoneForgottenEarly => {
             warn!("a released claim was forgotten before 24 hours: too many of them");

@@ -5,8 +5,10 @@ use super::gate::Gate;
 use super::guests::Guests;
 use super::handle::Door;
 use super::inbox::{Asked, Inbox, inbox};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, ResidencyMetrics};
+use super::residency::Residencies;
 use super::tell::tell;
+use super::visits::Visits;
 use super::watch::ClaimWatches;
 use super::work::Workers;
 use super::{BATCHES_IN_FLIGHT, Clock, EVENTS, Handle, LAZY_COMMIT, Parts, Phase};
@@ -80,6 +82,13 @@ pub(super) fn build(
         parts.connector,
         events_in.clone(),
     ));
+    let residencies = Arc::new(Residencies::new(
+        parts.runtime.clone(),
+        guests.clone(),
+        parts.reclaim,
+        ResidencyMetrics::register(registry)?,
+    ));
+    let visits = Visits::default();
     let watches = Arc::new(ClaimWatches::new(
         parts.start_nonce,
         parts.node.claim_views(),
@@ -90,6 +99,7 @@ pub(super) fn build(
         lanes,
         events: events_in.clone(),
         guests: guests.clone(),
+        visits: visits.clone(),
         runtime: parts.runtime.clone(),
         watches: watches.clone(),
         phase: phase.subscribe(),
@@ -103,7 +113,7 @@ pub(super) fn build(
         runtime_events: parts.runtime_events,
         events,
         inbox,
-        workers: Workers::new(parts.runtime, guests, events_in),
+        workers: Workers::new(parts.runtime, guests, events_in, residencies, visits),
         flights: Flights::default(),
         gate: Gate::default(),
         ticket: Ticket(0),
@@ -235,6 +245,9 @@ impl Driver {
             Event::Request(..)
             | Event::Created(..)
             | Event::Destroyed(..)
+            | Event::Frozen(..)
+            | Event::Thawed(..)
+            | Event::Sampled { .. }
             | Event::Witnessed(..)
             | Event::Listed { .. }
             | Event::Runtime { .. }
@@ -294,6 +307,8 @@ impl Driver {
             .is_some_and(|deadline| deadline <= Instant::now());
         let mut rest = Vec::with_capacity(effects.len());
         for effect in effects {
+            // In the machine's order, before what follows changes it.
+            self.workers.residencies.note(&effect);
             match effect {
                 Effect::Persist(op) => {
                     self.lazy.push(op);
@@ -327,6 +342,7 @@ impl Driver {
                 Effect::Reply { after, .. }
                 | Effect::Create { after, .. }
                 | Effect::Destroy { after, .. }
+                | Effect::Freeze { after, .. }
                 | Effect::ClaimChanged { after, .. } => {
                     if let Some(effect) = self.gate.pass(after, effect) {
                         self.run(effect);
@@ -364,9 +380,10 @@ impl Driver {
                 sandbox,
                 claim,
                 request,
+                thaw,
             } => {
                 let (what, span) = self.flights.assigned(request, sandbox, self.ticket);
-                self.workers.personalize(span, sandbox, claim, what);
+                self.workers.personalize(span, (sandbox, thaw), claim, what);
             }
             Effect::Witness { sandbox } => self.workers.witness(sandbox),
             Effect::List { round } => self.list(round),
@@ -375,6 +392,13 @@ impl Driver {
                 self.metrics.notice(&notice);
                 tell(&notice);
             }
+            Effect::Freeze { sandbox, .. } => self.workers.freeze(sandbox),
+            Effect::Thaw { sandbox } => self.workers.thaw(sandbox),
+            Effect::Reclaim { sandbox } => self.workers.reclaim(sandbox),
+            Effect::Sample {
+                sandboxes,
+                from_permille,
+            } => self.workers.sample(sandboxes, from_permille),
             // Taken apart in run_effects.
             Effect::Persist(_) | Effect::PersistLazily(_) | Effect::PoolsChanged => {}
         }

@@ -2,6 +2,8 @@
 
 use super::guests::Guests;
 use super::ready;
+use super::residency::Residencies;
+use super::visits::Visits;
 use crate::guest::{GuestError, Personalization, v1};
 use crate::machine::event::{CreateFailure, Event, GuestFailure, Held};
 use crate::machine::ids::{ClaimId, SandboxId};
@@ -39,6 +41,8 @@ pub(super) struct Workers {
     pub(super) guests: Arc<Guests>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) witnesses: Arc<Semaphore>,
+    pub(super) residencies: Arc<Residencies>,
+    pub(super) visits: Visits,
 }
 
 /// Cuts a text at a bound, at a character's edge.
@@ -56,17 +60,21 @@ impl Workers {
         runtime: Arc<dyn Runtime>,
         guests: Arc<Guests>,
         events: mpsc::Sender<Event>,
+        residencies: Arc<Residencies>,
+        visits: Visits,
     ) -> Self {
         Self {
             runtime,
             guests,
             events,
             witnesses: Arc::new(Semaphore::new(WITNESSES)),
+            residencies,
+            visits,
         }
     }
 
     /// Runs `work` and sends its event; `otherwise` when it overran `limit` or panicked.
-    fn spawn(
+    pub(super) fn spawn(
         &self,
         span: Span,
         limit: Duration,
@@ -105,12 +113,14 @@ impl Workers {
     }
 
     pub(super) fn destroy(&self, id: SandboxId) {
-        let (runtime, guests) = (self.runtime.clone(), self.guests.clone());
+        let (residencies, guests) = (self.residencies.clone(), self.guests.clone());
+        let visits = self.visits.clone();
         let otherwise = Event::Destroyed(id, Err("the destruction never ended".into()));
         let span = tracing::info_span!("destroy", sandbox = %id);
         self.spawn(span, DESTROY, otherwise, async move {
             guests.close(id);
-            let destroyed = runtime.destroy(id).await;
+            let destroyed = residencies.destroy(id).await;
+            visits.forget(id);
             // Again: a caller that had just located the sandbox may have opened its channel meanwhile.
             guests.close(id);
             match &destroyed {
@@ -124,14 +134,19 @@ impl Workers {
     pub(super) fn personalize(
         &self,
         span: Span,
-        id: SandboxId,
+        (id, thaw): (SandboxId, bool),
         claim: ClaimId,
         what: Arc<Personalization>,
     ) {
-        let guests = self.guests.clone();
+        let (guests, residencies) = (self.guests.clone(), self.residencies.clone());
         let lost = GuestFailure::Lost("the personalization never ended".into());
         let otherwise = Event::Personalized(id, claim, Err(lost));
         self.spawn(span, PERSONALIZE * 2, otherwise, async move {
+            let _claiming = residencies.claiming();
+            if thaw && let Err(error) = residencies.thaw(id).await {
+                let lost = GuestFailure::Lost(format!("the thaw failed: {error}"));
+                return Event::Personalized(id, claim, Err(lost));
+            }
             let done = match guests.open(id) {
                 Ok(guest) => guest
                     .personalize(&claim.to_string(), &what, PERSONALIZE)
@@ -146,11 +161,16 @@ impl Workers {
 
     pub(super) fn witness(&self, id: SandboxId) {
         let (guests, places) = (self.guests.clone(), self.witnesses.clone());
+        let residencies = self.residencies.clone();
         let otherwise = Event::Witnessed(id, Held::Silent);
         let span = tracing::info_span!("witness", sandbox = %id);
         // All of them wait for their turn, so the bound is on the whole crowd.
         self.spawn(span, CREATE, otherwise, async move {
             let _place = places.acquire().await;
+            // It may have been frozen when hearthd died. One that can't be thawed is silent.
+            if let Err(error) = residencies.thaw(id).await {
+                debug!(error, "not thawed");
+            }
             let held = match guests.open(id) {
                 Ok(guest) => guest.witness(WITNESS).await,
                 Err(_) => Err(GuestError::Closed),

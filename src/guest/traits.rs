@@ -160,6 +160,8 @@ pub struct GuestStream {
 pub trait Guest: Send + Sync + 'static {
     /// Round trip; the guest's version. `deadline` from now.
     async fn ping(&self, deadline: Duration) -> Result<String, GuestError>;
+    /// Stops every process inside but the guest agent, for a freeze. They go on at the next call, and soon by themselves.
+    async fn quiesce(&self, deadline: Duration) -> Result<(), GuestError>;
     /// Personalizes; `Ok` is the guest's acknowledgement. Entropy and clock are added inside.
     async fn personalize(
         &self,

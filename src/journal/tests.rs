@@ -144,6 +144,7 @@ fn pools(generation: u64) -> PoolSet {
             timeout_ms: 10_000,
         },
         interpreter: "python".to_owned(),
+        idle_after_ms: 0,
     };
     PoolSet {
         generation,
@@ -155,6 +156,7 @@ fn pools(generation: u64) -> PoolSet {
             max_total: 64,
             update_strategy: UpdateStrategy::OnReplenish,
             max_parallel_refills: 2,
+            running: None,
         }],
     }
 }
@@ -162,7 +164,7 @@ fn pools(generation: u64) -> PoolSet {
 fn fence(epoch: u64) -> Fence {
     Fence {
         epoch,
-        caller: "uid:0".into(),
+        caller: Some("uid:0".into()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Claim, from the request to the acknowledgement or the refusal.
 
-use super::claims::{Asker, Askers, Assignment, Claim, Pending, Stage, Terms, expiry, grant};
+use super::claims::{Asker, Askers, Assignment, Claim, Pending, Seen, Stage, Terms, expiry, grant};
 use super::event::{Effect, GuestFailure};
 use super::ids::{ClaimId, PoolName, RequestId, SandboxId, Ticket};
 use super::limits::{CLAIM_ATTEMPTS, CLAIMS, RETRY_MS};
@@ -151,6 +151,7 @@ impl Node {
         let generation = self.sandboxes.get(member).map_or(0, |it| it.generation);
         let take = |sandbox: &mut Sandbox| {
             sandbox.owner = Owner::Claimed(id);
+            sandbox.residency = Residency::Running;
             sandbox.operation = Operation::Personalize;
         };
         self.put_sandbox(member, take, out);
@@ -158,6 +159,7 @@ impl Node {
             sandbox: member,
             claim: id,
             request: pending.first.request,
+            thaw: source == Source::Thawed,
         });
         let assignment = Assignment {
             sandbox: member,
@@ -194,6 +196,7 @@ impl Node {
             sandbox,
             claim: id,
             request: pending.first.request,
+            thaw: false,
         });
         self.change_stage(
             id,
@@ -266,7 +269,7 @@ impl Node {
             return;
         };
         pending.attempts += 1;
-        let dry = self.sandboxes.oldest_warm(&terms.pool).is_none();
+        let dry = self.sandboxes.next_member(&terms.pool).is_none();
         let over =
             pending.attempts >= CLAIM_ATTEMPTS || (dry && pending.first.on_empty == OnEmpty::Fail);
         if over {
@@ -326,7 +329,13 @@ impl Node {
     /// A claim as callers see it.
     pub(super) fn view_of(&self, claim: &Claim) -> super::view::ClaimView {
         let sandbox = claim.sandbox().and_then(|id| self.sandboxes.get(id));
-        claim.view(sandbox.is_some_and(|it| it.residency != Residency::Unknown))
+        let seen = match sandbox {
+            None => Seen::NotYet,
+            Some(it) if matches!(it.residency, Residency::Unknown { .. }) => Seen::NotYet,
+            Some(it) if it.is_to_sleep() => Seen::Asleep,
+            Some(_) => Seen::Awake,
+        };
+        claim.view(seen)
     }
 }
 

@@ -179,6 +179,17 @@ pub(super) enum Stage {
     Unheld { assignment: Assignment },
 }
 
+/// What is known of a claim's sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It has not been heard of since hearthd started.
+    NotYet,
+    /// It runs.
+    Awake,
+    /// It sleeps, or is about to.
+    Asleep,
+}
+
 /// A claim.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
@@ -249,15 +260,19 @@ impl Claim {
         })
     }
 
-    /// As callers see it. `heard_of`: its sandbox has been seen since hearthd started.
-    pub(super) fn view(&self, heard_of: bool) -> ClaimView {
+    /// As callers see it.
+    pub(super) fn view(&self, seen: Seen) -> ClaimView {
         let state = match &self.stage {
             Stage::Queued { .. }
             | Stage::Making { .. }
             | Stage::Assigned { .. }
             | Stage::Unheld { .. } => ClaimState::Pending,
-            Stage::Held { .. } if heard_of => ClaimState::Claimed,
-            Stage::Held { .. } | Stage::Unknown { .. } => ClaimState::Unknown,
+            Stage::Held { .. } => match seen {
+                Seen::NotYet => ClaimState::Unknown,
+                Seen::Awake => ClaimState::Claimed,
+                Seen::Asleep => ClaimState::Hibernated,
+            },
+            Stage::Unknown { .. } => ClaimState::Unknown,
             Stage::Failed { .. } => ClaimState::Failed,
         };
         let shown = self.assignment();

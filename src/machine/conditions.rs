@@ -62,6 +62,11 @@ impl Conditions {
         self.may_destroy() && !self.reserve_reached
     }
 
+    /// May hearth freeze or thaw by its own decision? Needs no containerd.
+    pub(super) fn may_shift(&self) -> bool {
+        !self.recovering && !self.shutting_down
+    }
+
     pub(super) fn may_list(&self) -> bool {
         self.runtime_available && !self.shutting_down
     }

@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 use super::spec::{Fence, PoolSet, PoolSpec};
 use super::view::Answer;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What a declared generation means for what is in force.
@@ -131,8 +131,10 @@ impl Node {
     /// Everything of a pool that belongs to no claim: those being made, those not settled, then the oldest first.
     fn unclaimed(&self, name: &PoolName) -> Vec<SandboxId> {
         let tally = self.sandboxes.tally(name);
+        let asleep = tally.frozen.iter().chain(&tally.shifting);
+        let claimable: BTreeSet<_> = tally.warm.iter().chain(asleep).collect();
         let unready = tally.refilling.iter().chain(&tally.unsettled);
-        unready.chain(&tally.warm).copied().collect()
+        unready.chain(claimable).copied().collect()
     }
 
     /// Members beyond `min_warm`, or beyond what `max_total` leaves room for.

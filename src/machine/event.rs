@@ -3,7 +3,7 @@
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::record::Op;
 use super::refusal::Refusal;
-use super::spec::{ClaimRequest, Fence, PoolSet, Template};
+use super::spec::{ClaimRequest, Fence, PoolSet, Template, Tier, WaitingOn};
 use super::view::{Answer, ClaimView};
 use std::sync::Arc;
 
@@ -16,6 +16,10 @@ pub enum Call {
     Release(Fence, ClaimId),
     /// Claims.Renew with the new ttl in milliseconds, 0: never expires.
     Renew(Fence, ClaimId, u64),
+    /// Claims.Hibernate. Answered when the sandbox sleeps.
+    Hibernate(Fence, ClaimId, Tier, WaitingOn),
+    /// Claims.Resume. Answered when the sandbox is awake.
+    Resume(Fence, ClaimId),
     /// Claims.Get.
     Get(ClaimId),
     /// Claims.List: of one pool or all, after an id, at most so many.
@@ -31,7 +35,7 @@ pub enum Call {
     SetPools(Fence, PoolSet),
     /// Pools.GetPools.
     GetPools,
-    /// Which sandbox serves an acknowledged claim? For Sandboxes.*.
+    /// Which sandbox serves an acknowledged claim? For Sandboxes.*: one that sleeps is woken first.
     Locate(ClaimId),
     /// The whole state. For the dump, Node.Info and Node.Orphans.
     Inspect,
@@ -87,6 +91,45 @@ pub struct Observed {
     /// Its task runs (or is frozen): verified alive. `false`: verified that it does not run (it ended, or there is no
     /// task). A listing that cannot tell of some sandbox does not end in `Event::Listed`.
     pub alive: bool,
+    /// Its cgroup is frozen, or about to be.
+    pub frozen: bool,
+}
+
+/// What a sandbox did since it was looked at before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Which.
+    pub id: SandboxId,
+    /// CPU time it has used in all, nanoseconds.
+    pub cpu_nanoseconds: u64,
+    /// Memory charged to its cgroup, bytes.
+    pub memory_bytes: u64,
+    /// A caller has a stream open in it, or had one since.
+    pub busy: bool,
+}
+
+/// Why a sandbox is frozen; for logs and counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FreezeCause {
+    /// Its pool has enough running members.
+    Surplus,
+    /// Its template's `idle_after` has passed.
+    Idle,
+    /// The node is short of memory.
+    Pressure,
+    /// Its caller asked for it.
+    Asked(WaitingOn),
+}
+
+/// Why a sandbox is thawed outside a claim; for logs and counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThawCause {
+    /// Its pool has too few running members.
+    Refill,
+    /// Its caller uses it.
+    Used,
+    /// Its caller asked for it.
+    Asked,
 }
 
 /// What the machine is told.
@@ -100,6 +143,18 @@ pub enum Event {
     Destroyed(SandboxId, Result<(), String>),
     /// The guest answered a personalization.
     Personalized(SandboxId, ClaimId, Result<(), GuestFailure>),
+    /// A freeze ended. `Err`: it runs.
+    Frozen(SandboxId, Result<(), String>),
+    /// A thaw ended. `Err`: it is still frozen, or gone.
+    Thawed(SandboxId, Result<(), String>),
+    /// The answer to `Effect::Sample`; empty when nothing could be read.
+    Sampled {
+        /// Ordered by id.
+        samples: Vec<Sample>,
+        /// Share of the last ten seconds in which something waited for memory, thousandths; 0 where the kernel does not
+        /// tell.
+        pressure_permille: u32,
+    },
     /// The guest answered recovery's question.
     Witnessed(SandboxId, Held),
     /// A sandbox ended by itself (also during an operation).
@@ -175,8 +230,36 @@ pub enum Effect {
         claim: ClaimId,
         /// Whose personalization.
         request: RequestId,
+        /// It is frozen, or a freeze or thaw of it is out: it is thawed first, and a freeze that has not begun never
+        /// does.
+        thaw: bool,
     },
-    /// Ask a guest what it holds; ends with `Event::Witnessed`.
+    /// Stop a sandbox's processes; ends with `Event::Frozen`. Overtaken by a later personalization, thaw or destruction
+    /// of the same sandbox: then it need not happen.
+    Freeze {
+        /// Which.
+        sandbox: SandboxId,
+        /// When: the intent is durable.
+        after: Ticket,
+    },
+    /// Let a sandbox's processes go on; ends with `Event::Thawed`. Runs ahead of the commit: recovery goes by the outside.
+    Thaw {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// Take a frozen sandbox's memory, in the background, until it is thawed or destroyed. No event ends it.
+    Reclaim {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// Look at the node's memory pressure and at what these use; ends with `Event::Sampled`.
+    Sample {
+        /// Ordered by id.
+        sandboxes: Vec<SandboxId>,
+        /// With less pressure than this, thousandths, the sandboxes need not be looked at.
+        from_permille: u32,
+    },
+    /// Ask a guest what it holds, having thawed it if need be; ends with `Event::Witnessed`.
     Witness {
         /// Which.
         sandbox: SandboxId,
@@ -263,6 +346,37 @@ pub enum Notice {
         undone: usize,
         /// Claims still to be confirmed by their guests.
         unknown: usize,
+    },
+    /// A freeze has begun.
+    FreezeStarted {
+        /// Why.
+        cause: FreezeCause,
+    },
+    /// A thaw has begun, other than for a claim of a member.
+    ThawStarted {
+        /// Why.
+        cause: ThawCause,
+    },
+    /// A freeze failed: the sandbox runs.
+    FreezeFailed {
+        /// Sandbox.
+        sandbox: SandboxId,
+        /// Why.
+        error: String,
+    },
+    /// A thaw failed.
+    ThawFailed {
+        /// Sandbox.
+        sandbox: SandboxId,
+        /// Why.
+        error: String,
+    },
+    /// The node is short of memory.
+    MemoryShort {
+        /// Bytes to be freed.
+        short_bytes: u64,
+        /// Sandboxes chosen to be frozen.
+        chosen: usize,
     },
     /// A creation ended: how long it took.
     Created {

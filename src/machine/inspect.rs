@@ -1,12 +1,10 @@
 //! Reads. They need no epoch, and what they show is durable when they answer.
 
-use super::claims::Stage;
 use super::ids::{ClaimId, PoolName, RequestId};
 use super::limits::PAGE;
 use super::node::Node;
 use super::out::Out;
-use super::refusal::Refusal;
-use super::sandboxes::{Residency, Sandbox};
+use super::sandboxes::Sandbox;
 use super::view::{Answer, ClaimView, NodeView, PoolView};
 use std::ops::Bound::{Excluded, Unbounded};
 
@@ -47,35 +45,6 @@ impl Node {
             pools: self.pool_views(),
         };
         out.answer(request, answer, out.ticket());
-    }
-
-    /// The sandbox of an acknowledged claim.
-    pub(super) fn locate(&self, request: RequestId, id: ClaimId, out: &mut Out<'_>) {
-        let Some(claim) = self.claims.get(&id) else {
-            return out.refuse(request, self.absent(id));
-        };
-        let name = id.to_string();
-        let refusal = match &claim.stage {
-            Stage::Held { assignment } => {
-                let heard_of = |it: &&Sandbox| it.residency != Residency::Unknown;
-                let sandbox = self.sandboxes.get(assignment.sandbox).filter(heard_of);
-                if let Some(sandbox) = sandbox {
-                    let answer = Answer::Located {
-                        sandbox: sandbox.id,
-                        template: sandbox.template.clone(),
-                    };
-                    return out.answer(request, answer, assignment.ticket);
-                }
-                Refusal::ClaimRecovering { claim: name }
-            }
-            Stage::Unknown { .. } => Refusal::ClaimRecovering { claim: name },
-            Stage::Failed { reason, .. } => Refusal::SandboxEnded {
-                claim: name,
-                reason: reason.clone(),
-            },
-            _ => Refusal::ClaimPending { claim: name },
-        };
-        out.refuse(request, refusal);
     }
 
     /// The whole state.

@@ -15,6 +15,7 @@
 //! | 11 | A pool that is not declared has no unclaimed member. |
 //! | 12 | Before recovery has finished nothing is being made or destroyed, and no claim waits for a member. |
 //! | 13 | A half-open breaker's probe is being made. |
+//! | 14 | Only a claim whose sandbox is being frozen or thawed has requests that wait for that. |
 
 use super::claims::{Claim, Stage};
 use super::ids::{Now, SandboxId};
@@ -73,18 +74,23 @@ impl Node {
     }
 
     fn operation_fits(&self, sandbox: &Sandbox) -> bool {
-        use Residency::{Creating, Gone, Running, Unknown};
+        use Residency::{Creating, Frozen, Gone, Running, Unknown};
         match (sandbox.owner, sandbox.residency, sandbox.operation) {
             (_, Creating | Gone, Operation::Create) => true,
             (Owner::Releasing, _, Operation::Destroy) => true,
-            (Owner::Pool, Running, Operation::Idle) => true,
-            (Owner::Pool | Owner::Claimed(_), Unknown, Operation::Idle) => {
+            (Owner::Pool, Running, Operation::Idle | Operation::Freeze) => true,
+            (Owner::Pool, Frozen, Operation::Idle | Operation::Thaw) => true,
+            (Owner::Pool | Owner::Claimed(_), Unknown { .. }, Operation::Idle) => {
                 self.conditions.recovering
             }
             (Owner::Pool | Owner::Claimed(_), Creating, Operation::Idle) => {
                 self.conditions.recovering
             }
-            (Owner::Pool, Unknown, Operation::Witness { .. } | Operation::AskAgain { .. }) => true,
+            (
+                Owner::Pool,
+                Unknown { .. },
+                Operation::Witness { .. } | Operation::AskAgain { .. },
+            ) => true,
             (Owner::Claimed(claim), residency, operation) => {
                 let stage = self.claims.get(&claim).map(|it| &it.stage);
                 matches!(
@@ -93,11 +99,18 @@ impl Node {
                         Some(Stage::Assigned { .. }),
                         Running,
                         Operation::Personalize
-                    ) | (Some(Stage::Held { .. }), Running, Operation::Idle)
-                        | (Some(Stage::Unheld { .. }), Running, Operation::Idle)
+                    ) | (
+                        Some(Stage::Held { .. }),
+                        Running,
+                        Operation::Idle | Operation::Freeze
+                    ) | (
+                        Some(Stage::Held { .. }),
+                        Frozen,
+                        Operation::Idle | Operation::Thaw
+                    ) | (Some(Stage::Unheld { .. }), Running, Operation::Idle)
                         | (
                             Some(Stage::Unknown { .. }),
-                            Unknown,
+                            Unknown { .. },
                             Operation::Witness { .. } | Operation::AskAgain { .. },
                         )
                 )
@@ -133,6 +146,15 @@ impl Node {
                 format!("{request:?}"),
             )?;
         }
+        for (claim, request) in self.residing.sleepers.iter() {
+            let which = format!("{request:?}");
+            ensure(seen.insert(request), 3, "waits twice", &which)?;
+            let sandbox = self.claims.get(&claim).and_then(Claim::sandbox);
+            let sandbox = sandbox.and_then(|id| self.sandboxes.get(id));
+            let shifting =
+                |it: &Sandbox| matches!(it.operation, Operation::Freeze | Operation::Thaw);
+            ensure(sandbox.is_some_and(shifting), 14, "waits in vain", &which)?;
+        }
         ensure(self.tombstones.is_sound(), 10, "tombstones", "all")
     }
 
@@ -148,7 +170,7 @@ impl Node {
             }
             queued += pool.queue.len();
             ensure(pool.queue.len() <= WAITERS_PER_POOL, 4, "bound", name)?;
-            let idle = pool.queue.len() > 0 && self.sandboxes.oldest_warm(name).is_some();
+            let idle = pool.queue.len() > 0 && self.sandboxes.next_member(name).is_some();
             ensure(!idle, 5, "a warm member beside a claim that waits", name)?;
         }
         let waiting = self.claims.values();
@@ -217,6 +239,9 @@ impl Node {
                 wanted.insert((until, Timer::Destroy(id)));
             }
         }
+        let rests_until = self.residing.rests_until;
+        wanted.extend(rests_until.map(|at| (at, Timer::FreezeAgain)));
+        wanted.extend(self.sampling.next_at.map(|at| (at, Timer::Sample)));
         wanted.extend(self.listing.next_at.map(|at| (at, Timer::Relist)));
         wanted
     }

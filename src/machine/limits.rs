@@ -52,6 +52,27 @@ pub const RETRY_MS: u64 = 500;
 /// Refill waits so long after a claim was assigned, milliseconds: the guest's answer and what the caller does first have
 /// the cores to themselves.
 pub const REFILL_YIELD_MS: u64 = 100;
+/// Requests that may wait for one claim's sandbox to sleep or to wake.
+pub const WAKERS_PER_CLAIM: usize = 128;
+/// Freezes in flight on the whole node that hearth itself decides on; what callers ask for comes on top.
+pub const NODE_PARALLEL_FREEZES: usize = 4;
+/// After a failed freeze hearth begins none by itself for so long, milliseconds.
+pub const FREEZE_PAUSE_MS: u64 = 5_000;
+/// From one look at what sandboxes use to the next, milliseconds.
+pub const SAMPLE_MS: u64 = 3_000;
+/// A sandbox that used less of one core than this since the last look, in thousandths, did nothing. An idle sentry with a
+/// sleeping python uses about one.
+pub const IDLE_CPU_PERMILLE: u64 = 20;
+/// Under memory pressure a claimed sandbox may be frozen after it did nothing for so long, milliseconds.
+pub const PRESSED_IDLE_MS: u64 = 10_000;
+/// Sandboxes frozen because of one look under memory pressure, at most.
+pub const PRESSED_FREEZES: usize = 16;
+/// Bytes to be freed at one look when the kernel tells of memory pressure within the budget.
+pub const PRESSED_STEP_BYTES: u64 = 256 << 20;
+/// After memory was short no member is thawed only to have enough running ones for so long, milliseconds.
+pub const PRESSED_REST_MS: u64 = 60_000;
+/// Shortest `idle_after`, milliseconds.
+pub const IDLE_AFTER_MIN_MS: u64 = 1_000;
 /// Refill estimate told to callers before any creation was measured, milliseconds.
 pub const REFILL_ESTIMATE_MS: u64 = 500;
 /// A failed destruction is tried again after this, milliseconds; doubles up to [`DESTROY_RETRY_MAX_MS`], for ever:

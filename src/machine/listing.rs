@@ -5,8 +5,8 @@ use super::ids::{Now, SandboxId};
 use super::node::Node;
 use super::out::Out;
 use super::record::Owner;
-use super::recovery::Verdict;
-use super::sandboxes::{Residency, Sandbox};
+use super::recovery::{Seen, Verdict};
+use super::sandboxes::Sandbox;
 use super::timers::Timer;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,7 +81,9 @@ impl Node {
             undone: those(Verdict::Ended).count() + those(Verdict::Undo).count(),
             unknown: those(Verdict::Confirm).count(),
         };
-        those(Verdict::Adopt).for_each(|id| self.adopt(id, out));
+        let frozen = observed.iter().filter(|seen| seen.frozen);
+        let frozen: BTreeSet<_> = frozen.map(|seen| seen.id).collect();
+        those(Verdict::Adopt).for_each(|id| self.adopt(id, frozen.contains(&id), out));
         those(Verdict::Ended).for_each(|id| self.ended(id, ExitCause::Exited, out));
         those(Verdict::Undo).for_each(|id| self.doom(id, out));
         // Claims first: somebody may be waiting.
@@ -96,11 +98,16 @@ impl Node {
 
     /// Only what was known to run when the listing was asked for can be missing from it.
     fn verdicts(&self, observed: &[Observed]) -> Vec<(SandboxId, Verdict)> {
-        let alive: BTreeMap<_, _> = observed.iter().map(|seen| (seen.id, seen.alive)).collect();
+        let shown = |it: &Observed| match (it.alive, it.frozen) {
+            (false, _) => Seen::Dead,
+            (true, true) => Seen::Frozen,
+            (true, false) => Seen::Running,
+        };
+        let seen: BTreeMap<_, _> = observed.iter().map(|it| (it.id, shown(it))).collect();
         let judged = |sandbox: &&Sandbox| sandbox.known_since < self.listing.round;
         let verdict = |sandbox: &Sandbox| {
-            let alive = alive.get(&sandbox.id).copied().unwrap_or(false);
-            Some((sandbox.id, self.verdict(sandbox, alive)?))
+            let seen = seen.get(&sandbox.id).copied().unwrap_or(Seen::Dead);
+            Some((sandbox.id, self.verdict(sandbox, seen)?))
         };
         self.sandboxes
             .iter()
@@ -109,14 +116,13 @@ impl Node {
             .collect()
     }
 
-    /// A confirmed claim's sandbox is there.
-    fn adopt(&mut self, id: SandboxId, out: &mut Out<'_>) {
-        let round = self.listing.round;
-        let found = self.sandboxes.change(id, |sandbox| {
-            sandbox.residency = Residency::Running;
-            sandbox.known_since = round;
-        });
-        let owner = found.map(|sandbox| sandbox.owner);
+    /// A confirmed claim's sandbox is there, or a frozen member. The record follows what the outside shows.
+    fn adopt(&mut self, id: SandboxId, frozen: bool, out: &mut Out<'_>) {
+        self.found_there(id, frozen, out);
+        if frozen {
+            out.push(Effect::Reclaim { sandbox: id });
+        }
+        let owner = self.sandboxes.get(id).map(|sandbox| sandbox.owner);
         let claim = match owner {
             Some(Owner::Claimed(claim)) => self.claims.get(&claim),
             _ => None,

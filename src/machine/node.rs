@@ -4,7 +4,8 @@
 //! what has happened, with the time and the ticket of the batch, and runs the effects. The same events give the same
 //! effects, always.
 //!
-//! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry),
+//! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry), `hibernating` (Hibernate, Resume, waking on
+//! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure),
 //! `declaring` (SetPools), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
 //! `listing`, `witness` (restart, and what the outside shows), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
 //! tests from what the machine does.
@@ -18,6 +19,8 @@ use super::listing::Listing;
 use super::out::Out;
 use super::pools::Pool;
 use super::reaper::Reaper;
+use super::residing::Residing;
+use super::sampling::Sampling;
 use super::sandboxes::Sandboxes;
 use super::sequence::Sequence;
 use super::timers::{Timer, Timers};
@@ -37,6 +40,18 @@ pub struct Settings {
     pub refill_yield_ms: u64,
     /// From one listing of the runtime to the next while nothing happens, milliseconds. Heals lost exit events.
     pub relist_ms: u64,
+    /// When memory counts as short.
+    pub memory: MemoryPolicy,
+}
+
+/// When the node counts as short of memory. Then unclaimed members are frozen first, the claimed sandboxes that did
+/// nothing longest next; never one in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryPolicy {
+    /// What all sandboxes together may have charged to their cgroups, bytes; 0: no bound.
+    pub budget_bytes: u64,
+    /// Share of the last ten seconds in which something waited for memory, thousandths; 0: not looked at.
+    pub pressure_permille: u32,
 }
 
 /// The pure core. See the module's text.
@@ -64,6 +79,8 @@ pub struct Node {
     /// Found outside without a record.
     pub(super) orphans: BTreeSet<SandboxId>,
     pub(super) listing: Listing,
+    pub(super) residing: Residing,
+    pub(super) sampling: Sampling,
     pub(super) timers: Timers,
     /// Some pool's status changed in this step.
     pub(super) pools_changed: bool,
@@ -83,6 +100,12 @@ impl Node {
             Event::Personalized(sandbox, claim, result) => {
                 self.personalized(sandbox, claim, result, out);
             }
+            Event::Frozen(sandbox, result) => self.frozen(sandbox, result, out),
+            Event::Thawed(sandbox, result) => self.thawed(sandbox, result, out),
+            Event::Sampled {
+                samples,
+                pressure_permille,
+            } => self.sampled(&samples, pressure_permille, out),
             Event::Witnessed(sandbox, held) => self.witnessed(sandbox, held, out),
             Event::Ended(sandbox, cause) => self.ended(sandbox, cause, out),
             Event::Listed { round, observed } => self.listed(round, &observed, out),
@@ -99,6 +122,8 @@ impl Node {
         }
         self.start_destructions(out);
         self.start_creations(out);
+        self.balance_running(out);
+        self.keep_sampling();
         if std::mem::take(&mut self.pools_changed) {
             out.push(Effect::PoolsChanged);
         }
@@ -121,6 +146,10 @@ impl Node {
             Call::Claim(fence, asked) => self.claim(request, fence, *asked, out),
             Call::Release(fence, claim) => self.release(request, fence, claim, out),
             Call::Renew(fence, claim, ttl_ms) => self.renew(request, fence, claim, ttl_ms, out),
+            Call::Hibernate(fence, claim, tier, reason) => {
+                self.hibernate(request, fence, claim, (tier, reason), out);
+            }
+            Call::Resume(fence, claim) => self.resume(request, fence, claim, out),
             Call::SetPools(fence, set) => self.set_pools(request, fence, set, out),
             Call::DestroyOrphans(named) => self.destroy_orphans(request, &named, out),
             Call::Get(claim) => self.get(request, claim, out),
@@ -140,6 +169,8 @@ impl Node {
                 Timer::Destroy(sandbox) => self.reaper.rested(sandbox),
                 Timer::Witness(sandbox) => self.ask(sandbox, out),
                 Timer::Relist => self.relist(out),
+                Timer::FreezeAgain => self.residing.rests_until = None,
+                Timer::Sample => self.sample(out),
                 Timer::Refill | Timer::Quiet => {}
             }
         }

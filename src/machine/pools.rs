@@ -177,13 +177,17 @@ impl Pool {
 
     pub(super) fn view(&self, sandboxes: &Sandboxes) -> PoolView {
         let tally = sandboxes.tally(&self.spec.name);
-        let outdated = tally.warm.iter().filter_map(|id| sandboxes.get(*id));
+        let asleep = tally.frozen.iter().chain(&tally.shifting);
+        let members = tally.warm.iter().chain(asleep);
+        let outdated = members.filter_map(|id| sandboxes.get(*id));
         let outdated = outdated.filter(|member| member.generation < self.spec.generation);
         PoolView {
             spec: self.spec.clone(),
-            warm: shown(tally.warm.len()),
+            warm: shown(tally.claimable()),
+            frozen: shown(tally.frozen.len() + tally.shifting.len()),
             creating: shown(tally.refilling.len() + tally.unsettled.len()),
             claimed: shown(tally.claimed),
+            hibernated: shown(tally.hibernated),
             releasing: shown(tally.releasing),
             waiting: shown(self.queue.len()),
             outdated: shown(outdated.count()),

@@ -10,13 +10,12 @@ use super::pools::{Pool, count};
 use super::refusal::Refusal;
 use super::spec::OnEmpty;
 use super::timers::Timer;
-use super::view::Source;
 
 impl Node {
-    /// Gives a claim the oldest warm member. In a dry pool it does what was asked for: refuse, wait, or make one.
+    /// Gives a claim the oldest running member, or the oldest that is to be thawed. In a dry pool it does what was asked for: refuse, wait, or make one.
     pub(super) fn seek(&mut self, terms: Terms, pending: Pending, out: &mut Out<'_>) {
-        match self.sandboxes.oldest_warm(&terms.pool) {
-            Some(member) => self.assign(terms, pending, member, Source::Warm, out),
+        match self.sandboxes.next_member(&terms.pool) {
+            Some((member, source)) => self.assign(terms, pending, member, source, out),
             None => match self.may_wait(&terms.pool, pending.first.on_empty, out.now()) {
                 Ok(()) => self.enqueue(terms, pending, out),
                 Err(refusal) => refuse_all(pending.askers(), &refusal, out),
@@ -118,12 +117,12 @@ impl Node {
 
     /// Members became warm: those who wait get them, first come first served.
     pub(super) fn offer(&mut self, pool: &PoolName, out: &mut Out<'_>) {
-        while let Some(member) = self.sandboxes.oldest_warm(pool) {
+        while let Some((member, source)) = self.sandboxes.next_member(pool) {
             let next = self.pools.get(pool).and_then(|pool| pool.queue.first());
             let Some((terms, pending)) = next.and_then(|claim| self.dequeue(claim)) else {
                 return;
             };
-            self.assign(terms, pending, member, Source::Warm, out);
+            self.assign(terms, pending, member, source, out);
         }
     }
 

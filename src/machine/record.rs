@@ -23,6 +23,9 @@ pub enum Residency {
     Creating,
     /// It was made and proved ready.
     Running,
+    /// Its processes are to be stopped in their cgroup: committed before they are. Whether they are stopped, the outside
+    /// tells: recovery goes by that.
+    Frozen,
 }
 
 /// A sandbox.

@@ -6,8 +6,9 @@
 //! |---|---|---|
 //! | being made (at the crash) | anything | undone: an intent without a result |
 //! | member | alive | its guest is asked: holds nothing → adopted; holds a claim → never back to the pool; silent → asked again, given up after [`WITNESS_TRIES`](super::limits::WITNESS_TRIES) (it is nobody's) |
+//! | member, frozen | frozen | adopted at once: it is thawed before a guest is told anything, so it was never used |
 //! | member no pool wants now | alive | undone |
-//! | claimed, confirmed | alive | adopted at once |
+//! | claimed, confirmed | alive | adopted at once, asleep if it is frozen |
 //! | claimed, not confirmed | alive | its guest is asked: holds the claim → confirmed; holds nothing → its caller was never told, a retry takes the same sandbox; silent → asked again, for ever |
 //! | member or claimed | not alive | ended: the claim fails and stays until it is released, the remains go |
 //! | releasing | anything | destroyed |
@@ -23,6 +24,8 @@ use super::node::{Node, Settings};
 use super::pools::Pool;
 use super::reaper::Reaper;
 use super::record::{self, ClaimRecord, Owner, Records, SandboxRecord};
+use super::residing::Residing;
+use super::sampling::Sampling;
 use super::sandboxes::{Operation, Residency, Sandbox, Sandboxes};
 use super::sequence::Sequence;
 use super::timers::Timers;
@@ -30,10 +33,18 @@ use super::tombstones::Tombstones;
 use super::yielding::Yielding;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What a listing shows of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    Dead,
+    Running,
+    Frozen,
+}
+
 /// What a listing means for a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is what its record says.
+    /// It is what its record says, and runs or is frozen as the listing shows.
     Adopt,
     /// Its guest must tell whether the claim was confirmed.
     Confirm,
@@ -47,15 +58,18 @@ pub(super) enum Verdict {
 
 /// The table. `certain`: the journal knows that the guest confirmed the claim, or that the pool wants such members.
 /// `None`: the listing means nothing for it.
-pub(super) fn judge(sandbox: &Sandbox, certain: bool, alive: bool) -> Option<Verdict> {
+pub(super) fn judge(sandbox: &Sandbox, certain: bool, seen: Seen) -> Option<Verdict> {
+    use Residency::Unknown;
+    let frozen = seen == Seen::Frozen;
     match (sandbox.owner, sandbox.residency, sandbox.operation) {
         (Owner::Releasing, _, _) | (_, _, Operation::Create) => None,
         (_, Residency::Creating, _) => Some(Verdict::Undo),
-        (_, _, _) if !alive => Some(Verdict::Ended),
-        (Owner::Pool, Residency::Unknown, Operation::Idle) if !certain => Some(Verdict::Undo),
-        (Owner::Claimed(_), Residency::Unknown, Operation::Idle) if certain => Some(Verdict::Adopt),
-        (Owner::Claimed(_), Residency::Unknown, Operation::Idle) => Some(Verdict::Confirm),
-        (Owner::Pool, Residency::Unknown, Operation::Idle) => Some(Verdict::Prove),
+        (_, _, _) if seen == Seen::Dead => Some(Verdict::Ended),
+        (Owner::Pool, Unknown { .. }, Operation::Idle) if !certain => Some(Verdict::Undo),
+        (Owner::Pool, Unknown { slept: true }, Operation::Idle) if frozen => Some(Verdict::Adopt),
+        (Owner::Claimed(_), Unknown { .. }, Operation::Idle) if certain => Some(Verdict::Adopt),
+        (Owner::Claimed(_), Unknown { .. }, Operation::Idle) => Some(Verdict::Confirm),
+        (Owner::Pool, Unknown { .. }, Operation::Idle) => Some(Verdict::Prove),
         (_, _, _) => None,
     }
 }
@@ -101,6 +115,8 @@ impl Node {
             reaper,
             orphans: BTreeSet::new(),
             listing: Listing::default(),
+            residing: Residing::default(),
+            sampling: Sampling::default(),
             timers: Timers::default(),
             pools_changed: false,
         };
@@ -111,7 +127,7 @@ impl Node {
     }
 
     /// What a listing means for a sandbox of this node.
-    pub(super) fn verdict(&self, sandbox: &Sandbox, alive: bool) -> Option<Verdict> {
+    pub(super) fn verdict(&self, sandbox: &Sandbox, seen: Seen) -> Option<Verdict> {
         let certain = match sandbox.owner {
             Owner::Claimed(claim) => self
                 .claims
@@ -122,7 +138,7 @@ impl Node {
                 .get(&sandbox.pool)
                 .is_some_and(|pool| pool.keeps(sandbox.generation)),
         };
-        judge(sandbox, certain, alive)
+        judge(sandbox, certain, seen)
     }
 }
 
@@ -141,7 +157,8 @@ fn recovered_sandbox(
         owner: record.owner,
         residency: match record.residency {
             record::Residency::Creating => Residency::Creating,
-            record::Residency::Running => Residency::Unknown,
+            record::Residency::Running => Residency::Unknown { slept: false },
+            record::Residency::Frozen => Residency::Unknown { slept: true },
         },
         operation: match record.owner {
             Owner::Releasing => Operation::Destroy,
@@ -195,7 +212,7 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
 }
 
 fn is_backed(claim: super::ids::ClaimId, sandbox: SandboxId, sandboxes: &Sandboxes) -> bool {
-    let sandbox = sandboxes.get(sandbox);
-    sandbox
-        .is_some_and(|it| it.owner == Owner::Claimed(claim) && it.residency == Residency::Unknown)
+    sandboxes.get(sandbox).is_some_and(|it| {
+        it.owner == Owner::Claimed(claim) && matches!(it.residency, Residency::Unknown { .. })
+    })
 }

@@ -79,6 +79,32 @@ pub enum Refusal {
         /// The epoch.
         current: u64,
     },
+    /// The claim's sandbox is being woken: it can't be put to sleep meanwhile.
+    #[error("the sandbox of claim {claim} is being woken")]
+    WakeInFlight {
+        /// As asked.
+        claim: String,
+    },
+    /// The sandbox could not be put to sleep; it runs.
+    #[error("the sandbox of claim {claim} could not be put to sleep: {detail}")]
+    HibernateFailed {
+        /// As asked.
+        claim: String,
+        /// Bounded.
+        detail: String,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The sandbox could not be woken; it sleeps.
+    #[error("the sandbox of claim {claim} could not be woken: {detail}")]
+    ResumeFailed {
+        /// As asked.
+        claim: String,
+        /// Bounded.
+        detail: String,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
     /// The claim was released while it was being made.
     #[error("claim {claim} was released while it was in flight")]
     ReleasedInFlight {
@@ -244,6 +270,12 @@ pub enum Refusal {
     NotAllowed {
         /// What.
         detail: &'static str,
+    },
+    /// The caller makes too many calls.
+    #[error("this caller makes too many calls")]
+    RateLimited {
+        /// When to come back.
+        retry_ms: u64,
     },
     /// An image operation failed.
     #[error("image {image:?}: {detail}")]

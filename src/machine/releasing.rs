@@ -94,6 +94,7 @@ impl Node {
         let refusal = Refusal::ReleasedInFlight {
             claim: id.to_string(),
         };
+        self.refuse_sleepers(id, &refusal, out);
         refuse_all(claim.askers(), &refusal, out);
         if let Some(sandbox) = claim.sandbox() {
             self.doom(sandbox, out);
@@ -124,6 +125,7 @@ impl Node {
         };
         refuse_all(claim.askers(), &refusal, out);
         claim.stage = Stage::Failed { assignment, reason };
+        self.refuse_sleepers(id, &refusal, out);
         self.put_claim(id, out);
         out.notice(Notice::ClaimFailed { claim: id, cause });
     }

@@ -4,19 +4,24 @@
 use super::ids::{Now, PoolName, SandboxId};
 use super::record::{self, Owner, SandboxRecord};
 use super::spec::Template;
-use super::view::SandboxView;
+use super::view::{SandboxView, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// How far the outside has come with a sandbox, as far as this process knows. `Frozen` and `OnDisk` will join.
+/// How far the outside has come with a sandbox, as far as this process knows. `OnDisk` will join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Residency {
     /// It is being made, or was when hearthd died: the outside may hold anything.
     Creating,
     /// It was made, proved ready, and has not ended since.
     Running,
-    /// It was running before hearthd started; since then neither the runtime nor its guest has spoken for it.
-    Unknown,
+    /// It was proved ready, and its processes are stopped in their cgroup.
+    Frozen,
+    /// It was there before hearthd started; since then neither the runtime nor its guest has spoken for it.
+    Unknown {
+        /// Its record says that it is frozen.
+        slept: bool,
+    },
     /// It has ended by itself; remains may be left.
     Gone,
 }
@@ -30,6 +35,10 @@ pub(super) enum Operation {
     Create,
     /// `Effect::Personalize` is out, for the claim that owns it.
     Personalize,
+    /// `Effect::Freeze` is out. A claim that takes the member meanwhile overtakes it.
+    Freeze,
+    /// `Effect::Thaw` is out.
+    Thaw,
     /// `Effect::Witness` is out; the guest has been silent so many times before.
     Witness { tries: u32 },
     /// The guest was silent so many times and is asked again then.
@@ -59,6 +68,10 @@ pub(super) struct Sandbox {
 enum Role {
     /// Can be claimed now.
     Warm,
+    /// Can be claimed now: it is thawed for that.
+    Frozen,
+    /// Can be claimed now: it is on its way to being frozen, or back.
+    Shifting,
     /// Is being made for the pool.
     Refilling,
     /// May be a member: recovery has yet to tell.
@@ -74,6 +87,8 @@ impl Sandbox {
             (Owner::Claimed(_), _, _) => Role::Claimed,
             (Owner::Pool, _, Operation::Create) => Role::Refilling,
             (Owner::Pool, Residency::Running, Operation::Idle) => Role::Warm,
+            (Owner::Pool, Residency::Frozen, Operation::Idle) => Role::Frozen,
+            (Owner::Pool, _, Operation::Freeze | Operation::Thaw) => Role::Shifting,
             (Owner::Pool, _, _) => Role::Unsettled,
         }
     }
@@ -85,11 +100,21 @@ impl Sandbox {
             pool: self.pool.clone(),
             generation: self.generation,
             owner: self.owner,
-            residency: match made {
-                true => record::Residency::Running,
-                false => record::Residency::Creating,
+            residency: match (made, self.is_to_sleep()) {
+                (false, _) => record::Residency::Creating,
+                (true, true) => record::Residency::Frozen,
+                (true, false) => record::Residency::Running,
             },
             created_at: self.created_at,
+        }
+    }
+
+    /// It is frozen and stays so, or is about to be.
+    pub(super) fn is_to_sleep(&self) -> bool {
+        match self.residency {
+            Residency::Frozen => self.operation != Operation::Thaw,
+            Residency::Unknown { slept } => slept,
+            _ => self.operation == Operation::Freeze,
         }
     }
 
@@ -107,7 +132,8 @@ impl Sandbox {
             residency: match self.residency {
                 Residency::Creating => "creating",
                 Residency::Running => "running",
-                Residency::Unknown => "unknown",
+                Residency::Frozen => "frozen",
+                Residency::Unknown { .. } => "unknown",
                 Residency::Gone => "gone",
             },
             created_at: self.created_at,
@@ -120,9 +146,13 @@ impl Sandbox {
 pub(super) struct Tally {
     /// Ordered by age: the oldest is handed out first, so members of an older template are used up first.
     pub(super) warm: BTreeSet<SandboxId>,
+    pub(super) frozen: BTreeSet<SandboxId>,
+    pub(super) shifting: BTreeSet<SandboxId>,
     pub(super) refilling: BTreeSet<SandboxId>,
     pub(super) unsettled: BTreeSet<SandboxId>,
     pub(super) claimed: usize,
+    /// Those of the claimed ones that sleep, or are about to.
+    pub(super) hibernated: usize,
     pub(super) releasing: usize,
     /// Creations in flight, whoever they are for: also those that will be destroyed as soon as they end.
     pub(super) creating: usize,
@@ -136,15 +166,25 @@ impl Tally {
 
     /// Those that are, will be or may be warm.
     pub(super) fn members(&self) -> usize {
-        self.warm.len() + self.refilling.len() + self.unsettled.len()
+        self.claimable() + self.refilling.len() + self.unsettled.len()
+    }
+
+    /// Those that can be claimed now.
+    pub(super) fn claimable(&self) -> usize {
+        self.warm.len() + self.frozen.len() + self.shifting.len()
     }
 
     fn add(&mut self, sandbox: &Sandbox) {
         match sandbox.role() {
             Role::Warm => drop(self.warm.insert(sandbox.id)),
+            Role::Frozen => drop(self.frozen.insert(sandbox.id)),
+            Role::Shifting => drop(self.shifting.insert(sandbox.id)),
             Role::Refilling => drop(self.refilling.insert(sandbox.id)),
             Role::Unsettled => drop(self.unsettled.insert(sandbox.id)),
-            Role::Claimed => self.claimed += 1,
+            Role::Claimed => {
+                self.claimed += 1;
+                self.hibernated += usize::from(sandbox.is_to_sleep());
+            }
             Role::Releasing => self.releasing += 1,
         }
         self.creating += usize::from(sandbox.operation == Operation::Create);
@@ -153,9 +193,14 @@ impl Tally {
     fn remove(&mut self, sandbox: &Sandbox) {
         match sandbox.role() {
             Role::Warm => drop(self.warm.remove(&sandbox.id)),
+            Role::Frozen => drop(self.frozen.remove(&sandbox.id)),
+            Role::Shifting => drop(self.shifting.remove(&sandbox.id)),
             Role::Refilling => drop(self.refilling.remove(&sandbox.id)),
             Role::Unsettled => drop(self.unsettled.remove(&sandbox.id)),
-            Role::Claimed => self.claimed -= 1,
+            Role::Claimed => {
+                self.claimed -= 1;
+                self.hibernated -= usize::from(sandbox.is_to_sleep());
+            }
             Role::Releasing => self.releasing -= 1,
         }
         self.creating -= usize::from(sandbox.operation == Operation::Create);
@@ -164,9 +209,12 @@ impl Tally {
 
 static NONE: Tally = Tally {
     warm: BTreeSet::new(),
+    frozen: BTreeSet::new(),
+    shifting: BTreeSet::new(),
     refilling: BTreeSet::new(),
     unsettled: BTreeSet::new(),
     claimed: 0,
+    hibernated: 0,
     releasing: 0,
     creating: 0,
 };
@@ -177,6 +225,7 @@ pub(super) struct Sandboxes {
     by_id: BTreeMap<SandboxId, Sandbox>,
     tallies: BTreeMap<PoolName, Tally>,
     creating: usize,
+    freezing: usize,
 }
 
 impl Sandboxes {
@@ -203,15 +252,26 @@ impl Sandboxes {
         self.tallies.get(pool).unwrap_or(&NONE)
     }
 
-    /// The member that is handed out next.
-    pub(super) fn oldest_warm(&self, pool: &PoolName) -> Option<SandboxId> {
-        self.tally(pool).warm.first().copied()
+    /// The member that is handed out next, and whether it must be thawed for that. Running ones first.
+    pub(super) fn next_member(&self, pool: &PoolName) -> Option<(SandboxId, Source)> {
+        let tally = self.tally(pool);
+        if let Some(warm) = tally.warm.first() {
+            return Some((*warm, Source::Warm));
+        }
+        let asleep = tally.frozen.first().or(tally.shifting.first());
+        asleep.map(|id| (*id, Source::Thawed))
+    }
+
+    /// Freezes in flight on the node.
+    pub(super) fn freezing(&self) -> usize {
+        self.freezing
     }
 
     pub(super) fn insert(&mut self, sandbox: Sandbox) {
         let tally = self.tallies.entry(sandbox.pool.clone()).or_default();
         tally.add(&sandbox);
         self.creating += usize::from(sandbox.operation == Operation::Create);
+        self.freezing += usize::from(sandbox.operation == Operation::Freeze);
         self.by_id.insert(sandbox.id, sandbox);
     }
 
@@ -225,9 +285,11 @@ impl Sandboxes {
         let tally = self.tallies.get_mut(&sandbox.pool)?;
         tally.remove(sandbox);
         self.creating -= usize::from(sandbox.operation == Operation::Create);
+        self.freezing -= usize::from(sandbox.operation == Operation::Freeze);
         change(sandbox);
         tally.add(sandbox);
         self.creating += usize::from(sandbox.operation == Operation::Create);
+        self.freezing += usize::from(sandbox.operation == Operation::Freeze);
         Some(sandbox)
     }
 
@@ -236,6 +298,7 @@ impl Sandboxes {
             return;
         };
         self.creating -= usize::from(sandbox.operation == Operation::Create);
+        self.freezing -= usize::from(sandbox.operation == Operation::Freeze);
         if let Some(tally) = self.tallies.get_mut(&sandbox.pool) {
             tally.remove(&sandbox);
             if tally.total() == 0 {
@@ -248,6 +311,7 @@ impl Sandboxes {
     pub(super) fn is_sound(&self) -> bool {
         let mut anew = Self::default();
         self.iter().for_each(|sandbox| anew.insert(sandbox.clone()));
-        anew.tallies == self.tallies && anew.creating == self.creating
+        let counts = |it: &Self| (it.creating, it.freezing);
+        anew.tallies == self.tallies && counts(&anew) == counts(self)
     }
 }

@@ -50,6 +50,13 @@ pub struct Template {
     pub readiness: Readiness,
     /// Interpreter that is ready for code: one of `limits::INTERPRETERS`; empty: none.
     pub interpreter: String,
+    /// A claimed sandbox that did nothing for so long is frozen, milliseconds; 0: never.
+    #[serde(default, skip_serializing_if = "is_never")]
+    pub idle_after_ms: u64,
+}
+
+fn is_never(after_ms: &u64) -> bool {
+    *after_ms == 0
 }
 
 /// What happens to unclaimed members when the template changes.
@@ -78,6 +85,9 @@ pub struct PoolSpec {
     pub update_strategy: UpdateStrategy,
     /// Creations in flight, at most.
     pub max_parallel_refills: u32,
+    /// How many warm members stay running; those beyond are frozen and their memory reclaimed. `None`: all run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<u32>,
 }
 
 /// The whole set of pools under its generation, ordered by name without duplicates.
@@ -156,11 +166,33 @@ pub struct ClaimRequest {
     pub network_policy: Option<String>,
 }
 
+/// Why a caller puts a sandbox to sleep, as it says itself: the closed list of `HibernateReason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitingOn {
+    /// It does not say.
+    Unspecified,
+    /// A person is to answer.
+    Human,
+    /// A model is to answer.
+    Model,
+}
+
+/// Which tier a caller wants a sandbox to sleep in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// hearth chooses.
+    Auto,
+    /// Frozen, its memory reclaimed.
+    Memory,
+    /// Checkpointed.
+    Disk,
+}
+
 /// Who calls, as far as fencing is concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
     /// The allocator's epoch, at least 1.
     pub epoch: u64,
-    /// Identity of the caller, for example "uid:0".
-    pub caller: String,
+    /// Identity of the allocator, for example "uid:0"; `None`: an admin, who acts beside the epoch's owner.
+    pub caller: Option<String>,
 }

@@ -16,6 +16,10 @@ pub(super) enum Timer {
     Witness(SandboxId),
     /// The runtime is listed again.
     Relist,
+    /// hearth may begin freezes again.
+    FreezeAgain,
+    /// What sandboxes use is looked at again.
+    Sample,
     /// Some pool's pause has ended: creations may start.
     Refill,
     /// Refill has stepped aside for claims long enough.

@@ -11,6 +11,8 @@ pub enum Source {
     Warm,
     /// Created for the claim.
     Cold,
+    /// A frozen member that was thawed.
+    Thawed,
 }
 
 /// The life of a claim as a caller sees it.
@@ -24,6 +26,8 @@ pub enum ClaimState {
     Failed,
     /// After a restart: not yet known.
     Unknown,
+    /// Acknowledged, and its sandbox sleeps.
+    Hibernated,
 }
 
 /// A claim as it stands.
@@ -82,12 +86,16 @@ pub enum BreakerView {
 pub struct PoolView {
     /// As declared.
     pub spec: PoolSpec,
-    /// Members that can be claimed now.
+    /// Members that can be claimed now, running or frozen.
     pub warm: u32,
+    /// Those of the warm ones that are frozen (or on their way there or back).
+    pub frozen: u32,
     /// Members being made, or being proved again after a restart. The four counts together are all sandboxes.
     pub creating: u32,
     /// Sandboxes that belong to claims, those being made for cold ones included.
     pub claimed: u32,
+    /// Those of the claimed ones that sleep.
+    pub hibernated: u32,
     /// Sandboxes being destroyed.
     pub releasing: u32,
     /// Claims waiting.
@@ -113,7 +121,7 @@ pub struct SandboxView {
     pub owner: &'static str,
     /// The claim, if it has one.
     pub claim: Option<ClaimId>,
-    /// "creating", "running", "unknown", "gone".
+    /// "creating", "running", "frozen", "unknown", "gone".
     pub residency: &'static str,
     /// When its creation was decided.
     pub created_at: Now,
@@ -179,6 +187,10 @@ pub enum Answer {
         /// `None`: never.
         expires_at: Option<Now>,
     },
+    /// To Hibernate: the sandbox sleeps.
+    Hibernated,
+    /// To Resume: the sandbox is awake.
+    Resumed,
     /// To Get.
     Claim(Box<ClaimView>),
     /// To List: a page and whether there is more.

@@ -8,9 +8,9 @@ use super::limits::{WITNESS_RETRY_MAX_MS, WITNESS_RETRY_MS, WITNESS_TRIES};
 use super::node::Node;
 use super::out::Out;
 use super::reaper::back_off;
-use super::record::Owner;
+use super::record::{Op, Owner};
 use super::refusal::Refusal;
-use super::sandboxes::{Operation, Residency};
+use super::sandboxes::{Operation, Residency, Sandbox};
 use super::timers::Timer;
 
 impl Node {
@@ -21,8 +21,8 @@ impl Node {
             return;
         };
         let tries = match (sandbox.residency, sandbox.operation) {
-            (Residency::Unknown, Operation::Idle) => 0,
-            (Residency::Unknown, Operation::AskAgain { tries, at }) => {
+            (Residency::Unknown { .. }, Operation::Idle) => 0,
+            (Residency::Unknown { .. }, Operation::AskAgain { tries, at }) => {
                 self.timers.clear(at, Timer::Witness(id));
                 tries
             }
@@ -44,7 +44,7 @@ impl Node {
         match (sandbox.owner, held) {
             (Owner::Pool, Held::Nothing) => {
                 let pool = sandbox.pool.clone();
-                self.proved(id);
+                self.proved(id, out);
                 self.offer(&pool, out);
             }
             // Personalized ahead of a commit that never was: used, though nobody was told.
@@ -81,11 +81,11 @@ impl Node {
         let (assignment, askers) = (assignment.clone(), std::mem::take(askers));
         match held {
             Held::Claim(_) => {
-                self.proved(sandbox);
+                self.proved(sandbox, out);
                 self.confirm_recovered(id, assignment, &askers, out);
             }
             Held::Nothing => {
-                self.proved(sandbox);
+                self.proved(sandbox, out);
                 self.serve_unheld(id, assignment, askers, out);
             }
             // Unknown is not dead. Those who wait are told to come again.
@@ -132,13 +132,27 @@ impl Node {
     }
 
     /// It is there and answers.
-    fn proved(&mut self, id: SandboxId) {
+    fn proved(&mut self, id: SandboxId, out: &mut Out<'_>) {
+        self.set_operation(id, Operation::Idle);
+        self.found_there(id, false, out);
+    }
+
+    /// It is there, as the outside shows it; its record follows where it says otherwise.
+    pub(super) fn found_there(&mut self, id: SandboxId, frozen: bool, out: &mut Out<'_>) {
         let round = self.listing.round;
-        self.sandboxes.change(id, |sandbox| {
-            sandbox.residency = Residency::Running;
-            sandbox.operation = Operation::Idle;
+        let before = self.sandboxes.get(id).map(|it| it.record().residency);
+        let found = self.sandboxes.change(id, |sandbox| {
+            sandbox.residency = match frozen {
+                true => Residency::Frozen,
+                false => Residency::Running,
+            };
             sandbox.known_since = round;
         });
+        if let Some(record) = found.map(Sandbox::record)
+            && before != Some(record.residency)
+        {
+            out.persist(Op::PutSandbox(record));
+        }
         self.pools_changed = true;
     }
 

@@ -7,7 +7,7 @@ use super::{
     bundle::Spec,
     child::{self, Ended},
     command::Verb,
-    failure,
+    failure, plain_waits,
     target::Target,
 };
 
@@ -76,6 +76,13 @@ impl Call<'_> {
     fn runsc(&self, disk: Option<u64>, limit: Duration) -> Result<Option<Outcome>, WrapError> {
         let verb = self.invocation.verb;
         let line = self.invocation.to_runsc(self.config, disk);
+        if matches!(verb, Verb::Create | Verb::Restore) {
+            // The sentry is a child of it, and inherits.
+            plain_waits::insist().map_err(|source| WrapError::Child {
+                program: self.config.runsc.clone(),
+                source,
+            })?;
+        }
         let ended = child::run(&self.config.runsc, &line, verb.carries_stdio(), limit);
         let ended = ended.map_err(|source| WrapError::Child {
             program: self.config.runsc.clone(),

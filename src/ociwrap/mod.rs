@@ -19,6 +19,7 @@ mod child;
 mod command;
 mod config;
 mod failure;
+mod plain_waits;
 mod target;
 
 #[cfg(test)]

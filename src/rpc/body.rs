@@ -4,6 +4,7 @@ use super::method::{Ends, Method};
 use super::metrics::{Metrics, code_name};
 use super::trace;
 use super::until::Until;
+use crate::identity::Trail;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
@@ -22,6 +23,8 @@ pub struct Tally {
     began: Instant,
     span: Span,
     code: Code,
+    /// Of an admitted call that changes something.
+    trail: Option<Trail>,
 }
 
 impl Tally {
@@ -34,7 +37,13 @@ impl Tally {
             began: Instant::now(),
             span,
             code: Code::Cancelled,
+            trail: None,
         }
+    }
+
+    /// The call was admitted: how it ends goes to the audit log, if it changes something.
+    pub fn admitted(&mut self, trail: Trail) {
+        self.trail = Some(trail).filter(|_| self.method.changes);
     }
 
     /// The status is known.
@@ -53,6 +62,9 @@ impl Drop for Tally {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         self.metrics.call_ended(self.method.name, self.code, took);
+        if let Some(trail) = &self.trail {
+            trail.ended(code_name(self.code));
+        }
         trace::ended(&self.span, self.code);
         let (code, seconds) = (code_name(self.code), took.as_secs_f64());
         self.span.in_scope(|| {

@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
-/// Connections of callers that may call everything.
-pub const OPERATOR_CONNECTIONS: usize = 512;
-/// Connections of everybody else on the socket; a bound of their own, so that they never keep an operator out.
+/// Connections of callers that have a role, over the socket and TCP together.
+pub const KNOWN_CONNECTIONS: usize = 512;
+/// Connections of everybody else; a bound of their own, so that they never keep those with a role out.
 pub const OTHER_CONNECTIONS: usize = 512;
+/// TLS handshakes in flight: who is nobody yet has a bound too.
+pub const HANDSHAKES: usize = 512;
+/// How long a TLS handshake may take.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+/// The part of what a certificate has left that a connection made with it may last.
+pub const CERTIFICATE_USED: f64 = 0.8;
 /// How long a new connection may take to send its first byte.
 pub const GREETING: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (no file descriptors left): nothing else would slow the loop down.

@@ -1,30 +1,52 @@
 //! Who calls, and whether it may: decided before a byte of the request's message is read. Deny by default.
 //!
-//! A peer is known by the credentials that the kernel gives for its end of the Unix socket (SO_PEERCRED). Users of
-//! `allowed_uids` may call everything. Whoever presents a claim's access token may call Sandboxes for that claim; a
-//! token that is presented is checked, whoever presents it, so that a proxy running as an allowed user may pass on the
-//! tokens of others without lending them its own rights.
+//! A peer is known as `identity` says: by the user that the kernel tells for its end of the Unix socket, or by the
+//! certificate of its connection. The method table says which roles may call what. Whoever presents a claim's access
+//! token may call Sandboxes for that claim; a token that is presented is checked, whoever presents it, so that a proxy
+//! with rights of its own may pass on the tokens of others without lending them its rights.
 
-use super::method::Access;
+use super::method::{Access, Method};
+use crate::identity::{Identity, Policy, Roles, Trail};
 use crate::machine::refusal::Refusal;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tonic::codegen::http::{Extensions, HeaderMap, header::AUTHORIZATION};
-use tonic::transport::server::UdsConnectInfo;
 
 /// Longer than any token of hearth.
 const TOKEN_BYTES: usize = 256;
 
-/// An admitted caller. Travels in the request's extensions; a request without one is refused by the services.
+/// What lets a caller in.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Caller {
-    /// A user of `allowed_uids`.
-    Operator(u32),
-    /// Whoever holds this token. It has not been checked yet: that needs the claim.
-    Holder(Arc<str>),
-    /// A peer of health or reflection.
-    Anyone,
+pub enum Right {
+    /// One of its roles.
+    Role(Roles),
+    /// This token. It has not been checked yet: that needs the claim.
+    Token(Arc<str>),
+    /// The method is open to every peer.
+    Open,
+}
+
+/// Never the token.
+impl fmt::Debug for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Role(_) => "role",
+            Self::Token(_) => "token",
+            Self::Open => "open",
+        })
+    }
+}
+
+/// An admitted caller. Travels in the request's extensions; a request without one is refused by the services.
+#[derive(Clone)]
+pub struct Caller {
+    /// Its identity's name.
+    pub name: Arc<str>,
+    /// What lets it in.
+    pub right: Right,
+    /// The audit log's view of this call.
+    pub trail: Trail,
 }
 
 impl Caller {
@@ -36,63 +58,60 @@ impl Caller {
         })
     }
 
-    /// Its name for fencing. Only operators take part in it.
-    pub fn fenced<T>(request: &tonic::Request<T>) -> Result<String, Refusal> {
-        match Self::of(request)? {
-            Self::Operator(uid) => Ok(format!("uid:{uid}")),
-            Self::Holder(_) | Self::Anyone => Err(Refusal::NotAllowed {
-                detail: "only operators own epochs",
+    /// Its name for fencing: an epoch has one owner, which is an allocator. `None`: an admin who is no allocator, and
+    /// who acts beside the owner.
+    pub fn fenced(&self) -> Result<Option<String>, Refusal> {
+        match self.right {
+            Right::Role(roles) if roles.meets(Roles::ALLOCATOR) => Ok(Some(self.name.to_string())),
+            Right::Role(_) => Ok(None),
+            Right::Token(_) | Right::Open => Err(Refusal::NotAllowed {
+                detail: "only callers with a role take part in epochs",
             }),
         }
     }
 }
 
-/// Never the token.
-impl fmt::Debug for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Operator(uid) => write!(f, "uid:{uid}"),
-            Self::Holder(_) => f.write_str("holder"),
-            Self::Anyone => f.write_str("anyone"),
-        }
-    }
-}
-
-/// The peer's user id, if the kernel told.
+/// The peer's identity, as its connection knows it. Nobody, where there is none: never an error, never a right.
 #[must_use]
-pub fn uid(extensions: &Extensions) -> Option<u32> {
-    let peer = extensions.get::<UdsConnectInfo>()?;
-    peer.peer_cred.map(|cred| cred.uid())
+pub fn identity(extensions: &Extensions) -> Identity {
+    let known = extensions.get::<Identity>().cloned();
+    known.unwrap_or_else(|| Policy::default().user(None))
 }
 
 /// Admits a call, or says why not.
-pub fn admit(
-    access: Access,
-    uid: Option<u32>,
-    allowed: &BTreeSet<u32>,
-    headers: &HeaderMap,
-) -> Result<Caller, Refusal> {
-    let operator = uid
-        .filter(|uid| allowed.contains(uid))
-        .map(Caller::Operator);
-    match access {
-        Access::Anyone => Ok(operator.unwrap_or(Caller::Anyone)),
-        Access::Operator => {
-            operator.ok_or_else(|| denied(uid, "this user is not one of api.allowed_uids"))
+pub fn admit(method: &Method, identity: &Identity, headers: &HeaderMap) -> Result<Right, Refusal> {
+    if identity
+        .valid_until
+        .is_some_and(|until| until <= SystemTime::now())
+    {
+        return Err(Refusal::Unauthenticated {
+            detail: "the certificate of this connection has expired: connect anew",
+        });
+    }
+    let role = |roles: Roles| {
+        let fits = identity.roles.meets(roles);
+        fits.then_some(Right::Role(identity.roles))
+    };
+    match method.access {
+        Access::Anyone => Ok(Right::Open),
+        Access::Roles(roles) => {
+            role(roles).ok_or_else(|| denied(identity, "no role of this caller may call this"))
         }
         Access::Holder => match token(headers)? {
-            Some(token) => Ok(Caller::Holder(token)),
-            None => operator.ok_or_else(|| denied(uid, "this user needs the claim's access token")),
+            Some(token) => Ok(Right::Token(token)),
+            None => role(Roles::ADMIN)
+                .ok_or_else(|| denied(identity, "this call needs the claim's access token")),
         },
     }
 }
 
-fn denied(uid: Option<u32>, detail: &'static str) -> Refusal {
-    match uid {
-        Some(_) => Refusal::NotAllowed { detail },
-        None => Refusal::Unauthenticated {
-            detail: "the kernel does not tell who the peer is",
-        },
+fn denied(identity: &Identity, detail: &'static str) -> Refusal {
+    if identity.known {
+        Refusal::NotAllowed { detail }
+    } else {
+        Refusal::Unauthenticated {
+            detail: "nobody vouches for this peer",
+        }
     }
 }
 
@@ -124,7 +143,24 @@ fn token(headers: &HeaderMap) -> Result<Option<Arc<str>>, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::method;
     use super::*;
+    use std::time::Duration;
+
+    const CLAIM: &str = "/hearth.v1.Claims/Claim";
+    const LIST: &str = "/hearth.v1.Claims/List";
+    const STATS: &str = "/hearth.v1.Sandboxes/Stats";
+    const SET: &str = "/hearth.v1.Pools/SetPools";
+    const HEALTH: &str = "/grpc.health.v1.Health/Check";
+    const ALL: [&str; 5] = [CLAIM, LIST, STATS, SET, HEALTH];
+
+    fn peer(roles: Roles, known: bool) -> Identity {
+        Identity {
+            roles,
+            known,
+            ..Policy::default().user(Some(7))
+        }
+    }
 
     fn headers(values: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -134,73 +170,95 @@ mod tests {
         headers
     }
 
-    fn asked(access: Access, uid: Option<u32>, values: &[&str]) -> Result<Caller, &'static str> {
-        let allowed = [0, 7].into();
-        let admitted = admit(access, uid, &allowed, &headers(values));
+    fn asked(path: &str, peer: &Identity, values: &[&str]) -> Result<Right, &'static str> {
+        let admitted = admit(method::find(path), peer, &headers(values));
         admitted.map_err(|refusal| super::super::status::entry(&refusal).reason)
     }
 
     #[test]
-    fn operators_may_call_everything() {
-        for access in [Access::Anyone, Access::Holder, Access::Operator] {
-            assert_eq!(asked(access, Some(7), &[]), Ok(Caller::Operator(7)));
+    fn roles_open_what_the_table_says() {
+        let role = |roles| Ok(Right::Role(roles));
+        for (roles, allowed) in [
+            (Roles::ADMIN, [true; 4]),
+            (Roles::ALLOCATOR, [true, true, false, false]),
+            (Roles::VIEWER, [false, true, false, false]),
+            (Roles::NONE, [false; 4]),
+        ] {
+            for (path, allowed) in ALL.into_iter().zip(allowed) {
+                let expected = if allowed {
+                    role(roles)
+                } else {
+                    Err("NOT_ALLOWED")
+                };
+                assert_eq!(asked(path, &peer(roles, true), &[]), expected, "{path}");
+            }
+            assert_eq!(asked(HEALTH, &peer(roles, true), &[]), Ok(Right::Open));
         }
     }
 
     #[test]
-    fn others_are_refused_by_default() {
-        assert_eq!(asked(Access::Anyone, Some(8), &[]), Ok(Caller::Anyone));
-        assert_eq!(asked(Access::Anyone, None, &[]), Ok(Caller::Anyone));
-        for access in [Access::Holder, Access::Operator] {
-            assert_eq!(asked(access, Some(8), &[]), Err("NOT_ALLOWED"));
-            assert_eq!(asked(access, None, &[]), Err("UNAUTHENTICATED"));
-        }
-        assert_eq!(
-            asked(Access::Operator, Some(8), &["Bearer hearth_x"]),
-            Err("NOT_ALLOWED")
-        );
-        assert_eq!(
-            asked(Access::Operator, None, &["Bearer hearth_x"]),
-            Err("UNAUTHENTICATED")
-        );
-    }
-
-    #[test]
-    fn a_token_opens_the_holders_calls_and_is_checked_for_operators_too() {
-        for uid in [None, Some(8), Some(7)] {
-            for value in ["Bearer hearth_x", "bearer  hearth_x "] {
-                assert_eq!(
-                    asked(Access::Holder, uid, &[value]),
-                    Ok(Caller::Holder("hearth_x".into()))
-                );
+    fn who_is_not_known_is_told_so() {
+        for path in &ALL[..4] {
+            let nobody = peer(Roles::NONE, false);
+            assert_eq!(asked(path, &nobody, &[]), Err("UNAUTHENTICATED"));
+            if *path != STATS {
+                let asked = asked(path, &nobody, &["Bearer hearth_x"]);
+                assert_eq!(asked, Err("UNAUTHENTICATED"));
             }
         }
+    }
+
+    #[test]
+    fn an_expired_certificate_opens_nothing_any_more() {
+        let now = SystemTime::now();
+        let until = |until| Identity {
+            valid_until: Some(until),
+            ..peer(Roles::ADMIN, true)
+        };
+        let late = until(now - Duration::from_secs(1));
+        for path in ALL {
+            assert_eq!(asked(path, &late, &[]), Err("UNAUTHENTICATED"), "{path}");
+        }
+        assert_eq!(
+            asked(STATS, &late, &["Bearer hearth_x"]),
+            Err("UNAUTHENTICATED")
+        );
+        assert!(asked(CLAIM, &until(now + Duration::from_secs(60)), &[]).is_ok());
+    }
+
+    #[test]
+    fn a_token_opens_the_holders_calls_and_is_checked_for_admins_too() {
+        for peer in [
+            peer(Roles::NONE, false),
+            peer(Roles::NONE, true),
+            peer(Roles::ADMIN, true),
+        ] {
+            for value in ["Bearer hearth_x", "bearer  hearth_x "] {
+                let right = Right::Token("hearth_x".into());
+                assert_eq!(asked(STATS, &peer, &[value]), Ok(right));
+            }
+        }
+        let admin = peer(Roles::ADMIN, true);
+        let long = format!("Bearer {}", "x".repeat(300));
         for wrong in [
             &["hearth_x"][..],
             &["Basic hearth_x"],
             &["Bearer "],
             &["Bearer"],
             &["Bearer a", "Bearer b"],
+            &[&long],
         ] {
-            assert_eq!(
-                asked(Access::Holder, Some(7), wrong),
-                Err("NOT_ALLOWED"),
-                "{wrong:?}"
-            );
+            assert_eq!(asked(STATS, &admin, wrong), Err("NOT_ALLOWED"), "{wrong:?}");
         }
         assert_eq!(
-            asked(
-                Access::Holder,
-                None,
-                &[&format!("Bearer {}", "x".repeat(300))]
-            ),
+            asked(CLAIM, &peer(Roles::NONE, true), &["Bearer hearth_x"]),
             Err("NOT_ALLOWED")
         );
     }
 
     #[test]
     fn a_token_is_never_shown() {
-        let holder = Caller::Holder("hearth_secret".into());
-        assert_eq!(format!("{holder:?}"), "holder");
+        let holder = Right::Token("hearth_secret".into());
+        assert_eq!(format!("{holder:?}"), "token");
     }
 }

@@ -65,6 +65,7 @@ impl Counted {
                     self.source = match grant.source {
                         crate::machine::view::Source::Warm => "warm",
                         crate::machine::view::Source::Cold => "cold",
+                        crate::machine::view::Source::Thawed => "thawed",
                     };
                     self.metrics.claim_took(self.source, &answered.timings);
                 }
@@ -84,7 +85,7 @@ impl ClaimsService {
     /// A checked claim as a call of the driver.
     fn prepare(
         &self,
-        caller: &str,
+        caller: Option<&str>,
         request: ClaimRequest,
     ) -> Result<super::door::BatchCall, Refusal> {
         let claim = check::claim(request)?;
@@ -120,10 +121,12 @@ impl ClaimsService {
             source: view::source(grant.source).into(),
             expires_at: grant.expires_at.map(|at| view::timestamp(&*core.door, at)),
             access_token: core.key.access_token(grant.claim, grant.sandbox),
-            endpoints: vec![Endpoint {
-                name: SANDBOXES.to_owned(),
-                address: core.config.endpoint.clone(),
-            }],
+            endpoints: core
+                .config
+                .endpoints
+                .iter()
+                .map(|at| endpoint(at))
+                .collect(),
             timings: Some(StageTimings {
                 queue: stage(timings.queue),
                 commit: stage(timings.commit),
@@ -136,7 +139,7 @@ impl ClaimsService {
     /// Sends the good ones of a batch together; answers and refusals in the order of the request.
     async fn batch(
         &self,
-        caller: &str,
+        caller: Option<&str>,
         claims: Vec<ClaimRequest>,
     ) -> Vec<Result<ClaimResponse, Refusal>> {
         let metrics = &self.0.metrics;
@@ -167,10 +170,17 @@ impl ClaimsService {
     }
 }
 
-fn fence(caller: &str, epoch: u64) -> Fence {
+fn endpoint(address: &str) -> Endpoint {
+    Endpoint {
+        name: SANDBOXES.to_owned(),
+        address: address.to_owned(),
+    }
+}
+
+fn fence(caller: Option<&str>, epoch: u64) -> Fence {
     Fence {
         epoch,
-        caller: caller.to_owned(),
+        caller: caller.map(str::to_owned),
     }
 }
 
@@ -182,10 +192,15 @@ impl Claims for ClaimsService {
         &self,
         request: Request<ClaimRequest>,
     ) -> Result<Response<ClaimResponse>, Status> {
-        let caller = Caller::fenced(&request)?;
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
         let request = request.into_inner();
+        caller.trail.about(format!(
+            "claim {} of pool {}",
+            request.claim_id, request.pool
+        ));
         let mut counted = Counted::new(&self.0.metrics, &request.pool);
-        let answered = match self.prepare(&caller, request) {
+        let answered = match self.prepare(fenced.as_deref(), request) {
             Ok((call, inside)) => self.0.door.call(call, inside).await,
             Err(refusal) => Err(refusal),
         };
@@ -197,7 +212,8 @@ impl Claims for ClaimsService {
         &self,
         request: Request<ClaimBatchRequest>,
     ) -> Result<Response<ClaimBatchResponse>, Status> {
-        let caller = Caller::fenced(&request)?;
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
         let request = request.into_inner();
         check::batch(&request)?;
         let ids: Vec<_> = request
@@ -205,7 +221,8 @@ impl Claims for ClaimsService {
             .iter()
             .map(|claim| claim.claim_id.clone())
             .collect();
-        let results = self.batch(&caller, request.claims).await;
+        caller.trail.about(format!("claims {}", ids.join(" ")));
+        let results = self.batch(fenced.as_deref(), request.claims).await;
         let result = |(claim_id, result): (String, Result<ClaimResponse, Refusal>)| ClaimResult {
             claim_id,
             result: Some(match result {
@@ -221,11 +238,13 @@ impl Claims for ClaimsService {
         &self,
         request: Request<ReleaseRequest>,
     ) -> Result<Response<ReleaseResponse>, Status> {
-        let caller = Caller::fenced(&request)?;
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
         let (claim, epoch) = check::release(request.get_ref())?;
+        caller.trail.about(format!("claim {claim}"));
         match self
             .0
-            .call(Call::Release(fence(&caller, epoch), claim))
+            .call(Call::Release(fence(fenced.as_deref(), epoch), claim))
             .await?
         {
             Answer::Released => Ok(Response::new(ReleaseResponse {})),
@@ -237,11 +256,13 @@ impl Claims for ClaimsService {
         &self,
         request: Request<RenewRequest>,
     ) -> Result<Response<RenewResponse>, Status> {
-        let caller = Caller::fenced(&request)?;
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
         let (claim, epoch, ttl_ms) = check::renew(request.get_ref())?;
+        caller.trail.about(format!("claim {claim}"));
         match self
             .0
-            .call(Call::Renew(fence(&caller, epoch), claim, ttl_ms))
+            .call(Call::Renew(fence(fenced.as_deref(), epoch), claim, ttl_ms))
             .await?
         {
             Answer::Renewed { expires_at } => Ok(Response::new(RenewResponse {
@@ -318,13 +339,33 @@ impl Claims for ClaimsService {
 
     async fn hibernate(
         &self,
-        _: Request<HibernateRequest>,
+        request: Request<HibernateRequest>,
     ) -> Result<Response<HibernateResponse>, Status> {
-        Err(unserved("Hibernate"))
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
+        let asked = check::hibernate(request.get_ref())?;
+        caller.trail.about(format!("claim {}", asked.claim));
+        let fence = fence(fenced.as_deref(), asked.epoch);
+        let call = Call::Hibernate(fence, asked.claim, asked.tier, asked.reason);
+        match self.0.call(call).await? {
+            Answer::Hibernated => Ok(Response::new(HibernateResponse {})),
+            other => Err(unexpected(&other).into()),
+        }
     }
 
-    async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
-        Err(unserved("Resume"))
+    async fn resume(
+        &self,
+        request: Request<ResumeRequest>,
+    ) -> Result<Response<ResumeResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
+        let (claim, epoch) = check::resume(request.get_ref())?;
+        caller.trail.about(format!("claim {claim}"));
+        let call = Call::Resume(fence(fenced.as_deref(), epoch), claim);
+        match self.0.call(call).await? {
+            Answer::Resumed => Ok(Response::new(ResumeResponse {})),
+            other => Err(unexpected(&other).into()),
+        }
     }
 }
 

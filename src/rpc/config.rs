@@ -1,6 +1,9 @@
 //! What the API is built with. Made by `app` from the daemon's configuration and what it found.
 
+use super::tcp::Tcp;
+use crate::identity;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Everything [`super::serve()`] must be told.
@@ -8,10 +11,8 @@ use std::time::{Duration, SystemTime};
 pub struct RpcConfig {
     /// The data directory's key, for tokens and digests.
     pub node_key: [u8; 32],
-    /// User ids that may call everything.
-    pub allowed_uids: Vec<u32>,
     /// Where callers reach Sandboxes, for example "unix:///run/hearth/hearth.sock"; told with every claim.
-    pub endpoint: String,
+    pub endpoints: Vec<String>,
     /// Version of hearthd.
     pub version: String,
     /// Tag of the data directory.
@@ -24,6 +25,27 @@ pub struct RpcConfig {
     pub cgroup_version: u32,
     /// Bounds that the operator sets.
     pub limits: RpcLimits,
+}
+
+/// Where the API is served.
+pub struct Listeners {
+    /// The Unix socket, made by [`super::bind`].
+    pub unix: tokio::net::UnixListener,
+    /// TCP with TLS.
+    pub tcp: Option<Tcp>,
+}
+
+/// Who may call, and what is written down of it.
+#[derive(Clone)]
+pub struct Guard {
+    /// Names to roles.
+    pub policy: Arc<identity::Policy>,
+    /// The audit log.
+    pub audit: identity::Audit,
+    /// Bound of calls per caller.
+    pub limiter: Arc<identity::Limiter>,
+    /// Identity's metrics.
+    pub metrics: identity::Metrics,
 }
 
 /// Bounds that the operator sets (configuration section `limits`).
@@ -45,8 +67,7 @@ pub struct RpcLimits {
 impl std::fmt::Debug for RpcConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RpcConfig")
-            .field("allowed_uids", &self.allowed_uids)
-            .field("endpoint", &self.endpoint)
+            .field("endpoints", &self.endpoints)
             .field("version", &self.version)
             .field("node_tag", &self.node_tag)
             .field("limits", &self.limits)

@@ -1,6 +1,6 @@
 //! What all services share.
 
-use super::caller::Caller;
+use super::caller::{Caller, Right};
 use super::config::RpcConfig;
 use super::door::Door;
 use super::key::NodeKey;
@@ -38,21 +38,29 @@ impl Core {
     /// The sandbox of an acknowledged claim that the caller may use. Asked for on each call: a token ends with its
     /// claim, and a sandbox is never used for a claim that has lost it.
     pub async fn enter(&self, caller: &Caller, claim: ClaimId) -> Result<SandboxId, Refusal> {
+        caller.trail.about(format!("claim {claim}"));
         let located = match self.call(Call::Locate(claim)).await {
             Ok(Answer::Located { sandbox, .. }) => Ok(sandbox),
             Ok(other) => Err(unexpected(&other)),
             Err(refusal) => Err(refusal),
         };
-        match caller {
-            Caller::Operator(_) => located,
-            Caller::Anyone => Err(Refusal::NotAllowed {
+        match &caller.right {
+            Right::Role(_) => located,
+            Right::Open => Err(Refusal::NotAllowed {
                 detail: "this call needs the claim's access token",
             }),
-            Caller::Holder(token) => match located {
-                Ok(sandbox) if self.key.opens(token, claim, sandbox) => Ok(sandbox),
-                Ok(_) => Err(CLOSED),
-                Err(refusal) => Err(self.told_to_holder(token, claim, refusal).await),
-            },
+            Right::Token(token) => {
+                let (opens, answer) = match located {
+                    Ok(sandbox) if self.key.opens(token, claim, sandbox) => (true, Ok(sandbox)),
+                    Ok(_) => (false, Err(CLOSED)),
+                    Err(refusal) => {
+                        let told = self.told_to_holder(token, claim, refusal).await;
+                        (told != CLOSED, Err(told))
+                    }
+                };
+                caller.trail.decided(opens, "token");
+                answer
+            }
         }
     }
 
@@ -79,6 +87,8 @@ pub fn unexpected(answer: &Answer) -> Refusal {
         Answer::Granted(_) => "Granted",
         Answer::Released => "Released",
         Answer::Renewed { .. } => "Renewed",
+        Answer::Hibernated => "Hibernated",
+        Answer::Resumed => "Resumed",
         Answer::Claim(_) => "Claim",
         Answer::Claims { .. } => "Claims",
         Answer::PoolsSet { .. } => "PoolsSet",

@@ -3,7 +3,7 @@
 
 use crate::driver::{
     Answered, Capabilities, ClaimWatch, Guest, Handle, ImageInfo, ImageProgress, Personalization,
-    Phase, Usage, Versions,
+    Phase, Usage, Versions, Visit,
 };
 use crate::machine::event::Call;
 use crate::machine::ids::{Now, SandboxId};
@@ -27,6 +27,7 @@ pub trait Door: Send + Sync + 'static {
     ) -> Result<Answered, Refusal>;
     async fn call_batch(&self, calls: Vec<BatchCall>) -> Vec<Result<Answered, Refusal>>;
     fn guest(&self, sandbox: SandboxId) -> Result<Arc<dyn Guest>, Refusal>;
+    fn visit(&self, sandbox: SandboxId) -> Visit;
     async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal>;
     async fn watch_claims(&self, resume: Option<String>) -> Result<ClaimWatch, Refusal>;
     fn pools_changed(&self) -> watch::Receiver<u64>;
@@ -65,6 +66,10 @@ impl Door for Handle {
 
     fn guest(&self, sandbox: SandboxId) -> Result<Arc<dyn Guest>, Refusal> {
         Handle::guest(self, sandbox)
+    }
+
+    fn visit(&self, sandbox: SandboxId) -> Visit {
+        Handle::visit(self, sandbox)
     }
 
     async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal> {

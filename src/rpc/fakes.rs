@@ -5,7 +5,7 @@ use super::door::{BatchCall, Door};
 use super::guest_fakes::{HostGuest, Manner};
 use crate::driver::{
     Answered, Capabilities, ClaimChange, ClaimWatch, Guest, ImageInfo, ImageProgress,
-    Personalization, Phase, Timings, Usage, Versions,
+    Personalization, Phase, Timings, Usage, Versions, Visit, Visits,
 };
 use crate::machine::event::Call;
 use crate::machine::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
@@ -58,6 +58,7 @@ pub struct FakeDriver {
     pub full: AtomicBool,
     /// Claims that reached the driver.
     pub claims_begun: AtomicU32,
+    pub visits: Visits,
     /// What guests are like.
     pub manner: Mutex<Manner>,
     /// Execs that run.
@@ -85,6 +86,7 @@ impl FakeDriver {
             answering: watch::Sender::new(true),
             full: AtomicBool::new(false),
             claims_begun: AtomicU32::new(0),
+            visits: Visits::default(),
             manner: Mutex::new(Manner::Honest),
             running: Arc::default(),
             phase: watch::Sender::new(Phase::Ready),
@@ -166,11 +168,15 @@ impl State {
                     current: seen.epoch,
                 });
             }
-            Some(seen) if fence.epoch == seen.epoch && fence.caller != seen.caller => {
-                return Err(Refusal::EpochConflict {
-                    current: seen.epoch,
-                });
-            }
+            Some(seen) if fence.epoch == seen.epoch => match (&seen.caller, &fence.caller) {
+                (Some(owner), Some(caller)) if owner != caller => {
+                    return Err(Refusal::EpochConflict {
+                        current: seen.epoch,
+                    });
+                }
+                (Some(_), _) => {}
+                (None, _) => self.fence = Some(fence.clone()),
+            },
             _ => self.fence = Some(fence.clone()),
         }
         Ok(())
@@ -304,6 +310,8 @@ impl State {
                 warm: spec.min_warm.saturating_sub(claimed),
                 creating: 0,
                 claimed,
+                frozen: 0,
+                hibernated: 0,
                 releasing: 0,
                 waiting: 0,
                 outdated: 0,
@@ -352,6 +360,16 @@ impl State {
                 let expires_at = expiry(ttl_ms);
                 self.held(claim)?.view.expires_at = expires_at;
                 Ok(Answer::Renewed { expires_at })
+            }
+            Call::Hibernate(fence, claim, _, _) => {
+                self.fenced(&fence)?;
+                self.held(claim)?.view.state = ClaimState::Hibernated;
+                Ok(Answer::Hibernated)
+            }
+            Call::Resume(fence, claim) => {
+                self.fenced(&fence)?;
+                self.held(claim)?.view.state = ClaimState::Claimed;
+                Ok(Answer::Resumed)
             }
             Call::Get(claim) => Ok(Answer::Claim(Box::new(self.held(claim)?.view.clone()))),
             Call::List { pool, after, limit } => {
@@ -452,10 +470,15 @@ impl Door for FakeDriver {
         Ok(Arc::new(guest))
     }
 
+    fn visit(&self, sandbox: SandboxId) -> Visit {
+        self.visits.begin(sandbox)
+    }
+
     async fn usage(&self, _: SandboxId) -> Result<Usage, Refusal> {
         Ok(Usage {
             cpu_nanoseconds: 1,
             memory_bytes: 2,
+            swap_bytes: 5,
             memory_limit_bytes: 3,
             pids: 4,
             oom_kills: 0,

@@ -179,6 +179,10 @@ impl Guest for HostGuest {
         Ok("fake".into())
     }
 
+    async fn quiesce(&self, _: Duration) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     async fn personalize(
         &self,
         _: &str,

@@ -9,6 +9,7 @@ use super::incoming;
 use super::places::{Kind, Open};
 use crate::api::{Image, ImportImageRequest, ImportImageResponse, PoolView, PullImageResponse};
 use crate::driver::{ImageInfo, ImageProgress};
+use crate::identity::Trail;
 use crate::machine::refusal::Refusal;
 use std::future::Future;
 use std::sync::Arc;
@@ -107,6 +108,7 @@ pub fn pull(core: Arc<Core>, name: String) -> Result<Answers<PullImageResponse>,
 pub async fn import(
     core: Arc<Core>,
     mut pieces: Streaming<ImportImageRequest>,
+    trail: Trail,
 ) -> Result<Answers<ImportImageResponse>, Refusal> {
     let place = place(&core, Kind::ImportImage)?;
     let first = next(&mut pieces).await?;
@@ -117,6 +119,9 @@ pub async fn import(
         )]));
     };
     let name = check::archive_name(&first.name)?;
+    if let Some(name) = &name {
+        trail.about(format!("image {name}"));
+    }
     Ok(answers(|out| async move {
         let _place = place;
         let archive = receive(&core, first, pieces, &out).await?;

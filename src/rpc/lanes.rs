@@ -1,7 +1,7 @@
 //! Bounds of calls in flight: one room for each kind, so that no kind starves another. A full room is an answer.
 
 use super::bounds;
-use super::caller::Caller;
+use super::caller::Right;
 use super::method::Lane;
 use crate::machine::refusal::Refusal;
 use std::sync::Arc;
@@ -36,17 +36,15 @@ impl Default for Lanes {
 
 impl Lanes {
     /// Takes a place for one call; it is free again when the permit is dropped.
-    pub fn enter(&self, lane: Lane, caller: &Caller) -> Result<OwnedSemaphorePermit, Refusal> {
-        let (room, queue) = match (lane, caller) {
+    pub fn enter(&self, lane: Lane, right: &Right) -> Result<OwnedSemaphorePermit, Refusal> {
+        let (room, queue) = match (lane, right) {
             (Lane::Claims, _) => (&self.claims, "requests"),
             (Lane::Returns, _) => (&self.returns, "requests"),
-            (Lane::Reads | Lane::Open, Caller::Anyone) | (Lane::Open, _) => {
-                (&self.open, "requests")
-            }
+            (Lane::Reads | Lane::Open, Right::Open) | (Lane::Open, _) => (&self.open, "requests"),
             (Lane::Reads, _) => (&self.reads, "requests"),
             (Lane::Watches, _) => (&self.watches, "watchers"),
-            (Lane::Streams, Caller::Operator(_)) => (&self.streams, "executions"),
-            (Lane::Streams, Caller::Holder(_) | Caller::Anyone) => (&self.held, "executions"),
+            (Lane::Streams, Right::Role(_)) => (&self.streams, "executions"),
+            (Lane::Streams, Right::Token(_) | Right::Open) => (&self.held, "executions"),
         };
         Arc::clone(room)
             .try_acquire_owned()
@@ -60,10 +58,13 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Roles;
+
+    const ROLE: Right = Right::Role(Roles::ADMIN);
 
     #[test]
     fn a_full_room_is_an_answer_and_starves_no_other() {
-        let (lanes, root) = (Lanes::default(), Caller::Operator(0));
+        let (lanes, root) = (Lanes::default(), ROLE);
         let taken: Vec<_> = (0..bounds::CLAIMS_IN_FLIGHT)
             .map(|_| lanes.enter(Lane::Claims, &root).unwrap())
             .collect();
@@ -82,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn holders_never_take_the_room_of_operators() {
-        let (lanes, holder) = (Lanes::default(), Caller::Holder("t".into()));
+    fn holders_never_take_the_room_of_roles() {
+        let (lanes, holder) = (Lanes::default(), Right::Token("t".into()));
         let _taken: Vec<_> = (0..bounds::STREAMS_OPEN)
             .map(|_| lanes.enter(Lane::Streams, &holder).unwrap())
             .collect();
         assert!(lanes.enter(Lane::Streams, &holder).is_err());
-        let _ = lanes.enter(Lane::Streams, &Caller::Operator(0)).unwrap();
+        let _ = lanes.enter(Lane::Streams, &ROLE).unwrap();
     }
 }

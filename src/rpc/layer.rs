@@ -2,22 +2,24 @@
 //! callers only.
 
 use super::body::{CallBody, Tally};
-use super::caller::{self, Caller};
+use super::caller::{self, Caller, Right};
+use super::config::Guard;
 use super::lanes::Lanes;
-use super::method::{self, Method};
+use super::method::{self, Lane, Method};
 use super::metrics::Metrics;
-use super::status::adopted;
+use super::status::{self, adopted};
 use super::trace;
 use super::until::{Shutdown, Until};
+use crate::identity::{Class, Identity};
 use crate::machine::refusal::Refusal;
 use futures::FutureExt;
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -27,8 +29,8 @@ use tracing::Instrument;
 
 /// What every call is judged by.
 pub struct Rules {
-    /// User ids that may call everything.
-    pub allowed_uids: BTreeSet<u32>,
+    /// Who may call, and what is written down of it.
+    pub guard: Guard,
     /// Rooms for calls in flight.
     pub lanes: Lanes,
     /// Metrics.
@@ -41,13 +43,36 @@ impl Rules {
     /// Admits a call into its room.
     fn admit(
         &self,
-        method: &Method,
+        method: &'static Method,
+        identity: &Identity,
+        trace: &str,
         request: &Request<Body>,
     ) -> Result<(Caller, OwnedSemaphorePermit), Refusal> {
-        let uid = caller::uid(request.extensions());
-        let caller = caller::admit(method.access, uid, &self.allowed_uids, request.headers())?;
-        let permit = self.lanes.enter(method.lane, &caller)?;
-        Ok((caller, permit))
+        let guard = &self.guard;
+        let class = match method.lane {
+            Lane::Returns => Class::Returns,
+            Lane::Claims | Lane::Reads | Lane::Watches | Lane::Streams | Lane::Open => Class::Other,
+        };
+        // Before the decision, and not written down: refusing a flood must not become one.
+        let within = guard.limiter.take(&identity.name, class, Instant::now());
+        within.map_err(|wait| {
+            guard.metrics.rate_limited();
+            Refusal::RateLimited {
+                retry_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1),
+            }
+        })?;
+        let trail = guard.audit.trail(identity, method.name, trace);
+        let right = caller::admit(method, identity, request.headers());
+        match &right {
+            Ok(Right::Role(_)) => trail.decided(true, "role"),
+            // A token is judged where the claim is known; what is open to everybody is no decision.
+            Ok(Right::Token(_) | Right::Open) => {}
+            Err(refusal) => trail.decided(false, status::entry(refusal).reason),
+        }
+        let right = right?;
+        let permit = self.lanes.enter(method.lane, &right)?;
+        let name = Arc::clone(&identity.name);
+        Ok((Caller { name, right, trail }, permit))
     }
 }
 
@@ -93,23 +118,24 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let method = method::find(request.uri().path());
-        let admitted = self.rules.admit(method, &request);
-        let uid = caller::uid(request.extensions());
+        let identity = caller::identity(request.extensions());
         let span = tracing::info_span!(
             "rpc",
             method = method.name,
             trace_id = tracing::field::Empty,
-            // The user, whether or not it presents a token.
-            caller = uid.map_or_else(|| "unknown".to_owned(), |uid| format!("uid:{uid}")),
+            // Whether or not it presents a token.
+            caller = &*identity.name,
         );
-        trace::join(&span, request.headers());
-        let tally = Tally::begin(self.rules.metrics.clone(), method, span);
+        let trace = trace::join(&span, request.headers());
+        let admitted = self.rules.admit(method, &identity, &trace, &request);
+        let mut tally = Tally::begin(self.rules.metrics.clone(), method, span);
         let (caller, permit) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 return Box::pin(std::future::ready(Ok(refused(refusal.into(), tally))));
             }
         };
+        tally.admitted(caller.trail.clone());
         request.extensions_mut().insert(caller);
         let until = Until::new(method, request.headers(), &self.rules.shutdown);
         let span = tally.span().clone();

@@ -1,11 +1,11 @@
 //! The layer alone, around services that do what they are told: what a client's own timers would blur.
 
 use super::*;
+use crate::identity::{Policy, Roles};
 use crate::rpc::answers::answers;
 use bytes::Bytes;
 use http_body_util_free::collect;
 use std::time::Duration;
-use tonic::transport::server::UdsConnectInfo;
 use tonic_types::StatusExt;
 use tower::service_fn;
 
@@ -37,7 +37,7 @@ mod http_body_util_free {
 
 fn rules(registry: &prometheus::Registry) -> Arc<Rules> {
     Arc::new(Rules {
-        allowed_uids: [nix::unistd::getuid().as_raw()].into(),
+        guard: crate::rpc::tests::guard(registry, "uid:7", std::path::Path::new("/dev/null")),
         lanes: Lanes::default(),
         metrics: Metrics::register(registry).unwrap(),
         shutdown: Shutdown::default(),
@@ -45,14 +45,11 @@ fn rules(registry: &prometheus::Registry) -> Arc<Rules> {
 }
 
 fn request(path: &str, timeout: Option<&str>) -> Request<Body> {
-    let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = path.parse().unwrap();
-    let peer_cred = ours.peer_cred().ok();
-    request.extensions_mut().insert(UdsConnectInfo {
-        peer_addr: None,
-        peer_cred,
-    });
+    let lists = ["uid:7".to_owned()];
+    let policy = Policy::new([(Roles::ADMIN, lists.as_slice())]).unwrap();
+    request.extensions_mut().insert(policy.user(Some(7)));
     if let Some(timeout) = timeout {
         request
             .headers_mut()
@@ -211,7 +208,7 @@ async fn places_come_back_whatever_the_end() {
 async fn a_peer_that_the_kernel_does_not_name_is_nobody() {
     let rules = rules(&prometheus::Registry::new());
     let mut nameless = request(GET, None);
-    nameless.extensions_mut().remove::<UdsConnectInfo>();
+    nameless.extensions_mut().remove::<Identity>();
     let (_, status) = ask(&rules, nameless, never).await;
     assert_eq!(
         (status.code(), reason(&status).as_str()),
@@ -264,7 +261,7 @@ async fn each_call_leaves_one_line_with_its_trace_and_no_token() {
         .collect();
     assert!(!text.contains("hunter2"), "{text}");
     assert_eq!(lines.len(), 2, "{text}");
-    let uid = format!("uid:{}", nix::unistd::getuid());
+    let uid = "uid:7";
     for line in &lines {
         let span = &line["span"];
         let told = (
@@ -274,7 +271,7 @@ async fn each_call_leaves_one_line_with_its_trace_and_no_token() {
         );
         assert_eq!(
             told,
-            (Some("Sandboxes/Exec"), Some(trace), Some(uid.as_str())),
+            (Some("Sandboxes/Exec"), Some(trace), Some(uid)),
             "{text}"
         );
     }

@@ -1,7 +1,8 @@
 //! Every method that is served: who may call it, which room it takes, how long it may take, how it is logged and how
-//! it ends at a shutdown. A path that is not here is refused to everybody but operators.
+//! it ends at a shutdown. A path that is not here is refused to everybody but admins.
 
 use super::bounds;
+use crate::identity::Roles;
 use std::time::Duration;
 
 /// Who may call.
@@ -9,11 +10,18 @@ use std::time::Duration;
 pub enum Access {
     /// Every peer.
     Anyone,
-    /// Users of `allowed_uids`, and whoever holds the claim's access token.
+    /// Whoever holds the claim's access token, and admins.
     Holder,
-    /// Users of `allowed_uids`.
-    Operator,
+    /// Callers with one of these roles.
+    Roles(Roles),
 }
+
+/// May change the node itself.
+const ADMIN: Access = Access::Roles(Roles::ADMIN);
+/// May change claims.
+const ALLOCATOR: Access = Access::Roles(Roles::ADMIN.and(Roles::ALLOCATOR));
+/// May read.
+const VIEWER: Access = Access::Roles(Roles::ADMIN.and(Roles::ALLOCATOR).and(Roles::VIEWER));
 
 /// Which bound of calls in flight it counts against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +66,8 @@ pub struct Method {
     pub ends: Ends,
     /// A call that succeeded is logged at info, else at debug.
     pub loud: bool,
+    /// How it ended is written to the audit log.
+    pub changes: bool,
 }
 
 impl Method {
@@ -70,6 +80,7 @@ impl Method {
             bound: Some(bounds::CALL_BOUND),
             ends: Ends::AtDeadline,
             loud: false,
+            changes: false,
         }
     }
 
@@ -93,6 +104,11 @@ impl Method {
         self.loud = true;
         self
     }
+
+    const fn changes(mut self) -> Self {
+        self.changes = true;
+        self
+    }
 }
 
 /// What follows the last dot: "/hearth.v1.Claims/Get" → "Claims/Get".
@@ -108,40 +124,40 @@ const fn short(path: &'static str) -> &'static str {
 /// A method that is not served.
 pub static UNKNOWN: Method = Method {
     name: "unknown",
-    ..Method::new("", Access::Operator, Lane::Reads)
+    ..Method::new("", ADMIN, Lane::Reads)
 };
 
 /// All of them.
 #[rustfmt::skip] // A table.
 pub static METHODS: [Method; 31] = [
-    Method::new("/hearth.v1.Claims/Claim", Access::Operator, Lane::Claims).within(bounds::CLAIM_BOUND).loud(),
-    Method::new("/hearth.v1.Claims/ClaimBatch", Access::Operator, Lane::Claims).within(bounds::CLAIM_BOUND).loud(),
-    Method::new("/hearth.v1.Claims/Release", Access::Operator, Lane::Returns).loud(),
-    Method::new("/hearth.v1.Claims/Renew", Access::Operator, Lane::Returns),
-    Method::new("/hearth.v1.Claims/Get", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Claims/List", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Claims/Watch", Access::Operator, Lane::Watches).endless(),
-    Method::new("/hearth.v1.Claims/Hibernate", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Claims/Resume", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Sandboxes/Exec", Access::Holder, Lane::Streams).unbounded(),
-    Method::new("/hearth.v1.Sandboxes/RunCode", Access::Holder, Lane::Streams).unbounded(),
-    Method::new("/hearth.v1.Sandboxes/InterruptCode", Access::Holder, Lane::Streams),
+    Method::new("/hearth.v1.Claims/Claim", ALLOCATOR, Lane::Claims).within(bounds::CLAIM_BOUND).loud().changes(),
+    Method::new("/hearth.v1.Claims/ClaimBatch", ALLOCATOR, Lane::Claims).within(bounds::CLAIM_BOUND).loud().changes(),
+    Method::new("/hearth.v1.Claims/Release", ALLOCATOR, Lane::Returns).loud().changes(),
+    Method::new("/hearth.v1.Claims/Renew", ALLOCATOR, Lane::Returns).changes(),
+    Method::new("/hearth.v1.Claims/Get", VIEWER, Lane::Reads),
+    Method::new("/hearth.v1.Claims/List", VIEWER, Lane::Reads),
+    Method::new("/hearth.v1.Claims/Watch", VIEWER, Lane::Watches).endless(),
+    Method::new("/hearth.v1.Claims/Hibernate", ALLOCATOR, Lane::Reads).changes(),
+    Method::new("/hearth.v1.Claims/Resume", ALLOCATOR, Lane::Reads).changes(),
+    Method::new("/hearth.v1.Sandboxes/Exec", Access::Holder, Lane::Streams).unbounded().changes(),
+    Method::new("/hearth.v1.Sandboxes/RunCode", Access::Holder, Lane::Streams).unbounded().changes(),
+    Method::new("/hearth.v1.Sandboxes/InterruptCode", Access::Holder, Lane::Streams).changes(),
     Method::new("/hearth.v1.Sandboxes/ReadFile", Access::Holder, Lane::Streams).unbounded(),
-    Method::new("/hearth.v1.Sandboxes/WriteFile", Access::Holder, Lane::Streams).unbounded(),
+    Method::new("/hearth.v1.Sandboxes/WriteFile", Access::Holder, Lane::Streams).unbounded().changes(),
     Method::new("/hearth.v1.Sandboxes/ListFiles", Access::Holder, Lane::Streams).unbounded(),
-    Method::new("/hearth.v1.Sandboxes/Connect", Access::Holder, Lane::Streams).unbounded(),
+    Method::new("/hearth.v1.Sandboxes/Connect", Access::Holder, Lane::Streams).unbounded().changes(),
     Method::new("/hearth.v1.Sandboxes/Stats", Access::Holder, Lane::Streams),
-    Method::new("/hearth.v1.Pools/SetPools", Access::Operator, Lane::Reads).loud(),
-    Method::new("/hearth.v1.Pools/GetPools", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Pools/WatchPools", Access::Operator, Lane::Watches).endless(),
-    Method::new("/hearth.v1.Node/Info", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Node/Drain", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Node/Undrain", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Node/Orphans", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Node/ListImages", Access::Operator, Lane::Reads),
-    Method::new("/hearth.v1.Node/ImportImage", Access::Operator, Lane::Streams).unbounded().loud(),
-    Method::new("/hearth.v1.Node/PullImage", Access::Operator, Lane::Streams).unbounded().loud(),
-    Method::new("/hearth.v1.Node/RemoveImage", Access::Operator, Lane::Reads).loud(),
+    Method::new("/hearth.v1.Pools/SetPools", ADMIN, Lane::Reads).loud().changes(),
+    Method::new("/hearth.v1.Pools/GetPools", VIEWER, Lane::Reads),
+    Method::new("/hearth.v1.Pools/WatchPools", VIEWER, Lane::Watches).endless(),
+    Method::new("/hearth.v1.Node/Info", VIEWER, Lane::Reads),
+    Method::new("/hearth.v1.Node/Drain", ADMIN, Lane::Reads).changes(),
+    Method::new("/hearth.v1.Node/Undrain", ADMIN, Lane::Reads).changes(),
+    Method::new("/hearth.v1.Node/Orphans", ADMIN, Lane::Reads).changes(),
+    Method::new("/hearth.v1.Node/ListImages", VIEWER, Lane::Reads),
+    Method::new("/hearth.v1.Node/ImportImage", ADMIN, Lane::Streams).unbounded().loud().changes(),
+    Method::new("/hearth.v1.Node/PullImage", ADMIN, Lane::Streams).unbounded().loud().changes(),
+    Method::new("/hearth.v1.Node/RemoveImage", ADMIN, Lane::Reads).loud().changes(),
     Method::new("/grpc.health.v1.Health/Check", Access::Anyone, Lane::Open),
     Method::new("/grpc.health.v1.Health/Watch", Access::Anyone, Lane::Open).endless(),
     Method::new("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Anyone, Lane::Open).endless(),
@@ -189,14 +205,56 @@ mod tests {
             let unserved = row.name == "Node/Drain";
             assert_eq!(row.bound.is_none(), streams && !unserved, "{path}");
             let inside = path.starts_with("/hearth.v1.Sandboxes/");
-            assert_eq!(
-                row.access,
-                if inside {
-                    Access::Holder
-                } else {
-                    Access::Operator
-                },
-                "{path}"
+            assert_eq!(row.access == Access::Holder, inside, "{path}");
+            assert_ne!(row.access, Access::Anyone, "{path}");
+            // What a viewer may not call changes something, and is accounted for.
+            let reads = [
+                "Sandboxes/ReadFile",
+                "Sandboxes/ListFiles",
+                "Sandboxes/Stats",
+            ];
+            let quiet = row.access == VIEWER || reads.contains(&row.name);
+            assert_eq!(row.changes, !quiet, "{path}");
+        }
+    }
+
+    /// The table of docs/security.md.
+    fn document() -> String {
+        let mut out = String::from(
+            "| method | viewer | allocator | admin | access token |\n|---|---|---|---|---|\n",
+        );
+        for method in &METHODS {
+            let yes = match method.access {
+                Access::Anyone => ["yes", "yes", "yes", "not asked for"],
+                Access::Holder => ["", "", "yes", "of that claim"],
+                Access::Roles(roles) => {
+                    let may = |role| if roles.meets(role) { "yes" } else { "" };
+                    [
+                        may(Roles::VIEWER),
+                        may(Roles::ALLOCATOR),
+                        may(Roles::ADMIN),
+                        "",
+                    ]
+                }
+            };
+            out.push_str(&format!("| `{}` | {} |\n", method.name, yes.join(" | ")));
+        }
+        out
+    }
+
+    #[test]
+    fn the_documents_table_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (begin, end) = ("<!-- methods:begin -->\n", "<!-- methods:end -->");
+        let (before, rest) = text.split_once(begin).unwrap();
+        let (written, after) = rest.split_once(end).unwrap();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, format!("{before}{begin}{}{end}{after}", document())).unwrap();
+        } else {
+            assert!(
+                written == document(),
+                "out of date: UPDATE=1 cargo test --lib rpc::method"
             );
         }
     }
@@ -212,10 +270,7 @@ mod tests {
             "/hearth.v1.Claims/get",
             "/x.Y/Z",
         ] {
-            assert_eq!(
-                (find(path).name, find(path).access),
-                ("unknown", Access::Operator)
-            );
+            assert_eq!((find(path).name, find(path).access), ("unknown", ADMIN));
         }
     }
 }

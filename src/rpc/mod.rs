@@ -1,12 +1,12 @@
-//! gRPC services over a Unix socket.
+//! gRPC services over a Unix socket, and over TCP with TLS.
 //!
-//! Owns: decoding, identity, the shape and bounds of every request, statuses, streams to and from guests, and the
+//! Owns: decoding, admission, the shape and bounds of every request, statuses, streams to and from guests, and the
 //! bounds of what is in flight. Never: a decision about claims or pools (the machine's), an effect outside (the
 //! driver's). What a caller sees of a refusal is one table, `status.rs`.
 //!
 //! ```text
-//! socket ─▶ Acceptor ─▶ CallLayer: span · who (caller) · room (lanes) · deadline (until) · metrics, log line
-//!                           │                                              ▲ the answer's body, to its end
+//! socket ─▶ Acceptor ┬▶ CallLayer: span · who (caller) · room (lanes) · deadline (until) · metrics, log line
+//! TCP ─▶ TLS ─▶ Tcp ─┘      │                                              ▲ the answer's body, to its end
 //!                           ▼                                              │
 //!             services: check ─▶ Call ─▶ driver::Handle ─▶ Answer ─▶ view ─┤
 //!                       check ─▶ Locate, token ─▶ Guest ─▶ Answers (stream)┘
@@ -45,6 +45,7 @@ mod sandboxes;
 mod serve;
 mod socket;
 mod status;
+mod tcp;
 mod text;
 mod trace;
 mod until;
@@ -57,7 +58,8 @@ mod guest_fakes;
 #[cfg(test)]
 mod tests;
 
-pub use config::{RpcConfig, RpcLimits};
+pub use config::{Guard, Listeners, RpcConfig, RpcLimits};
 pub use metrics::Metrics;
 pub use serve::{ServeError, serve};
 pub use socket::{BindError, bind};
+pub use tcp::Tcp;

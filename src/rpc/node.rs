@@ -1,6 +1,7 @@
 //! The Node service: what this node can do, what it found without a record, and its images (`images.rs`).
 
 use super::answers::Answers;
+use super::caller::Caller;
 use super::check;
 use super::claims::unserved;
 use super::core::{Core, unexpected};
@@ -93,6 +94,8 @@ impl Node for NodeService {
         request: Request<OrphansRequest>,
     ) -> Result<Response<OrphansResponse>, Status> {
         let named = check::orphans(&request.get_ref().destroy)?;
+        let ids: Vec<_> = named.iter().map(SandboxId::to_string).collect();
+        Caller::of(&request)?.trail.about(ids.join(" "));
         let mut view = self.view(Call::Inspect).await?;
         if !named.is_empty() {
             let mut fields = check::Fields::default();
@@ -125,7 +128,8 @@ impl Node for NodeService {
         &self,
         request: Request<Streaming<ImportImageRequest>>,
     ) -> Result<Response<Self::ImportImageStream>, Status> {
-        let stream = images::import(Arc::clone(&self.0), request.into_inner()).await?;
+        let trail = Caller::of(&request)?.trail;
+        let stream = images::import(Arc::clone(&self.0), request.into_inner(), trail).await?;
         Ok(Response::new(stream))
     }
 
@@ -133,8 +137,10 @@ impl Node for NodeService {
         &self,
         request: Request<PullImageRequest>,
     ) -> Result<Response<Self::PullImageStream>, Status> {
+        let caller = Caller::of(&request)?;
         let name = request.into_inner().name;
         check::image(&name)?;
+        caller.trail.about(format!("image {name}"));
         Ok(Response::new(images::pull(Arc::clone(&self.0), name)?))
     }
 
@@ -142,8 +148,10 @@ impl Node for NodeService {
         &self,
         request: Request<RemoveImageRequest>,
     ) -> Result<Response<RemoveImageResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let name = request.into_inner().name;
         check::image(&name)?;
+        caller.trail.about(format!("image {name}"));
         self.0.door.remove_image(&name).await?;
         Ok(Response::new(RemoveImageResponse {}))
     }

@@ -2,6 +2,7 @@
 
 use super::guest;
 use super::metrics::Metrics;
+use crate::driver::Visit;
 use crate::machine::ids::SandboxId;
 use crate::machine::refusal::Refusal;
 use std::collections::HashMap;
@@ -106,7 +107,8 @@ impl Places {
     }
 
     /// Takes a place for one stream; it is free again when the place is dropped.
-    pub fn take(&self, sandbox: SandboxId, kind: Kind) -> Result<Place, Refusal> {
+    pub fn take(&self, visit: Visit, kind: Kind) -> Result<Place, Refusal> {
+        let sandbox = visit.sandbox();
         // A count is never left half changed: a poisoned lock holds good numbers.
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(sandbox).or_default();
@@ -118,6 +120,7 @@ impl Places {
             taken: Arc::clone(&self.taken),
             sandbox,
             _open: Open::count(&self.metrics, kind),
+            _visit: visit,
         })
     }
 }
@@ -127,6 +130,7 @@ pub struct Place {
     taken: Arc<Mutex<HashMap<SandboxId, usize>>>,
     sandbox: SandboxId,
     _open: Open,
+    _visit: Visit,
 }
 
 impl Drop for Place {
@@ -151,18 +155,21 @@ mod tests {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let places = Places::new(2, metrics.clone());
         let sandbox = |n| SandboxId::new(NodeTag(1), n).unwrap();
-        let first = places.take(sandbox(1), Kind::Exec).unwrap();
-        let _second = places.take(sandbox(1), Kind::Connect).unwrap();
+        let visits = crate::driver::Visits::default();
+        let first = places.take(visits.begin(sandbox(1)), Kind::Exec).unwrap();
+        let _second = places
+            .take(visits.begin(sandbox(1)), Kind::Connect)
+            .unwrap();
         assert_eq!(
-            places.take(sandbox(1), Kind::Exec).err(),
+            places.take(visits.begin(sandbox(1)), Kind::Exec).err(),
             Some(guest::full())
         );
-        let other = places.take(sandbox(2), Kind::Exec).unwrap();
+        let other = places.take(visits.begin(sandbox(2)), Kind::Exec).unwrap();
         assert_eq!(metrics.streams_open(Kind::Exec).get(), 2);
         drop(first);
         drop(other);
         assert_eq!(metrics.streams_open(Kind::Exec).get(), 0);
-        let _again = places.take(sandbox(1), Kind::Exec).unwrap();
+        let _again = places.take(visits.begin(sandbox(1)), Kind::Exec).unwrap();
         assert_eq!(
             places.taken.lock().unwrap().len(),
             1,

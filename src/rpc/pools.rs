@@ -42,7 +42,8 @@ impl Pools for PoolsService {
         &self,
         request: Request<SetPoolsRequest>,
     ) -> Result<Response<SetPoolsResponse>, Status> {
-        let caller = Caller::fenced(&request)?;
+        let caller = Caller::of(&request)?;
+        let fenced = caller.fenced()?;
         let handlers: Vec<_> = self
             .0
             .door
@@ -51,10 +52,17 @@ impl Pools for PoolsService {
             .map(|(name, _)| name)
             .collect();
         let (set, epoch) = check::set_pools(request.into_inner(), &handlers)?;
+        caller.trail.about(format!("generation {}", set.generation));
         let names: Vec<_> = set.pools.iter().map(|pool| pool.name.clone()).collect();
         match self
             .0
-            .call(Call::SetPools(Fence { epoch, caller }, set))
+            .call(Call::SetPools(
+                Fence {
+                    epoch,
+                    caller: fenced,
+                },
+                set,
+            ))
             .await?
         {
             Answer::PoolsSet { generation } => {

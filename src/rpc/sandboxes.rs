@@ -52,7 +52,7 @@ impl Entered {
 impl SandboxesService {
     async fn enter(&self, caller: &Caller, claim: ClaimId, kind: Kind) -> Result<Entered, Refusal> {
         let sandbox = self.0.enter(caller, claim).await?;
-        let place = self.0.places.take(sandbox, kind)?;
+        let place = self.0.places.take(self.0.door.visit(sandbox), kind)?;
         let guest = self.0.door.guest(sandbox)?;
         Ok(Entered {
             sandbox,

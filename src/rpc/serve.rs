@@ -3,8 +3,8 @@
 use super::archive;
 use super::bounds;
 use super::claims::ClaimsService;
-use super::config::RpcConfig;
-use super::connection::Acceptor;
+use super::config::{Guard, Listeners, RpcConfig};
+use super::connection::{Acceptor, Connection, Rooms};
 use super::core::Core;
 use super::door::Door;
 use super::key::NodeKey;
@@ -15,22 +15,23 @@ use super::node::NodeService;
 use super::places::Places;
 use super::pools::PoolsService;
 use super::sandboxes::SandboxesService;
+use super::tcp::{self, Keeper, Serve, Tcp};
 use super::until::Shutdown;
 use crate::api::claims_server::ClaimsServer;
 use crate::api::node_server::NodeServer;
 use crate::api::pools_server::PoolsServer;
 use crate::api::sandboxes_server::SandboxesServer;
 use crate::driver::{Handle, Phase};
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::layer::util::{Identity, Stack};
 
 /// The server could not be built, or broke.
 #[derive(Debug, thiserror::Error)]
@@ -51,23 +52,25 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Serves the API on a socket made by [`super::bind`] until `shutdown` resolves: then nothing new is accepted, watches end,
+/// Serves the API on these listeners until `shutdown` resolves: then nothing new is accepted, watches end,
 /// calls in flight and streams may finish for `config.limits.shutdown`, and what is left is ended with SHUTTING_DOWN.
 /// Health says SERVING in phases Ready and Degraded. Spawned by `app`, inside the tokio runtime.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub async fn serve(
-    listener: UnixListener,
+    listeners: Listeners,
     handle: Handle,
     config: RpcConfig,
+    guard: Guard,
     metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     Box::pin(serve_door(
-        listener,
+        listeners,
         Arc::new(handle),
         config,
+        guard,
         metrics,
         shutdown,
     ))
@@ -76,9 +79,10 @@ pub async fn serve(
 
 /// [`serve()`] for whatever stands behind the door.
 pub(super) async fn serve_door(
-    listener: UnixListener,
+    listeners: Listeners,
     door: Arc<dyn Door>,
     config: RpcConfig,
+    guard: Guard,
     metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
@@ -88,16 +92,22 @@ pub(super) async fn serve_door(
     };
     archive::clear(&config.limits).await.map_err(import_dir)?;
     let steps = Shutdown::default();
-    let allowed: BTreeSet<u32> = config.allowed_uids.iter().copied().collect();
-    let rules = Rules {
-        allowed_uids: allowed.clone(),
+    let rooms = Rooms::new(metrics.clone());
+    let (policy, identity_metrics) = (Arc::clone(&guard.policy), guard.metrics.clone());
+    let rules = Arc::new(Rules {
+        guard,
         lanes: Lanes::default(),
         metrics: metrics.clone(),
         shutdown: steps.clone(),
-    };
+    });
     let patience = config.limits.shutdown;
     let phase = door.phase();
-    let acceptor = Acceptor::new(listener, allowed, metrics.clone(), steps.clone());
+    let acceptor = Acceptor::new(
+        listeners.unix,
+        Arc::clone(&policy),
+        rooms.clone(),
+        steps.clone(),
+    );
     let core = Arc::new(Core {
         door,
         key: NodeKey::new(&config.node_key),
@@ -109,17 +119,64 @@ pub(super) async fn serve_door(
     let health = HealthReporter::new();
     let now = *phase.borrow();
     tell(&health, now).await;
-    let serving = builder()
-        .layer(CallLayer(Arc::new(rules)))
-        .add_routes(routes(&core, &health)?)
-        .serve_with_incoming_shutdown(
-            acceptor.connections(),
-            steps.begun.clone().cancelled_owned(),
-        );
+    let served = Served {
+        rules,
+        routes: routes(&core, &health)?,
+    };
+    let serving = served.router().serve_with_incoming_shutdown(
+        acceptor.connections(),
+        steps.begun.clone().cancelled_owned(),
+    );
+    let keeper = Keeper {
+        policy,
+        rooms,
+        metrics: identity_metrics,
+        shutdown: steps.clone(),
+    };
+    let both = async {
+        let (unix, ()) = tokio::join!(serving, Box::pin(over_tcp(listeners.tcp, keeper, served)));
+        unix
+    };
     tokio::select! {
-        served = serving => Ok(served?),
+        served = both => Ok(served?),
         () = follow(&health, phase) => Ok(()),
         () = wind_down(&health, &steps, patience, shutdown) => Ok(()),
+    }
+}
+
+async fn over_tcp(tcp: Option<Tcp>, keeper: Keeper, served: Served) {
+    if let Some(tcp) = tcp {
+        tcp.run(keeper, served).await;
+    }
+}
+
+/// What is served on every connection.
+#[derive(Clone)]
+struct Served {
+    rules: Arc<Rules>,
+    routes: Routes,
+}
+
+impl Served {
+    fn router(&self) -> Router<Stack<CallLayer, Identity>> {
+        builder()
+            .layer(CallLayer(Arc::clone(&self.rules)))
+            .add_routes(self.routes.clone())
+    }
+}
+
+impl Serve for Served {
+    async fn serve(
+        &self,
+        connection: Connection,
+        leave: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let served = self
+            .router()
+            .serve_with_incoming_shutdown(tcp::only(connection), leave);
+        if let Err(error) = served.await {
+            tracing::debug!(%error, "serving a connection failed");
+        }
     }
 }
 

@@ -89,6 +89,14 @@ pub fn entry(refusal: &Refusal) -> Entry {
         Refusal::ClaimRecovering { claim } =>
             Entry::new(Unavailable, "CLAIM_RECOVERING", "hearthd looks for the sandbox after a restart: retry")
                 .retry(bounds::PENDING_RETRY_MS).with("claim_id", claim),
+        Refusal::WakeInFlight { claim } =>
+            Entry::new(Aborted, "WAKE_IN_FLIGHT", "somebody wakes the sandbox just now: put it to sleep again when it is no longer used")
+                .with("claim_id", claim),
+        Refusal::HibernateFailed { claim, detail: _, retry_ms } =>
+            Entry::new(Unavailable, "HIBERNATE_FAILED", "the sandbox runs on: retry").retry(*retry_ms).with("claim_id", claim),
+        Refusal::ResumeFailed { claim, detail: _, retry_ms } =>
+            Entry::new(Unavailable, "RESUME_FAILED", "the sandbox still sleeps: retry; if it repeats, release the claim")
+                .retry(*retry_ms).with("claim_id", claim),
         Refusal::EpochStale { current } =>
             Entry::new(Aborted, "EPOCH_STALE", "a newer allocator is at work: stop, or take a larger epoch from your election")
                 .with("current", current),
@@ -152,9 +160,11 @@ pub fn entry(refusal: &Refusal) -> Entry {
             Entry::new(FailedPrecondition, "INSIDE_REFUSED", "the sandbox's own system said no: see its words")
                 .precondition("SANDBOX", "guest"),
         Refusal::Unauthenticated { detail: _ } =>
-            Entry::new(Unauthenticated, "UNAUTHENTICATED", "connect over the Unix socket, or give the claim's access token"),
+            Entry::new(Unauthenticated, "UNAUTHENTICATED", "connect with a certificate that is valid, over the Unix socket, or give the claim's access token"),
         Refusal::NotAllowed { detail: _ } =>
-            Entry::new(PermissionDenied, "NOT_ALLOWED", "call as a user of api.allowed_uids, or give the claim's access token to Sandboxes"),
+            Entry::new(PermissionDenied, "NOT_ALLOWED", "call as an identity that api.roles lets call this, or give the claim's access token to Sandboxes"),
+        Refusal::RateLimited { retry_ms } =>
+            Entry::new(ResourceExhausted, "RATE_LIMITED", "retry after the delay; limits.calls_per_second bounds each caller").retry(*retry_ms),
         Refusal::ImageFailed { image, detail: _ } =>
             Entry::new(FailedPrecondition, "IMAGE_FAILED", "see containerd's words; correct the archive or the reference")
                 .with("image", image).precondition("IMAGE", image),

@@ -8,16 +8,18 @@ use tracing::Span;
 const HEADER: &str = "traceparent";
 
 /// The field of a span that [`join`] fills.
-pub const TRACE_ID: &str = "trace_id";
+const TRACE_ID: &str = "trace_id";
 
 /// Puts a fresh span into the caller's trace if its `traceparent` is valid, else into one of its own, and tells the id in
-/// the span: 32 lower-case hexadecimal digits, not all zero. Where spans are exported it is the exported one.
-pub fn join(span: &Span, headers: &HeaderMap) {
+/// the span and to the caller of this: 32 lower-case hexadecimal digits, not all zero. Where spans are exported it is the
+/// exported one.
+pub fn join(span: &Span, headers: &HeaderMap) -> String {
     let told = parent(headers);
     let exported = exported::join(span, told.as_ref());
     let id = exported.or_else(|| told.map(|parent| parent.trace.to_owned()));
     let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
-    span.record(TRACE_ID, id);
+    span.record(TRACE_ID, &id);
+    id
 }
 
 /// The call has ended: what an exported span says of it. Logs say it by themselves.

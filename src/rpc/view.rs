@@ -22,6 +22,7 @@ pub fn source(source: Source) -> api::Source {
     match source {
         Source::Warm => api::Source::Warm,
         Source::Cold => api::Source::Cold,
+        Source::Thawed => api::Source::Thawed,
     }
 }
 
@@ -32,6 +33,7 @@ pub fn claim(door: &dyn Door, view: ClaimView) -> api::Claim {
         ClaimState::Claimed => api::ClaimState::Claimed,
         ClaimState::Failed => api::ClaimState::Failed,
         ClaimState::Unknown => api::ClaimState::Unknown,
+        ClaimState::Hibernated => api::ClaimState::Hibernated,
     };
     api::Claim {
         claim_id: view.id.to_string(),
@@ -79,6 +81,8 @@ pub fn pool(door: &dyn Door, view: PoolView) -> api::PoolView {
             breaker_reason: view.breaker_reason,
             retry_after,
             consecutive_failures: view.consecutive_failures,
+            frozen: view.frozen,
+            hibernated: view.hibernated,
         }),
     }
 }
@@ -107,6 +111,9 @@ fn declared(spec: PoolSpec) -> api::Pool {
             }),
             network_policy: template.network_policy,
             warm_command: template.warm_command,
+            idle_after: (template.idle_after_ms > 0)
+                .then(|| duration(Duration::from_millis(template.idle_after_ms)))
+                .flatten(),
             readiness: Some(api::Readiness {
                 command: template.readiness.command,
                 timeout: duration(Duration::from_millis(template.readiness.timeout_ms)),
@@ -117,5 +124,6 @@ fn declared(spec: PoolSpec) -> api::Pool {
         max_total: spec.max_total,
         update_strategy: strategy.into(),
         max_parallel_refills: spec.max_parallel_refills,
+        running: spec.running,
     }
 }

@@ -6,6 +6,7 @@ pub mod managed;
 mod metrics;
 mod process;
 
+pub use crate::cgroup::Reclaimed;
 pub use metrics::RuntimeMetrics;
 
 use crate::machine::event::Observed;
@@ -14,6 +15,7 @@ use crate::machine::spec::Template;
 use async_trait::async_trait;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// hearth's namespace in containerd; also the last part of runsc's root, for the shim appends it.
 pub const NAMESPACE: &str = "hearth";
@@ -149,6 +151,17 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Where the stdio FIFOs of a sandbox are.
     fn stdio(&self, id: SandboxId) -> StdioPaths;
+
+    /// Stops a sandbox's processes in their cgroup; `Ok` when the kernel says that all are stopped.
+    async fn freeze(&self, id: SandboxId) -> Result<(), RuntimeError>;
+    /// Lets them go on. One that is not frozen stays as it is.
+    async fn thaw(&self, id: SandboxId) -> Result<(), RuntimeError>;
+    /// Takes a frozen sandbox's memory once, as far as the kernel will; stops soon after `stop`.
+    async fn reclaim(
+        &self,
+        id: SandboxId,
+        stop: &CancellationToken,
+    ) -> Result<Reclaimed, RuntimeError>;
 
     /// Resident use of a sandbox, from its cgroup.
     async fn usage(&self, id: SandboxId) -> Result<crate::cgroup::Usage, RuntimeError>;

@@ -33,7 +33,7 @@ fn junk_and_cut_records_are_skipped() {
     let guest = Guest::plain(&[]);
     let mut host = guest.host();
     let ping = |call| {
-        let body = Some(Ask::Ping(Ping {}));
+        let body = Some(Ask::Ping(Ping::default()));
         wire::records(host.session, &HostMessage { call, body }.encode_to_vec()).concat()
     };
     let (cut, flipped) = (ping(1000), {
@@ -52,9 +52,9 @@ fn junk_and_cut_records_are_skipped() {
     ] {
         host.write(&junk);
         // A record may be lost behind the head of a cut one, until as many bytes have come as that one promised.
-        let first = host.ask(Ask::Ping(Ping {}));
+        let first = host.ask(Ask::Ping(Ping::default()));
         host.write(&wire::ack(1).repeat(4000 / 24));
-        let second = host.ask(Ask::Ping(Ping {}));
+        let second = host.ask(Ask::Ping(Ping::default()));
         assert!(matches!(host.next(second), Answer::Pong(_)));
         assert!(matches!(
             host.next_within(first, Duration::ZERO),
@@ -169,7 +169,7 @@ fn nothing_deadlocks_while_nobody_reads() {
 }
 
 fn ping(call: u64) -> Vec<u8> {
-    let body = Some(Ask::Ping(Ping {}));
+    let body = Some(Ask::Ping(Ping::default()));
     HostMessage { call, body }.encode_to_vec()
 }
 

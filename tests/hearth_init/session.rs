@@ -216,5 +216,37 @@ fn an_absent_host_is_waited_for_without_spinning() {
     let guest = Guest::plain(&[]);
     let mut host = guest.host();
     host.ping();
-    let _ = host.ask(Ask::Ping(Ping {}));
+    let _ = host.ask(Ask::Ping(Ping::default()));
+}
+
+/// "R", "S", "T" …
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+#[test]
+fn before_a_freeze_everybody_stops_and_goes_on_at_the_next_word_or_by_itself() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let (_, pid) = host.start(shell("while :; do sleep 0.01; done"));
+    let quiesce = || Ask::Ping(Ping { quiesce: true });
+    let stopped = || state(pid) == Some('T');
+    assert!(matches!(host.call(quiesce()), Answer::Pong(_)));
+    eventually("it is stopped", stopped);
+    host.ping();
+    eventually("it goes on", || !stopped());
+    // The host falls silent.
+    assert!(matches!(host.call(quiesce()), Answer::Pong(_)));
+    eventually("it is stopped", stopped);
+    eventually("it goes on by itself", || !stopped());
+    // One that was stopped by somebody else stays so.
+    let _ = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
+        nix::sys::signal::Signal::SIGSTOP,
+    );
+    eventually("it is stopped", stopped);
+    assert!(matches!(host.call(quiesce()), Answer::Pong(_)));
+    host.ping();
+    assert!(stopped(), "that was not ours to end");
 }

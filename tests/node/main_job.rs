@@ -3,7 +3,7 @@
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use hearth::api::{
     BreakerState, ChangeKind, ClaimBatchRequest, ClaimState, File, GetClaimRequest,
-    HibernateRequest, OnEmpty, Personalization, Readiness, RenewRequest, Secret, Source,
+    HibernateRequest, OnEmpty, Personalization, Readiness, RenewRequest, Secret, Source, Tier,
     WatchClaimsRequest, WriteFileRequest, WriteFileStart, claim_result, write_file_request,
 };
 use std::time::{Duration, Instant};
@@ -94,12 +94,13 @@ async fn claim_run_code_release() {
         (Code::AlreadyExists, "CLAIM_CONTENT_DIFFERS")
     );
 
-    let refused = hearth
-        .claims()
-        .await
-        .hibernate(HibernateRequest::default())
-        .await
-        .unwrap_err();
+    let to_disk = HibernateRequest {
+        claim_id: id.clone(),
+        epoch: 1,
+        tier: Tier::Disk.into(),
+        ..HibernateRequest::default()
+    };
+    let refused = hearth.claims().await.hibernate(to_disk).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
 
     hearth.release(&id).await;

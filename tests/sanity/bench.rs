@@ -308,6 +308,7 @@ impl Bench {
                 claim_id,
                 epoch,
                 tier: Tier::Memory.into(),
+                reason: HibernateReason::WaitingOnModel.into(),
             }
             .encode_to_vec(),
             "Claims/Resume" => ResumeRequest { claim_id, epoch }.encode_to_vec(),

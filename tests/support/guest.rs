@@ -431,7 +431,7 @@ impl Host {
     /// A round trip; how long it took.
     pub fn ping(&mut self) -> Duration {
         let began = Instant::now();
-        let answer = self.call(Ask::Ping(Ping {}));
+        let answer = self.call(Ask::Ping(Ping::default()));
         assert!(
             matches!(&answer, Answer::Pong(pong) if !pong.version.is_empty()),
             "{answer:?}"

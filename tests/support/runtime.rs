@@ -387,6 +387,7 @@ pub fn template(image: &str) -> Template {
             timeout_ms: 30_000,
         },
         interpreter: String::new(),
+        idle_after_ms: 0,
     }
 }
 

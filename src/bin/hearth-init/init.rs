@@ -1,5 +1,7 @@
 //! The loop. One turn: wait for what anybody wants, serve it, bury the dead, write what is to be written.
 
+mod waiting;
+
 use hearth::guest::v1::{
     self, GuestStats, Pong, guest_message::Body as Answer, host_message::Body as Ask,
 };
@@ -27,12 +29,13 @@ use crate::{
     limits::{ABSENT_PAUSE, BURIALS, ROUNDS, SHUTDOWN_GRACE, STARTS},
     outbox::Flush,
     port::Port,
+    quiet::Quiet,
     reaper::{Found, bury},
     refusal::Refusal,
     rehearsal::rehearse,
     signals::{Signals, to_all, to_group},
     user::User,
-    wants::{Tag, Wants},
+    wants::Tag,
 };
 
 pub struct Init {
@@ -48,6 +51,8 @@ pub struct Init {
     /// A claim was played through before the first answer.
     rehearsed: bool,
     random: RandomDevice,
+    /// Everybody is stopped for a freeze.
+    quiet: Quiet,
     /// More was read than has been heard.
     unheard: bool,
     /// Nobody has stdout open: write again then.
@@ -86,6 +91,7 @@ impl Init {
             held: None,
             rehearsed: false,
             random: RandomDevice::default(),
+            quiet: Quiet::default(),
             unheard: false,
             deaf_until: None,
             mourning: true,
@@ -106,6 +112,9 @@ impl Init {
             self.calls.due(&mut self.desk);
             self.desk.strays.due(self.desk.now);
             self.interpreter.due(&self.desk);
+            if self.quiet.lasts().is_some_and(|left| left.is_zero()) {
+                self.quiet.end();
+            }
             if self.mourning {
                 self.bury();
             }
@@ -115,49 +124,6 @@ impl Init {
             }
             self.rest();
         }
-    }
-
-    /// Gives memory back when there is nothing to do.
-    fn rest(&mut self) {
-        let idle = self.calls.is_empty() && self.interpreter.is_idle();
-        if idle && self.desk.outbox.is_empty() && self.host.is_idle() {
-            self.desk.rest();
-            self.host.rest();
-            crate::MEMORY.rest();
-        }
-    }
-
-    fn wait(&self) -> Vec<Tag> {
-        let now = self.desk.now;
-        let (stdin, stdout) = (io::stdin(), io::stdout());
-        let mut wants = Wants::default();
-        wants.read(self.signals.woken(), Tag::Signals);
-        if self.desk.outbox.is_crowded() {
-            // The host will be heard once it has taken what is there for it.
-        } else if self.unheard {
-            wants.at_once(Tag::HostIn);
-        } else if self.host.absent_until() > now {
-            wants.until(self.host.absent_until());
-        } else {
-            wants.read(&stdin, Tag::HostIn);
-        }
-        match self.deaf_until.filter(|until| *until > now) {
-            Some(until) => wants.until(until),
-            None if self.desk.outbox.is_full() => wants.write(&stdout, Tag::HostOut),
-            None => {}
-        }
-        self.calls.wants(&self.desk, &mut wants);
-        self.entrypoint.wants(&mut wants);
-        self.interpreter.wants(&self.desk, &mut wants);
-        self.desk.drains.wants(&mut wants);
-        self.desk.strays.wants(&mut wants);
-        if let Some(ending) = self.ending {
-            wants.until(ending);
-        }
-        if self.mourning {
-            wants.at_once(Tag::Signals);
-        }
-        wants.wait(now)
     }
 
     fn serve(&mut self, tag: Tag) {
@@ -208,6 +174,7 @@ impl Init {
             return;
         }
         self.desk.log.say(format_args!("ending"));
+        self.quiet.end();
         self.ending = Some(self.desk.now + SHUTDOWN_GRACE);
         self.mourning = true;
         self.signal_everybody(libc::SIGTERM);
@@ -281,6 +248,7 @@ impl Init {
         while let Some(heard) = self.host.next(&mut self.desk.log) {
             match heard {
                 Heard::Hello { session, new: true } => {
+                    self.quiet.end();
                     self.calls.abandon(&mut self.desk);
                     self.desk.strays.outlive_session();
                     self.interpreter.outlive_session(&mut self.desk);
@@ -301,6 +269,17 @@ impl Init {
     }
 
     fn obey(&mut self, id: u64, ask: Ask) {
+        match &ask {
+            // What an open stream sends by itself.
+            Ask::Credit(_) => {}
+            Ask::Ping(ping) if ping.quiesce => {
+                self.quiet.end();
+                let mut quiet = std::mem::take(&mut self.quiet);
+                quiet.begin(self.processes());
+                self.quiet = quiet;
+            }
+            _ => self.quiet.end(),
+        }
         let desk = &mut self.desk;
         match ask {
             // About a call that is open, or was until a moment ago.

@@ -37,6 +37,7 @@ mod outbox;
 mod place;
 mod port;
 mod pty;
+mod quiet;
 mod reaper;
 mod refusal;
 mod rehearsal;

@@ -91,7 +91,7 @@ const HEADERS: [&str; 8] = [
 
 fn row(claim: &Claim, now: SystemTime) -> Vec<Field> {
     let mood = match claim.state() {
-        ClaimState::Claimed => Mood::Good,
+        ClaimState::Claimed | ClaimState::Hibernated => Mood::Good,
         ClaimState::Pending | ClaimState::Unknown => Mood::Look,
         ClaimState::Failed => Mood::Bad,
         ClaimState::Unspecified => Mood::Dim,

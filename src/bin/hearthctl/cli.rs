@@ -35,6 +35,15 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// What a sleeping sandbox waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WaitingOn {
+    /// A person is to answer
+    Human,
+    /// A model is to answer
+    Model,
+}
+
 /// What every command takes.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "For every command")]
@@ -48,6 +57,51 @@ pub struct Common {
         hide_env_values = true
     )]
     pub socket: String,
+    /// hearthd over TCP instead of its socket, for example https://node-1.example:9470
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_SERVER",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub server: Option<String>,
+    /// With --server: the CA of hearthd's certificate, PEM
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_CA",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub ca: Option<PathBuf>,
+    /// With --server: our certificate and its chain, PEM
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_CERT",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub cert: Option<PathBuf>,
+    /// With --server: the key of our certificate, PEM
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_KEY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub key: Option<PathBuf>,
+    /// With --server: the name in hearthd's certificate, if it is not the URL's host
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_SERVER_NAME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    pub server_name: Option<String>,
     /// hearthd's admin port (only `doctor` asks it)
     #[arg(
         long,
@@ -98,6 +152,21 @@ pub enum Command {
         /// Time to live from now, for example 30m; 0 = never expires
         #[arg(long, value_parser = duration)]
         ttl: Duration,
+    },
+    /// Put claimed sandboxes to sleep: frozen, their memory reclaimed; any use wakes them
+    Hibernate {
+        /// The claims
+        #[arg(required = true)]
+        claims: Vec<String>,
+        /// What they wait for: counted, and a hint how long they may sleep
+        #[arg(long, value_enum)]
+        waiting_on: Option<WaitingOn>,
+    },
+    /// Wake sleeping sandboxes
+    Resume {
+        /// The claims
+        #[arg(required = true)]
+        claims: Vec<String>,
     },
     /// Release claims: their sandboxes are destroyed
     Release {

@@ -100,7 +100,14 @@ pub async fn run_once(app: &App, args: RunArgs) -> Result<u8, Failure> {
         () = signals.until_ended() => None,
     };
     let ended = match claimed {
-        Some(Ok(_)) => Box::pin(inside(&link, start)).await,
+        // The claim's own token: an allocator has no other right inside.
+        Some(Ok(claimed)) => {
+            let holder = link.holding(&claimed.into_inner().access_token);
+            match holder {
+                Ok(holder) => Box::pin(inside(&holder, start)).await,
+                Err(failure) => Err(failure),
+            }
+        }
         Some(Err(status)) => Err(status.into()),
         None => Ok(INTERRUPTED),
     };

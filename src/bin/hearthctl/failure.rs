@@ -269,7 +269,7 @@ fn hint_of_reason(reason: &str) -> Option<&'static str> {
         }
         "EPOCH_CONFLICT" => {
             "the node's current epoch belongs to another caller's identity, and one epoch has one owner. \
-             Run hearthctl as that user. Only if that allocator is gone for good: a larger --epoch takes over and fences it out"
+             Call as an admin that is no allocator, or as that one. Only if that allocator is gone for good: a larger --epoch takes over and fences it out"
         }
         "DISK_RESERVE" => "free space in hearth's data directory; releases still work",
         "NETWORK_POLICY_UNSUPPORTED" => "leave the network policy to the pool's template",
@@ -285,7 +285,7 @@ fn hint_of_reason(reason: &str) -> Option<&'static str> {
         "IMAGE_IN_USE" => "set the pools without it first",
         "RUNTIME_UNAVAILABLE" => "containerd does not answer: `hearthctl doctor`",
         "UNAUTHENTICATED" | "NOT_ALLOWED" => {
-            "run as a user of api.allowed_uids (root by default), or give the claim's token with --token"
+            "call as an identity of api.roles (root by default), or give the claim's token with --token"
         }
         _ => return None,
     })
@@ -295,7 +295,7 @@ fn hint_of_code(code: Code) -> Option<&'static str> {
     match code {
         Code::Unimplemented => Some("this hearthd does not serve that (yet)"),
         Code::Unauthenticated | Code::PermissionDenied => {
-            Some("run as a user of api.allowed_uids (root by default), or give --token")
+            Some("call as an identity of api.roles (root by default), or give --token")
         }
         Code::Internal | Code::DataLoss => {
             Some("that is a fault of hearth: its log has more, `hearthctl doctor` looks around")

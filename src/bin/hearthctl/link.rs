@@ -40,27 +40,38 @@ impl Link {
         epoch: Option<u64>,
     ) -> Result<Self, Failure> {
         let path = socket_path(socket)?;
-        let token = token.map(bearer).transpose()?;
         let endpoint = Endpoint::try_from(format!("unix://{path}"))
-            .map_err(|_| Failure::usage(format!("--socket {socket:?} is not a socket's path")))?
-            .connect_timeout(CONNECT_DEADLINE)
-            // Bulk data (cp, image import) over a local socket: wide windows.
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            // A hearthd that hangs ends a stream instead of holding it for ever.
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE);
-        let opened = tokio::time::timeout(CONNECT_DEADLINE, endpoint.connect()).await;
-        let channel = match opened {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(unreachable(&path, io_cause(&error))),
-            Err(_) => return Err(unreachable(&path, None)),
-        };
+            .map_err(|_| Failure::usage(format!("--socket {socket:?} is not a socket's path")))?;
+        match connect(endpoint).await {
+            Ok(channel) => Self::with(channel, token, epoch),
+            Err(error) => Err(unreachable(&path, error.as_ref().and_then(io_cause))),
+        }
+    }
+
+    /// Connects over TCP. `endpoint` has its TLS; `server` is its URL, for messages.
+    pub async fn over_tls(
+        server: &str,
+        endpoint: Endpoint,
+        token: Option<&str>,
+        epoch: Option<u64>,
+    ) -> Result<Self, Failure> {
+        match connect(endpoint).await {
+            Ok(channel) => Self::with(channel, token, epoch),
+            Err(error) => Err(crate::secure::unreachable(server, error.as_ref())),
+        }
+    }
+
+    fn with(channel: Channel, token: Option<&str>, epoch: Option<u64>) -> Result<Self, Failure> {
         Ok(Link {
             channel,
-            token,
+            token: token.map(bearer).transpose()?,
             epoch,
         })
+    }
+
+    /// The same connection, with this token.
+    pub fn holding(&self, token: &str) -> Result<Self, Failure> {
+        Self::with(self.channel.clone(), Some(token), self.epoch)
     }
 
     /// The Claims service.
@@ -158,6 +169,22 @@ impl Link {
     }
 }
 
+/// `None`: it took too long.
+async fn connect(endpoint: Endpoint) -> Result<Channel, Option<tonic::transport::Error>> {
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_DEADLINE)
+        // Bulk data (cp, image import): wide windows.
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        // A hearthd that hangs ends a stream instead of holding it for ever.
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    match tokio::time::timeout(CONNECT_DEADLINE, endpoint.connect()).await {
+        Ok(connected) => connected.map_err(Some),
+        Err(_) => Err(None),
+    }
+}
+
 /// The one id that starts with `prefix`.
 pub fn choose<'a>(prefix: &str, ids: impl Iterator<Item = &'a str>) -> Result<String, Failure> {
     let found: Vec<&str> = ids.filter(|id| id.starts_with(prefix)).collect();
@@ -183,7 +210,7 @@ pub fn socket_path(socket: &str) -> Result<String, Failure> {
         .unwrap_or(socket);
     if socket.contains("://") && !socket.starts_with("unix://") || path.is_empty() {
         return Err(Failure::usage(format!(
-            "--socket {socket:?} is not a Unix socket; hearth serves no other until mTLS"
+            "--socket {socket:?} is not a Unix socket; over TCP: --server"
         )));
     }
     let path = std::path::absolute(path).map_err(|error| Failure::local(socket, &error))?;
@@ -201,8 +228,8 @@ fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Failure> {
 }
 
 /// The I/O error beneath a transport error.
-fn io_cause(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
-    let mut at = Some(error);
+fn io_cause(error: &tonic::transport::Error) -> Option<std::io::ErrorKind> {
+    let mut at: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = at {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
             return Some(io.kind());

@@ -21,6 +21,8 @@ mod parse;
 mod pools;
 mod pools_file;
 mod progress;
+mod secure;
+mod sleep;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -43,7 +45,14 @@ impl App {
     /// Connects to hearthd.
     async fn link(&self) -> Result<Link, Failure> {
         let common = &self.common;
-        Link::open(&common.socket, common.token.as_deref(), common.epoch).await
+        let (token, epoch) = (common.token.as_deref(), common.epoch);
+        match &common.server {
+            Some(server) => {
+                let secure = secure::endpoint(server, common)?;
+                Link::over_tls(server, secure, token, epoch).await
+            }
+            None => Link::open(&common.socket, token, epoch).await,
+        }
     }
 
     fn format(&self) -> Format {
@@ -110,6 +119,10 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Claims { pool, watch: true } => claims::watch(&app, pool).await,
         Command::Get { claim } => claims::get(&app, &claim).await,
         Command::Renew { claim, ttl } => claims::renew(&app, &claim, ttl).await,
+        Command::Hibernate { claims, waiting_on } => {
+            sleep::hibernate(&app, claims, waiting_on).await
+        }
+        Command::Resume { claims } => sleep::resume(&app, claims).await,
         Command::Release { claims, all } => claims::release(&app, claims, all).await,
         Command::Exec(args) => return Box::pin(exec::run(&app, args)).await,
         Command::Run(args) => return Box::pin(exec::run_once(&app, *args)).await,

@@ -33,6 +33,8 @@ pub struct PoolEntry {
     max_total: Option<u32>,
     #[serde(default, skip_serializing_if = "is_default")]
     max_parallel_refills: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    running: Option<u32>,
     #[serde(default)]
     update_strategy: Strategy,
     template: TemplateEntry,
@@ -68,6 +70,12 @@ struct TemplateEntry {
     resources: ResourcesEntry,
     #[serde(default, skip_serializing_if = "is_default")]
     readiness: ReadinessEntry,
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "humantime_text"
+    )]
+    idle_after: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -308,6 +316,7 @@ impl PoolEntry {
                     timeout: template.readiness.timeout.and_then(crate::output::to_proto),
                 }),
                 interpreter: template.interpreter.clone(),
+                idle_after: template.idle_after.and_then(crate::output::to_proto),
             }),
             min_warm: self.min_warm,
             max_total: self.max_total.unwrap_or(self.min_warm),
@@ -317,6 +326,7 @@ impl PoolEntry {
             }
             .into(),
             max_parallel_refills: self.max_parallel_refills,
+            running: self.running,
         }
     }
 }
@@ -333,6 +343,7 @@ impl From<&Pool> for PoolEntry {
             min_warm: pool.min_warm,
             max_total: Some(pool.max_total),
             max_parallel_refills: pool.max_parallel_refills,
+            running: pool.running,
             update_strategy: match pool.update_strategy() {
                 UpdateStrategy::Recreate => Strategy::Recreate,
                 UpdateStrategy::OnReplenish | UpdateStrategy::Unspecified => Strategy::OnReplenish,
@@ -356,6 +367,7 @@ impl From<&Pool> for PoolEntry {
                     command: readiness.command,
                     timeout: readiness.timeout.and_then(|t| t.try_into().ok()),
                 },
+                idle_after: template.idle_after.and_then(|t| t.try_into().ok()),
             },
         }
     }

@@ -154,7 +154,7 @@ fn text(app: &App, before: &Look, now: &Look) -> String {
         let stats = now.stats.get(&claim.claim_id);
         let figure = |text: Option<String>| Field::new(text.unwrap_or_default(), Mood::Plain);
         let state = match claim.state() {
-            ClaimState::Claimed => Mood::Good,
+            ClaimState::Claimed | ClaimState::Hibernated => Mood::Good,
             ClaimState::Failed => Mood::Bad,
             ClaimState::Pending | ClaimState::Unknown | ClaimState::Unspecified => Mood::Look,
         };

@@ -12,6 +12,7 @@ use v1::guest_message::Body;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Ping,
+    Quiesce,
     Personalize,
     Witness,
     Stats,
@@ -30,6 +31,7 @@ impl Kind {
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Ping => "ping",
+            Self::Quiesce => "quiesce",
             Self::Personalize => "personalize",
             Self::Witness => "witness",
             Self::Stats => "stats",
@@ -129,7 +131,7 @@ impl Call {
 fn answer(kind: Kind, body: Body) -> Result<Result<Answer, GuestError>, Broken> {
     Ok(Ok(match (kind, body) {
         (_, Body::Failure(failure)) => return Ok(Err(answers::failure(failure))),
-        (Kind::Ping, Body::Pong(pong)) => Answer::Pong(answers::version(&pong)),
+        (Kind::Ping | Kind::Quiesce, Body::Pong(pong)) => Answer::Pong(answers::version(&pong)),
         (Kind::Personalize, Body::ClaimAck(_)) => Answer::Personalized,
         (Kind::Witness, Body::Held(held)) => Answer::Held(answers::held(held)?),
         (Kind::Stats, Body::Stats(stats)) => Answer::Stats(stats),

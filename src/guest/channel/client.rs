@@ -219,10 +219,18 @@ fn claim(claim_id: &str, what: &Personalization) -> Result<v1::Claim, GuestError
 impl Guest for FifoGuest {
     async fn ping(&self, deadline: Duration) -> Result<String, GuestError> {
         match self
-            .ask(Kind::Ping, Body::Ping(v1::Ping {}), deadline)
+            .ask(Kind::Ping, Body::Ping(v1::Ping::default()), deadline)
             .await?
         {
             Answer::Pong(version) => Ok(version),
+            _ => Err(WRONG_KIND),
+        }
+    }
+
+    async fn quiesce(&self, deadline: Duration) -> Result<(), GuestError> {
+        let body = Body::Ping(v1::Ping { quiesce: true });
+        match self.ask(Kind::Quiesce, body, deadline).await? {
+            Answer::Pong(_) => Ok(()),
             _ => Err(WRONG_KIND),
         }
     }

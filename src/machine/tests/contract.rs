@@ -195,7 +195,7 @@ fn rule_4_a_claim_in_flight_goes_on_without_its_caller() {
 fn rule_5_fencing() {
     let mut rig = Rig::with(&[pool("py", 4, 8)]);
     let with = |epoch, caller: &str, claim| {
-        let caller = caller.to_owned();
+        let caller = Some(caller.to_owned());
         Call::Claim(Fence { epoch, caller }, Box::new(ask(claim)))
     };
     let new = rig.call(with(7, "b", 1));
@@ -224,6 +224,31 @@ fn rule_5_fencing() {
     rig.restart();
     let stale = rig.call(Call::Release(fence(6), id(1)));
     assert_eq!(rig.refusal(stale), Refusal::EpochStale { current: 7 });
+}
+
+#[test]
+fn rule_5_an_admin_acts_beside_the_owner_of_the_epoch() {
+    let mut rig = Rig::with(&[pool("py", 2, 8)]);
+    let as_caller = |epoch, caller: Option<&str>| Fence {
+        epoch,
+        caller: caller.map(str::to_owned),
+    };
+    let release = |rig: &mut Rig, fence| rig.call(Call::Release(fence, id(77)));
+    // The admin brings the epoch; the first allocator that comes with it owns it, durably.
+    let admin = release(&mut rig, as_caller(7, None));
+    rig.ok(admin);
+    let owner = release(&mut rig, as_caller(7, Some("a")));
+    rig.ok(owner);
+    let conflict = Refusal::EpochConflict { current: 7 };
+    let other = release(&mut rig, as_caller(7, Some("b")));
+    assert_eq!(rig.refusal(other), conflict);
+    let admin = release(&mut rig, as_caller(7, None));
+    rig.ok(admin);
+    let stale = release(&mut rig, as_caller(6, None));
+    assert_eq!(rig.refusal(stale), Refusal::EpochStale { current: 7 });
+    rig.restart();
+    let other = release(&mut rig, as_caller(7, Some("b")));
+    assert_eq!(rig.refusal(other), conflict);
 }
 
 #[test]

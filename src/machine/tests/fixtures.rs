@@ -1,7 +1,7 @@
 //! Values the tests use.
 
 use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
-use crate::machine::node::Settings;
+use crate::machine::node::{MemoryPolicy, Settings};
 use crate::machine::spec::*;
 
 /// From one listing of the runtime to the next while nothing happens.
@@ -14,6 +14,7 @@ pub fn settings() -> Settings {
         max_sandboxes: 64,
         refill_yield_ms: 0,
         relist_ms: RELIST_MS,
+        memory: MemoryPolicy::default(),
     }
 }
 
@@ -49,6 +50,7 @@ pub fn template(image: &str) -> Template {
             timeout_ms: 30_000,
         },
         interpreter: String::new(),
+        idle_after_ms: 0,
     }
 }
 
@@ -62,6 +64,7 @@ pub fn pool(pool: &str, min_warm: u32, max_total: u32) -> PoolSpec {
         max_total,
         update_strategy: UpdateStrategy::OnReplenish,
         max_parallel_refills: 2,
+        running: None,
     }
 }
 
@@ -75,7 +78,7 @@ pub fn set(generation: u64, pools: &[PoolSpec]) -> PoolSet {
 pub fn fence(epoch: u64) -> Fence {
     Fence {
         epoch,
-        caller: "uid:0".to_owned(),
+        caller: Some("uid:0".to_owned()),
     }
 }
 

@@ -32,6 +32,14 @@ enum Action {
         allocator: usize,
         ttl_ms: u64,
     },
+    Hibernate {
+        slot: usize,
+        allocator: usize,
+    },
+    Resume {
+        slot: usize,
+        allocator: usize,
+    },
     Read {
         slot: usize,
     },
@@ -81,6 +89,8 @@ fn action() -> impl Strategy<Value = Action> {
         5 => (slot.clone(), allocator.clone()).prop_map(|(slot, allocator)| Release { slot, allocator }),
         3 => (slot.clone(), allocator.clone(), prop::sample::select(vec![0, 5_000, 50_000]))
             .prop_map(|(slot, allocator, ttl_ms)| Renew { slot, allocator, ttl_ms }),
+        4 => (slot.clone(), allocator.clone()).prop_map(|(slot, allocator)| Hibernate { slot, allocator }),
+        3 => (slot.clone(), allocator.clone()).prop_map(|(slot, allocator)| Resume { slot, allocator }),
         2 => slot.prop_map(|slot| Read { slot }),
         1 => allocator.clone().prop_map(|allocator| TakeOver { allocator }),
         2 => (any::<u8>(), allocator).prop_map(|(variant, allocator)| SetPools { variant, allocator }),
@@ -123,7 +133,11 @@ fn declared(world: &World, variant: u8) -> PoolSet {
         let choice = usize::from(variant) >> (2 * at);
         PoolSpec {
             generation,
-            template: template(["image:1", "image:2", "image:1", "bad:1"][choice % 4]),
+            template: Template {
+                idle_after_ms: [0, 4_000][usize::from(variant >> 6) % 2],
+                ..template(["image:1", "image:2", "image:1", "bad:1"][choice % 4])
+            },
+            running: [Some(1), None, Some(0)][usize::from(variant / 3) % 3],
             update_strategy: match variant & 16 {
                 0 => UpdateStrategy::OnReplenish,
                 _ => UpdateStrategy::Recreate,
@@ -147,7 +161,7 @@ fn act(world: &mut World, action: Action) {
         let allocator = (leader + allocator) % 2;
         Fence {
             epoch: world.epochs[allocator],
-            caller: format!("allocator {allocator}"),
+            caller: Some(format!("allocator {allocator}")),
         }
     };
     match action {
@@ -170,6 +184,15 @@ fn act(world: &mut World, action: Action) {
         } => {
             let claim = world.claim_id(slot);
             world.call(Call::Renew(fence_of(world, allocator), claim, ttl_ms));
+        }
+        Action::Hibernate { slot, allocator } => {
+            let (fence, claim) = (fence_of(world, allocator), world.claim_id(slot));
+            let tier = Tier::Auto;
+            world.call(Call::Hibernate(fence, claim, tier, WaitingOn::Human));
+        }
+        Action::Resume { slot, allocator } => {
+            let claim = world.claim_id(slot);
+            world.call(Call::Resume(fence_of(world, allocator), claim));
         }
         Action::Read { slot } => {
             let claim = world.claim_id(slot);

@@ -8,6 +8,7 @@ mod histories;
 mod pools;
 mod promises;
 mod recovery;
+mod residency;
 mod rig;
 mod store;
 mod table;

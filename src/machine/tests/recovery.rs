@@ -236,6 +236,7 @@ fn a_listing_judges_only_what_was_known_when_it_was_asked_for() {
     let only_old = vec![Observed {
         id: old,
         alive: true,
+        frozen: false,
     }];
     rig.send(Event::Listed {
         round: asked,

@@ -5,11 +5,11 @@ use super::store::Store;
 use crate::machine::event::*;
 use crate::machine::ids::*;
 use crate::machine::node::Node;
-use crate::machine::record::{Op, Owner};
+use crate::machine::record::{Op, Owner, Residency};
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::*;
 use crate::machine::view::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone)]
 pub struct Rig {
@@ -22,6 +22,13 @@ pub struct Rig {
     pub destroying: Vec<SandboxId>,
     pub personalizing: Vec<(SandboxId, ClaimId, RequestId)>,
     pub witnessing: Vec<SandboxId>,
+    pub freezing: Vec<SandboxId>,
+    pub thawing: Vec<SandboxId>,
+    pub reclaiming: Vec<SandboxId>,
+    /// What the latest look is to show.
+    pub sampling: Vec<SandboxId>,
+    /// Frozen outside.
+    pub asleep: BTreeSet<SandboxId>,
     /// The latest question.
     pub round: u64,
     pub replies: BTreeMap<RequestId, (Result<Answer, Refusal>, Ticket)>,
@@ -64,6 +71,11 @@ impl Rig {
             destroying: Vec::new(),
             personalizing: Vec::new(),
             witnessing: Vec::new(),
+            freezing: Vec::new(),
+            thawing: Vec::new(),
+            reclaiming: Vec::new(),
+            sampling: Vec::new(),
+            asleep: BTreeSet::new(),
             round: 0,
             replies: BTreeMap::new(),
             notices: Vec::new(),
@@ -77,7 +89,9 @@ impl Rig {
 
     /// hearthd dies and starts again, on what is durable.
     pub fn restart(&mut self) {
+        let asleep = std::mem::take(&mut self.asleep);
         *self = Self::started(self.store.clone(), self.now.plus(1000));
+        self.asleep = asleep;
     }
 
     /// The runtime is there and shows these as alive.
@@ -91,6 +105,7 @@ impl Rig {
         let observed = alive.iter().map(|id| Observed {
             id: *id,
             alive: true,
+            frozen: self.asleep.contains(id),
         });
         self.send(Event::Listed {
             round: self.round,
@@ -144,8 +159,17 @@ impl Rig {
                 sandbox,
                 claim,
                 request,
+                ..
             } => self.personalizing.push((sandbox, claim, request)),
             Effect::Witness { sandbox } => self.witnessing.push(sandbox),
+            Effect::Freeze { sandbox, .. } => {
+                let record = &self.store.sandboxes[&sandbox];
+                assert_eq!(record.residency, Residency::Frozen, "intent");
+                self.freezing.push(sandbox);
+            }
+            Effect::Thaw { sandbox } => self.thawing.push(sandbox),
+            Effect::Reclaim { sandbox } => self.reclaiming.push(sandbox),
+            Effect::Sample { sandboxes, .. } => self.sampling = sandboxes,
             Effect::List { round } => self.round = round,
             Effect::ClaimChanged { view, removed, .. } => self.changes.push((*view, removed)),
             Effect::Notice(notice) => self.notices.push(notice),
@@ -224,6 +248,41 @@ impl Rig {
             self.now = self.now.plus(500);
             self.send(Event::Created(sandbox, Ok(())));
         }
+    }
+
+    /// Every freeze that is out succeeds, and those asked for because of it.
+    pub fn freeze_all(&mut self) {
+        while !self.freezing.is_empty() {
+            let sandbox = self.freezing.remove(0);
+            self.asleep.insert(sandbox);
+            self.send(Event::Frozen(sandbox, Ok(())));
+        }
+    }
+
+    /// The same with thaws.
+    pub fn thaw_all(&mut self) {
+        while !self.thawing.is_empty() {
+            let sandbox = self.thawing.remove(0);
+            self.asleep.remove(&sandbox);
+            self.send(Event::Thawed(sandbox, Ok(())));
+        }
+    }
+
+    pub fn hibernate(&mut self, claim: u128) -> RequestId {
+        self.call(Call::Hibernate(
+            fence(1),
+            id(claim),
+            Tier::Auto,
+            WaitingOn::Model,
+        ))
+    }
+
+    pub fn resume(&mut self, claim: u128) -> RequestId {
+        self.call(Call::Resume(fence(1), id(claim)))
+    }
+
+    pub fn locate(&mut self, claim: u128) -> RequestId {
+        self.call(Call::Locate(id(claim)))
     }
 
     pub fn create_fails(&mut self, reason: &str) {

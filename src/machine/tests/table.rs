@@ -47,6 +47,41 @@ fn warm() -> Rig {
     Rig::with(&[one()])
 }
 
+/// A pool whose only member is to be frozen.
+fn freezing() -> Rig {
+    Rig::with(&[PoolSpec {
+        running: Some(0),
+        ..one()
+    }])
+}
+
+fn frozen() -> Rig {
+    then(freezing(), |rig, _| rig.freeze_all())
+}
+
+/// A member that is thawed for its pool: one is to run from now on.
+fn thawing() -> Rig {
+    then(frozen(), |rig, _| {
+        let revised = PoolSpec {
+            generation: 2,
+            ..one()
+        };
+        drop_id(rig.call(Call::SetPools(fence(1), set(2, &[revised]))));
+    })
+}
+
+fn falling_asleep() -> Rig {
+    then(held(), |rig, _| drop_id(rig.hibernate(CLAIM)))
+}
+
+fn asleep() -> Rig {
+    then(falling_asleep(), |rig, _| rig.freeze_all())
+}
+
+fn waking() -> Rig {
+    then(asleep(), |rig, _| drop_id(rig.resume(CLAIM)))
+}
+
 fn personalizing() -> Rig {
     let mut rig = warm();
     rig.claim(asked(OnEmpty::Fail));
@@ -103,11 +138,19 @@ fn states() -> Vec<Rig> {
         restarted(warm()),
         connected(restarted(warm())),
         witnessed(connected(restarted(warm())), Held::Silent),
+        freezing(),
+        frozen(),
+        restarted(frozen()),
+        thawing(),
         making_cold(),
         ended(making_cold()),
         restarted(making_cold()),
         personalizing(),
         held(),
+        falling_asleep(),
+        asleep(),
+        restarted(asleep()),
+        waking(),
         restarted(held()),
         restarted(unconfirmed()),
         asking(),
@@ -134,6 +177,9 @@ const EVENTS: &[Happening] = &[
         drop_id(rig.claim(asked(OnEmpty::Fail)));
     }),
     ("Release", |rig, _| drop_id(rig.release(CLAIM))),
+    ("Hibernate", |rig, _| drop_id(rig.hibernate(CLAIM))),
+    ("Resume", |rig, _| drop_id(rig.resume(CLAIM))),
+    ("a use of it", |rig, _| drop_id(rig.locate(CLAIM))),
     ("Renew", |rig, _| drop_id(rig.renew(CLAIM, 2 * TTL_MS))),
     ("pool left out", |rig, _| {
         drop_id(rig.call(Call::SetPools(fence(1), set(9, &[]))));
@@ -185,11 +231,25 @@ const EVENTS: &[Happening] = &[
     ("guest is silent", |rig, it| {
         rig.send(Event::Witnessed(it, Held::Silent));
     }),
+    ("frozen", |rig, it| rig.send(Event::Frozen(it, Ok(())))),
+    ("freeze failed", |rig, it| {
+        rig.send(Event::Frozen(it, Err("deadline".to_owned())));
+    }),
+    ("thawed", |rig, it| rig.send(Event::Thawed(it, Ok(())))),
+    ("thaw failed", |rig, it| {
+        rig.send(Event::Thawed(it, Err("deadline".to_owned())));
+    }),
     ("ended by itself", |rig, it| {
         rig.send(Event::Ended(it, ExitCause::Exited));
     }),
     ("listed alive", |rig, it| {
         rig.send(Event::Runtime { available: true });
+        rig.asleep.clear();
+        rig.listed(&[it]);
+    }),
+    ("listed alive and frozen", |rig, it| {
+        rig.send(Event::Runtime { available: true });
+        rig.asleep.insert(it);
         rig.listed(&[it]);
     }),
     ("listed as dead", |rig, _| {
@@ -243,13 +303,17 @@ fn state(rig: &Rig, sandbox: SandboxId) -> String {
     let residency = match it.residency {
         Residency::Creating => "creating",
         Residency::Running => "running",
-        Residency::Unknown => "unknown",
+        Residency::Frozen => "frozen",
+        Residency::Unknown { slept: false } => "unknown",
+        Residency::Unknown { slept: true } => "unknown (slept)",
         Residency::Gone => "gone",
     };
     let operation = match it.operation {
         Operation::Idle => "idle",
         Operation::Create => "create",
         Operation::Personalize => "personalize",
+        Operation::Freeze => "freeze",
+        Operation::Thaw => "thaw",
         Operation::Witness { .. } => "witness",
         Operation::AskAgain { .. } => "ask again",
         Operation::Destroy if rig.destroying.contains(&sandbox) => "destroy",
@@ -278,8 +342,12 @@ fn asked_for(rig: &Rig, sandbox: SandboxId) -> Vec<String> {
             Err(refusal) => format!("refuse {}", kind(refusal)),
         }),
         Effect::Destroy { sandbox: it, .. } if *it == sandbox => Some("**destroy**".to_owned()),
+        Effect::Personalize { thaw: true, .. } => Some("thaw and personalize".to_owned()),
         Effect::Personalize { .. } => Some("personalize".to_owned()),
         Effect::Witness { .. } => Some("witness".to_owned()),
+        Effect::Freeze { .. } => Some("freeze".to_owned()),
+        Effect::Thaw { .. } => Some("thaw".to_owned()),
+        Effect::Reclaim { .. } => Some("reclaim".to_owned()),
         Effect::ClaimChanged { removed: true, .. } => Some("claim removed".to_owned()),
         Effect::ClaimChanged { view, .. } => Some(format!("claim {:?}", view.state)),
         Effect::Notice(Notice::Created { .. } | Notice::Recovered { .. }) => None,

@@ -6,7 +6,7 @@ use super::promises::Promises;
 use super::store::Store;
 use crate::machine::event::*;
 use crate::machine::ids::*;
-use crate::machine::node::{Node, Settings};
+use crate::machine::node::{MemoryPolicy, Node, Settings};
 use crate::machine::record::{Op, Owner, Residency};
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::*;
@@ -20,6 +20,10 @@ const SETTINGS: Settings = Settings {
     max_sandboxes: 7,
     refill_yield_ms: 40,
     relist_ms: RELIST_MS,
+    memory: MemoryPolicy {
+        budget_bytes: 500,
+        pressure_permille: 0,
+    },
 };
 
 /// A sandbox of another data directory: it stays, whatever happens.
@@ -31,6 +35,7 @@ fn stranger() -> SandboxId {
 #[derive(Debug, Clone, Copy)]
 struct Real {
     alive: bool,
+    frozen: bool,
     /// The claim its guest was personalized for.
     held: Option<ClaimId>,
 }
@@ -40,8 +45,12 @@ struct Real {
 pub enum Work {
     Create(SandboxId, Arc<Template>),
     Destroy(SandboxId),
-    Personalize(SandboxId, ClaimId),
+    /// With a thaw first.
+    Personalize(SandboxId, ClaimId, bool),
     Witness(SandboxId),
+    Freeze(SandboxId),
+    Thaw(SandboxId),
+    Sample(Vec<SandboxId>),
     /// With what a listing that began at once saw.
     List(u64, Vec<Observed>),
 }
@@ -60,6 +69,8 @@ pub struct World {
     held_back: Vec<(Ticket, Effect)>,
     pub store: Store,
     outside: BTreeMap<SandboxId, Real>,
+    /// A freeze was decided and nothing since that overtakes it.
+    to_sleep: BTreeSet<SandboxId>,
     pub work: Vec<Work>,
     reachable: bool,
     pub promises: Promises,
@@ -90,9 +101,11 @@ impl World {
                 stranger(),
                 Real {
                     alive: true,
+                    frozen: false,
                     held: None,
                 },
             )]),
+            to_sleep: BTreeSet::new(),
             work: Vec::new(),
             reachable: true,
             promises: Promises::default(),
@@ -139,6 +152,7 @@ impl World {
                 panic!("{broken} after {event:?}");
             }
             for effect in effects.drain(..) {
+                self.note(&effect);
                 match effect {
                     Effect::Persist(op) => {
                         self.check_op(&op);
@@ -208,15 +222,48 @@ impl World {
                 self.promises.check_destroy(sandbox, self.now);
                 self.work.push(Work::Destroy(sandbox));
             }
-            Effect::Personalize { sandbox, claim, .. } => {
-                self.work.push(Work::Personalize(sandbox, claim));
+            Effect::Personalize {
+                sandbox,
+                claim,
+                thaw,
+                ..
+            } => self.work.push(Work::Personalize(sandbox, claim, thaw)),
+            Effect::Freeze { sandbox, .. } => {
+                if self.to_sleep.contains(&sandbox) {
+                    let record = &self.store.sandboxes[&sandbox];
+                    assert_eq!(record.residency, Residency::Frozen, "intent");
+                }
+                self.work.push(Work::Freeze(sandbox));
             }
+            Effect::Thaw { sandbox } => self.work.push(Work::Thaw(sandbox)),
+            Effect::Sample { sandboxes, .. } => self.work.push(Work::Sample(sandboxes)),
             Effect::Witness { sandbox } => self.work.push(Work::Witness(sandbox)),
             Effect::List { round } => {
                 let seen = self.look();
                 self.work.push(Work::List(round, seen));
             }
             _ => {}
+        }
+    }
+
+    /// What the driver learns when an effect is decided, before any commit it waits for.
+    fn note(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Freeze { sandbox, .. } => drop(self.to_sleep.insert(*sandbox)),
+            Effect::Personalize {
+                sandbox,
+                thaw: true,
+                ..
+            }
+            | Effect::Thaw { sandbox }
+            | Effect::Destroy { sandbox, .. } => drop(self.to_sleep.remove(sandbox)),
+            _ => {}
+        }
+    }
+
+    fn set_frozen(&mut self, sandbox: SandboxId, frozen: bool) {
+        if let Some(real) = self.outside.get_mut(&sandbox) {
+            real.frozen = frozen;
         }
     }
 
@@ -265,7 +312,9 @@ impl World {
     /// What can be claimed was never used.
     fn check_members(&self) {
         for name in self.node.pools.keys() {
-            for member in &self.node.sandboxes.tally(name).warm {
+            let tally = self.node.sandboxes.tally(name);
+            let asleep = tally.frozen.iter().chain(&tally.shifting);
+            for member in tally.warm.iter().chain(asleep) {
                 let held = self.outside.get(member).and_then(|real| real.held);
                 assert_eq!(held, None, "{member} was used");
             }
@@ -285,8 +334,11 @@ impl World {
     }
 
     fn appear(&mut self, sandbox: SandboxId, alive: bool) {
-        let held = None;
-        self.outside.entry(sandbox).or_insert(Real { alive, held });
+        self.outside.entry(sandbox).or_insert(Real {
+            alive,
+            frozen: false,
+            held: None,
+        });
     }
 
     fn look(&self) -> Vec<Observed> {
@@ -294,6 +346,7 @@ impl World {
         seen.map(|(id, real)| Observed {
             id: *id,
             alive: real.alive,
+            frozen: real.frozen && real.alive,
         })
         .collect()
     }
@@ -320,8 +373,52 @@ impl World {
                 }
                 self.tell(Event::Destroyed(sandbox, result));
             }
-            Work::Personalize(sandbox, claim) => self.finish_personalize(sandbox, claim, outcome),
+            Work::Personalize(sandbox, claim, thaw) => {
+                match thaw {
+                    true => self.set_frozen(sandbox, false),
+                    false => {
+                        let frozen = self.outside.get(&sandbox).is_some_and(|it| it.frozen);
+                        assert!(!frozen, "a guest is told something while it is frozen");
+                    }
+                }
+                self.finish_personalize(sandbox, claim, outcome);
+            }
+            Work::Freeze(sandbox) => {
+                let overtaken = !self.to_sleep.contains(&sandbox);
+                let result = match overtaken || outcome % 5 == 1 || !self.alive(sandbox) {
+                    true => Err("deadline".to_owned()),
+                    false => Ok(()),
+                };
+                if result.is_ok() {
+                    self.set_frozen(sandbox, true);
+                }
+                self.tell(Event::Frozen(sandbox, result));
+            }
+            Work::Thaw(sandbox) => {
+                let result = match outcome % 5 == 1 || !self.alive(sandbox) {
+                    true => Err("deadline".to_owned()),
+                    false => Ok(()),
+                };
+                if result.is_ok() {
+                    self.set_frozen(sandbox, false);
+                }
+                self.tell(Event::Thawed(sandbox, result));
+            }
+            Work::Sample(sandboxes) => {
+                let samples = sandboxes.into_iter().map(|id| Sample {
+                    id,
+                    cpu_nanoseconds: self.now.0,
+                    memory_bytes: 100,
+                    busy: (id.sequence() + u64::from(outcome)) % 3 == 0,
+                });
+                let samples = samples.collect();
+                self.tell(Event::Sampled {
+                    samples,
+                    pressure_permille: 0,
+                });
+            }
             Work::Witness(sandbox) => {
+                self.set_frozen(sandbox, false);
                 let real = self.outside.get(&sandbox).filter(|real| real.alive);
                 let held = match (real.map(|real| real.held), outcome % 3) {
                     (None, _) | (_, 1) => Held::Silent,
@@ -432,8 +529,20 @@ impl World {
             match work {
                 Work::Create(sandbox, _) if happened => self.appear(sandbox, at % 2 == 0),
                 Work::Destroy(sandbox) if happened => drop(self.outside.remove(&sandbox)),
-                Work::Personalize(sandbox, claim) if happened && self.alive(sandbox) => {
-                    self.personalize(sandbox, claim);
+                Work::Personalize(sandbox, claim, thaw) if happened && self.alive(sandbox) => {
+                    if thaw {
+                        self.set_frozen(sandbox, false);
+                    }
+                    // Between the thaw and the guest's answer there is a moment too.
+                    if at % 3 != 0 || !thaw {
+                        self.personalize(sandbox, claim);
+                    }
+                }
+                Work::Freeze(sandbox) if happened && self.to_sleep.contains(&sandbox) => {
+                    self.set_frozen(sandbox, true);
+                }
+                Work::Thaw(sandbox) | Work::Witness(sandbox) if happened => {
+                    self.set_frozen(sandbox, false);
                 }
                 _ => {}
             }
@@ -444,6 +553,7 @@ impl World {
         self.batches.clear();
         self.lazy.clear();
         self.held_back.clear();
+        self.to_sleep.clear();
         self.now = self.now.plus(u64::from(fate) * 10);
         self.ticket = Ticket(0);
         self.node = Node::recover(SETTINGS, self.store.records(), self.now);
@@ -496,7 +606,7 @@ impl World {
     fn is_at_rest(&self) -> bool {
         let full = |name: &PoolName, pool: &crate::machine::pools::Pool| {
             let tally = self.node.sandboxes.tally(name);
-            let enough = tally.warm.len() >= usize::try_from(pool.spec.min_warm).unwrap();
+            let enough = tally.claimable() >= usize::try_from(pool.spec.min_warm).unwrap();
             enough || !pool.has_room(tally) || self.node.sandboxes.len() >= 7
         };
         let settled = |it: &crate::machine::sandboxes::Sandbox| {
@@ -516,6 +626,10 @@ impl World {
         let there: Vec<_> = there.filter(|id| *id != stranger()).collect();
         let known: Vec<_> = self.node.sandboxes.iter().map(|it| it.id).collect();
         assert_eq!(there, known);
+        for sandbox in self.node.sandboxes.iter() {
+            let asleep = sandbox.residency == crate::machine::sandboxes::Residency::Frozen;
+            assert_eq!(self.outside[&sandbox.id].frozen, asleep, "{sandbox:?}");
+        }
         let lazy = std::mem::take(&mut self.lazy);
         lazy.into_iter().for_each(|op| self.store.apply(op));
         let sandboxes = self.node.sandboxes.iter();
@@ -543,6 +657,7 @@ fn after(effect: &Effect) -> Ticket {
         Effect::Reply { after, .. }
         | Effect::Create { after, .. }
         | Effect::Destroy { after, .. }
+        | Effect::Freeze { after, .. }
         | Effect::ClaimChanged { after, .. } => *after,
         _ => Ticket(0),
     }

@@ -2,14 +2,14 @@
 
 use super::{Fields, bounds, index, value};
 use crate::api::{
-    ClaimBatchRequest, ClaimRequest, File, ListClaimsRequest, NetworkMode, ReleaseRequest,
-    RenewRequest, Secret, WatchClaimsRequest,
+    ClaimBatchRequest, ClaimRequest, File, HibernateReason, HibernateRequest, ListClaimsRequest,
+    NetworkMode, ReleaseRequest, RenewRequest, ResumeRequest, Secret, Tier, WatchClaimsRequest,
 };
 use crate::driver::Personalization;
 use crate::machine::ids::{ClaimId, PoolName};
 use crate::machine::limits;
 use crate::machine::refusal::Refusal;
-use crate::machine::spec::{Holder, OnEmpty};
+use crate::machine::spec::{self, Holder, OnEmpty};
 use std::collections::BTreeSet;
 
 /// A checked ClaimRequest.
@@ -244,6 +244,57 @@ pub fn claim_id(text: &str) -> Result<ClaimId, Refusal> {
 
 /// Release: (claim, epoch).
 pub fn release(request: &ReleaseRequest) -> Result<(ClaimId, u64), Refusal> {
+    let mut fields = Fields::default();
+    let id = value::claim_id(&mut fields, "claim_id", &request.claim_id);
+    value::epoch(&mut fields, "epoch", request.epoch);
+    fields.give(id.map(|id| (id, request.epoch)))
+}
+
+/// A checked HibernateRequest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hibernation {
+    /// The claim.
+    pub claim: ClaimId,
+    /// At least 1.
+    pub epoch: u64,
+    /// The tier.
+    pub tier: spec::Tier,
+    /// Why.
+    pub reason: spec::WaitingOn,
+}
+
+/// Hibernate.
+pub fn hibernate(request: &HibernateRequest) -> Result<Hibernation, Refusal> {
+    let mut fields = Fields::default();
+    let claim = value::claim_id(&mut fields, "claim_id", &request.claim_id);
+    value::epoch(&mut fields, "epoch", request.epoch);
+    let tier = match Tier::try_from(request.tier) {
+        Ok(Tier::Unspecified) => Some(spec::Tier::Auto),
+        Ok(Tier::Memory) => Some(spec::Tier::Memory),
+        Ok(Tier::Disk) => Some(spec::Tier::Disk),
+        Err(_) => None,
+    };
+    fields.need(tier.is_some(), "tier", "is not a known value");
+    let reason = match HibernateReason::try_from(request.reason) {
+        Ok(HibernateReason::Unspecified) => Some(spec::WaitingOn::Unspecified),
+        Ok(HibernateReason::WaitingOnHuman) => Some(spec::WaitingOn::Human),
+        Ok(HibernateReason::WaitingOnModel) => Some(spec::WaitingOn::Model),
+        Err(_) => None,
+    };
+    fields.need(reason.is_some(), "reason", "is not a known value");
+    let checked = (|| {
+        Some(Hibernation {
+            claim: claim?,
+            epoch: request.epoch,
+            tier: tier?,
+            reason: reason?,
+        })
+    })();
+    fields.give(checked)
+}
+
+/// Resume: (claim, epoch).
+pub fn resume(request: &ResumeRequest) -> Result<(ClaimId, u64), Refusal> {
     let mut fields = Fields::default();
     let id = value::claim_id(&mut fields, "claim_id", &request.claim_id);
     value::epoch(&mut fields, "epoch", request.epoch);

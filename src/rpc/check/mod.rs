@@ -12,7 +12,7 @@ mod pool;
 mod tests;
 mod value;
 
-pub use claim::{Claim, batch, claim, claim_id, listing, release, renew, watch};
+pub use claim::{Claim, batch, claim, claim_id, hibernate, listing, release, renew, resume, watch};
 pub use code::{interrupt_code, run_code};
 pub use inside::{
     ExecRules, connect, exec_input, exec_start, list_files, piece, read_file, stats, write_file,

@@ -87,6 +87,11 @@ fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option
         field("max_parallel_refills"),
         format!("must be at most {most}"),
     );
+    fields.need(
+        pool.running.is_none_or(|running| running <= pool.min_warm),
+        field("running"),
+        "must be at most min_warm",
+    );
     let update_strategy = match UpdateStrategy::try_from(pool.update_strategy) {
         Ok(UpdateStrategy::Unspecified | UpdateStrategy::OnReplenish) => {
             Some(spec::UpdateStrategy::OnReplenish)
@@ -116,6 +121,7 @@ fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option
         } else {
             refills
         },
+        running: pool.running,
     })
 }
 
@@ -160,6 +166,7 @@ fn template(
         &field("readiness"),
         asked.readiness.unwrap_or_default(),
     );
+    let idle_after = idle_after(fields, &field("idle_after"), asked.idle_after);
     Some(spec::Template {
         image: asked.image,
         runtime_handler: asked.runtime_handler,
@@ -171,7 +178,23 @@ fn template(
         warm_command: asked.warm_command,
         readiness: readiness?,
         interpreter: asked.interpreter,
+        idle_after_ms: idle_after?,
     })
+}
+
+/// Milliseconds; 0: never.
+fn idle_after(fields: &mut Fields, at: &str, asked: Option<prost_types::Duration>) -> Option<u64> {
+    let Some(asked) = asked else {
+        return Some(0);
+    };
+    let least = limits::IDLE_AFTER_MIN_MS;
+    let after = value::millis(fields, at, asked, limits::MAX_TTL_MS)?;
+    fields.need(
+        after == 0 || after >= least,
+        at,
+        format!("must be at least {} s", least / 1000),
+    );
+    Some(after)
 }
 
 /// An image reference: a bounded word. Whether it names something is containerd's to say.

@@ -454,13 +454,20 @@ fn each_field_of_a_pool() {
     fn readiness(pool: &mut api::Pool) -> &mut api::Readiness {
         template(pool).readiness.get_or_insert_default()
     }
-    let rows: [(&str, Change); 34] = [
+    let rows: [(&str, Change); 36] = [
         ("name", |p| p.name = "-".into()),
         ("generation", |p| p.generation = 0),
         ("max_total", |p| (p.max_total, p.min_warm) = (0, 0)),
         ("max_total", |p| p.max_total = limits::POOL_MAX_TOTAL + 1),
         ("min_warm", |p| p.min_warm = 5),
         ("max_parallel_refills", |p| p.max_parallel_refills = 17),
+        ("running", |p| p.running = Some(p.min_warm + 1)),
+        ("template.idle_after", |p| {
+            template(p).idle_after = Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 1,
+            });
+        }),
         ("update_strategy", |p| p.update_strategy = 3),
         ("template", |p| p.template = None),
         ("template.image", |p| template(p).image.clear()),

@@ -6,7 +6,9 @@ use tonic::metadata::MetadataValue;
 
 /// A server that knows us as nobody.
 async fn closed() -> Bench {
-    Bench::with(|config| config.allowed_uids = vec![ourselves() + 1]).await
+    let other = format!("uid:{}", ourselves() + 1);
+    let guard = |registry: &prometheus::Registry, dir: &Path| guard(registry, &other, dir);
+    Bench::guarded(guard, None, |_| ()).await
 }
 
 /// Another server with the same driver, that lets us do everything.

@@ -8,17 +8,20 @@ mod overload;
 mod sanity;
 mod shutdown;
 mod streams;
+mod tls;
 
-use super::config::{RpcConfig, RpcLimits};
+use super::config::{Guard, Listeners, RpcConfig, RpcLimits};
 use super::fakes::{FakeDriver, HANDLER, TAG};
 use super::metrics::Metrics;
 use super::serve::{ServeError, serve_door};
+use super::tcp::Tcp;
 use crate::api::claims_client::ClaimsClient;
 use crate::api::node_client::NodeClient;
 use crate::api::pools_client::PoolsClient;
 use crate::api::sandboxes_client::SandboxesClient;
 use crate::api::*;
-use std::path::PathBuf;
+use crate::identity::{self, Audit, AuditConfig, Limiter, Policy, Roles};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::task::JoinHandle;
@@ -45,6 +48,35 @@ fn ourselves() -> u32 {
     nix::unistd::getuid().as_raw()
 }
 
+/// Lets this identity do everything.
+pub fn guard(registry: &prometheus::Registry, admin: &str, audit: &Path) -> Guard {
+    let lists = [admin.to_owned()];
+    let policy = Policy::new([(Roles::ADMIN, lists.as_slice())]).unwrap();
+    guard_of(registry, policy, 1_000_000, audit)
+}
+
+fn guard_of(
+    registry: &prometheus::Registry,
+    policy: Policy,
+    calls_per_second: u32,
+    audit: &Path,
+) -> Guard {
+    let metrics = identity::Metrics::register(registry).unwrap();
+    let config = AuditConfig {
+        file: Some(audit.to_owned()),
+        max_bytes: 1 << 20,
+    };
+    let (audit, writer) = Audit::open(config, metrics.clone()).unwrap();
+    // Ends with the server.
+    std::thread::spawn(|| writer.run());
+    Guard {
+        policy: policy.into(),
+        audit,
+        limiter: Limiter::new(calls_per_second).into(),
+        metrics,
+    }
+}
+
 impl Bench {
     /// Whom we may call everything of.
     async fn start() -> Self {
@@ -52,11 +84,21 @@ impl Bench {
     }
 
     async fn with(change: impl FnOnce(&mut RpcConfig)) -> Self {
+        let guard = |registry: &prometheus::Registry, dir: &Path| {
+            guard(registry, &format!("uid:{}", ourselves()), dir)
+        };
+        Self::guarded(guard, None, change).await
+    }
+
+    async fn guarded(
+        guard: impl FnOnce(&prometheus::Registry, &Path) -> Guard,
+        tcp: Option<Tcp>,
+        change: impl FnOnce(&mut RpcConfig),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = RpcConfig {
             node_key: [7; 32],
-            allowed_uids: vec![ourselves()],
-            endpoint: "unix:///run/hearth/hearth.sock".into(),
+            endpoints: vec!["unix:///run/hearth/hearth.sock".into()],
             version: "1.2.3".into(),
             node_tag: TAG,
             started_at: SystemTime::now(),
@@ -75,11 +117,16 @@ impl Bench {
         let registry = prometheus::Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
         let socket = dir.path().join("s");
-        let listener = super::bind(&socket, 0o600).await.unwrap();
+        let unix = super::bind(&socket, 0o600).await.unwrap();
+        let listeners = Listeners { unix, tcp };
+        let guard = guard(&registry, &dir.path().join("audit.log"));
         let stop = CancellationToken::new();
         let (door, shutdown) = (Arc::clone(&driver), stop.clone().cancelled_owned());
         let server = tokio::spawn(async move {
-            Box::pin(serve_door(listener, door, config, metrics, shutdown)).await
+            Box::pin(serve_door(
+                listeners, door, config, guard, metrics, shutdown,
+            ))
+            .await
         });
         let bench = Self {
             driver,

@@ -95,13 +95,13 @@ async fn a_full_driver_is_told_as_it_is() {
 async fn connections_are_bounded_and_the_next_one_is_closed_at_once() {
     let bench = Bench::start().await;
     let mut held = Vec::new();
-    for _ in 0..bounds::OPERATOR_CONNECTIONS {
+    for _ in 0..bounds::KNOWN_CONNECTIONS {
         held.push(UnixStream::connect(bench.socket()).await.unwrap());
     }
     bench
         .counted(&format!(
             "hearth_rpc_connections {}",
-            bounds::OPERATOR_CONNECTIONS
+            bounds::KNOWN_CONNECTIONS
         ))
         .await;
     let mut next = UnixStream::connect(bench.socket()).await.unwrap();

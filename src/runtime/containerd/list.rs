@@ -35,6 +35,8 @@ struct Outside {
     cgroup: Option<SandboxCgroup>,
     /// What lives in its cgroup.
     pids: Vec<i32>,
+    /// Its cgroup is frozen, or about to be.
+    frozen: bool,
 }
 
 impl ContainerdRuntime {
@@ -60,7 +62,12 @@ impl ContainerdRuntime {
             {
                 self.adopt(*id, task.pid, cgroup).await?;
             }
-            observed.push(Observed { id: *id, alive });
+            let frozen = alive && there.is_some_and(|there| there.frozen);
+            observed.push(Observed {
+                id: *id,
+                alive,
+                frozen,
+            });
         }
         self.live.retain(&held_before, &ids);
         Ok(observed)
@@ -181,13 +188,22 @@ fn look_outside(
         let cgroup = tree.sandbox(&config.cgroup_parent, &found.pool, &found.id)?;
         // A group that vanishes meanwhile is empty.
         let pids = cgroup.processes().unwrap_or_default();
+        let frozen = cgroup.is_frozen().unwrap_or_default();
         let cgroup = Some(cgroup);
-        outside.insert(id, Outside { cgroup, pids });
+        outside.insert(
+            id,
+            Outside {
+                cgroup,
+                pids,
+                frozen,
+            },
+        );
     }
     for id in fifo::list(config)? {
         let nothing = Outside {
             cgroup: None,
             pids: Vec::new(),
+            frozen: false,
         };
         outside.entry(id).or_insert(nothing);
     }

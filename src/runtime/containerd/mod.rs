@@ -21,6 +21,7 @@ mod list;
 mod live;
 mod outbox;
 mod proto;
+mod residency;
 mod shim;
 mod spec;
 mod versions;
@@ -30,6 +31,7 @@ use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 pub(super) use self::client::channel;
 use self::{
@@ -37,8 +39,8 @@ use self::{
     watch::Watch,
 };
 use super::{
-    Capabilities, CreateSpec, ImageInfo, ImageProgress, Runtime, RuntimeConfig, RuntimeError,
-    RuntimeEvent, RuntimeMetrics, StdioPaths, Versions,
+    Capabilities, CreateSpec, ImageInfo, ImageProgress, Reclaimed, Runtime, RuntimeConfig,
+    RuntimeError, RuntimeEvent, RuntimeMetrics, StdioPaths, Versions,
 };
 use crate::{
     cgroup::{CgroupError, CgroupTree, Usage},
@@ -208,18 +210,27 @@ impl Runtime for ContainerdRuntime {
         fifo::paths(&self.config, id)
     }
 
+    async fn freeze(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.stop_processes(id).await
+    }
+
+    async fn thaw(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.let_go_on(id).await
+    }
+
+    async fn reclaim(
+        &self,
+        id: SandboxId,
+        stop: &CancellationToken,
+    ) -> Result<Reclaimed, RuntimeError> {
+        self.take_memory(id, stop).await
+    }
+
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
-        let known = self.live.cgroup(id);
-        let (tree, parent) = (self.tree.clone(), self.config.cgroup_parent.clone());
+        let cgroup = self.cgroup_of(id);
         blocking("usage", move || {
-            let gone = || format!("sandbox {id} has no cgroup");
-            let found = match known {
-                Some(known) => Ok(Some(known)),
-                None => tree.find(&parent, &id.to_string()),
-            };
-            let cgroup = found.map_err(|error| error.to_string())?.ok_or_else(gone)?;
-            cgroup.usage().map_err(|error| match error {
-                CgroupError::NotFound(_) => gone(),
+            cgroup()?.usage().map_err(|error| match error {
+                CgroupError::NotFound(_) => format!("sandbox {id} has no cgroup"),
                 other => other.to_string(),
             })
         })

@@ -29,6 +29,7 @@ fn sandbox() -> CreateSpec {
             timeout_ms: 30_000,
         },
         interpreter: "python".into(),
+        idle_after_ms: 0,
     };
     CreateSpec {
         id: SandboxId::new(NodeTag(0xabcd), 1).unwrap(),

@@ -121,15 +121,17 @@ impl Guest {
             Asked::ListFiles(_) => acts::at_list(self, call),
             Asked::ReadFile(_) => acts::at_read(self, call),
             Asked::Stats(_) => self.say(call, Body::Stats(v1::GuestStats::default())),
-            Asked::WriteFile(_) | Asked::Connect(_) => self.say(
-                call,
-                Body::Failure(v1::Failure {
-                    kind: v1::FailureKind::Io.into(),
-                    message: "\x1b[2J".repeat(10_000),
-                }),
-            ),
+            Asked::WriteFile(_) | Asked::Connect(_) | Asked::Interpreter(_) | Asked::RunCode(_) => {
+                self.say(
+                    call,
+                    Body::Failure(v1::Failure {
+                        kind: v1::FailureKind::Io.into(),
+                        message: "\x1b[2J".repeat(10_000),
+                    }),
+                )
+            }
             Asked::Input(_) | Asked::Resize(_) | Asked::Signal(_) => {}
-            Asked::Credit(_) | Asked::Cancel(_) => {}
+            Asked::Credit(_) | Asked::Cancel(_) | Asked::Interrupt(_) => {}
         }
     }
 

@@ -325,7 +325,7 @@ fn swap() -> Check {
         0 => Check::warn(
             "swap",
             "none",
-            "frozen sandboxes then keep their memory; zram is best: modprobe zram, or apt-get install zram-tools",
+            "frozen sandboxes then keep their memory: set memory.swap = \"zram:<size>\" and hearthd makes one (module zram), or add swap",
         ),
         kib => {
             let kind = if swaps.contains("zram") {

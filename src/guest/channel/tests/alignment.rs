@@ -27,7 +27,7 @@ async fn stale_bytes_in_both_fifos_are_thrown_away() {
     let guest = std::thread::spawn(move || {
         guest.align();
         let (call, body) = guest.message();
-        assert_eq!(body, Hears::Ping(v1::Ping {}));
+        assert_eq!(body, Hears::Ping(v1::Ping::default()));
         guest.say(call, pong());
     });
     let host = rig.connect();

@@ -17,7 +17,7 @@ fn cancel_and_ping(guest: &mut FakeGuest, call: u64) -> u64 {
     heard.sort_by_key(|(id, _)| *id);
     let [cancel, (ping, body)] = heard;
     assert_eq!(cancel, (call, Hears::Cancel(v1::Cancel {})));
-    assert_eq!(body, Hears::Ping(v1::Ping {}));
+    assert_eq!(body, Hears::Ping(v1::Ping::default()));
     ping
 }
 
@@ -82,7 +82,7 @@ async fn a_call_given_up_before_it_was_sent_is_never_sent() {
         body
     });
     assert_eq!(host.ping(LONG).await, Ok("1.2.3".to_owned()));
-    assert_eq!(guest.join().unwrap(), Hears::Ping(v1::Ping {}));
+    assert_eq!(guest.join().unwrap(), Hears::Ping(v1::Ping::default()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,7 +176,7 @@ async fn after_silence_the_next_call_begins_a_new_session() {
     });
     assert_eq!(pinged, Ok("1.2.3".to_owned()));
     assert_eq!(drain(&mut stream).await, [Err(GuestError::Closed)]);
-    assert_eq!(guest.join().unwrap(), Hears::Ping(v1::Ping {}));
+    assert_eq!(guest.join().unwrap(), Hears::Ping(v1::Ping::default()));
     assert!(rig.metric("hearth_guest_sessions_total", "") == 2.0);
 }
 

@@ -96,7 +96,7 @@ impl Channel {
     fn call(&mut self, kind: Kind) {
         self.made += 1;
         let work = match kind {
-            Kind::Ping | Kind::Personalize | Kind::Witness | Kind::Stats => {
+            Kind::Ping | Kind::Quiesce | Kind::Personalize | Kind::Witness | Kind::Stats => {
                 Work::Short(oneshot::channel().0)
             }
             _ => self.stream(kind),
@@ -104,7 +104,7 @@ impl Channel {
         let call = Call {
             kind,
             work,
-            start: Some(Outgoing::encode(self.made, Hears::Ping(v1::Ping {})).unwrap()),
+            start: Some(Outgoing::encode(self.made, Hears::Ping(v1::Ping::default())).unwrap()),
             made_at: Instant::now(),
             written_at: None,
             deadline: None,

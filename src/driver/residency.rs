@@ -1,0 +1,263 @@
+//! Freezes, thaws and reclaims, in the order the machine decided on them: one at a time for each sandbox, and a freeze
+//! that was overtaken by a thaw, a claim or a destruction never begins.
+
+use super::guests::Guests;
+use super::metrics::ResidencyMetrics;
+use super::work::bounded;
+use crate::guest::GuestError;
+use crate::machine::event::Effect;
+use crate::machine::ids::SandboxId;
+use crate::runtime::{Runtime, RuntimeError};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// A guest's word that everything inside is stopped, or goes on.
+const QUIESCE: Duration = Duration::from_secs(1);
+/// After its word the guest agent itself comes to rest.
+const SETTLE: Duration = Duration::from_millis(3);
+/// Reclaims at once on the node: each uses a core.
+const RECLAIMS: usize = 1;
+/// After a reclaim the place stays taken this many times as long as it took: at most a quarter of a core goes into it.
+const REST_FACTOR: u32 = 3;
+/// Between a sandbox's freeze and its first reclaim: a claim or a call that follows at once finds all in memory.
+const FIRST_PASS: Duration = Duration::from_millis(50);
+/// From the first pass to the second, which catches what the first left: pages that were in use a moment ago.
+const SECOND_PASS: Duration = Duration::from_secs(2);
+
+/// What is wanted of one sandbox.
+struct Slot {
+    /// A freeze was decided and nothing since.
+    to_sleep: AtomicBool,
+    /// Held by whoever freezes, thaws or destroys it.
+    turn: tokio::sync::Mutex<()>,
+    /// Ends its reclaim.
+    awake: Mutex<CancellationToken>,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            to_sleep: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::new(()),
+            awake: Mutex::new(CancellationToken::new()),
+        }
+    }
+
+    fn awake(&self) -> MutexGuard<'_, CancellationToken> {
+        // One value, replaced whole.
+        self.awake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of the whole node.
+pub(super) struct Residencies {
+    runtime: Arc<dyn Runtime>,
+    guests: Arc<Guests>,
+    /// Frozen ones' memory is reclaimed.
+    reclaims: bool,
+    slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
+    places: Arc<Semaphore>,
+    metrics: ResidencyMetrics,
+    /// Claims whose guests are being told: no reclaim begins meanwhile.
+    claims: watch::Sender<usize>,
+}
+
+/// A claim on its way into a guest.
+pub(super) struct Claiming<'a>(&'a watch::Sender<usize>);
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Residencies {
+    pub(super) fn new(
+        runtime: Arc<dyn Runtime>,
+        guests: Arc<Guests>,
+        reclaims: bool,
+        metrics: ResidencyMetrics,
+    ) -> Self {
+        Self {
+            runtime,
+            guests,
+            reclaims,
+            slots: Mutex::default(),
+            places: Arc::new(Semaphore::new(RECLAIMS)),
+            metrics,
+            claims: watch::Sender::new(0),
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Arc<Slot>>> {
+        // Every change is one call: a panic leaves the map whole.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, id: SandboxId) -> Arc<Slot> {
+        let mut slots = self.slots();
+        let slot = slots.entry(id).or_insert_with(|| Arc::new(Slot::new()));
+        slot.clone()
+    }
+
+    /// Learns of an effect when the machine decides on it, before any commit it waits for.
+    pub(super) fn note(&self, effect: &Effect) {
+        match effect {
+            Effect::Freeze { sandbox, .. } => {
+                self.slot(*sandbox).to_sleep.store(true, Ordering::SeqCst);
+            }
+            Effect::Personalize {
+                sandbox,
+                thaw: true,
+                ..
+            }
+            | Effect::Thaw { sandbox }
+            | Effect::Destroy { sandbox, .. } => {
+                let slot = self.slots().get(sandbox).cloned();
+                if let Some(slot) = slot {
+                    slot.to_sleep.store(false, Ordering::SeqCst);
+                    slot.awake().cancel();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts a claim as under way.
+    pub(super) fn claiming(&self) -> Claiming<'_> {
+        self.claims.send_modify(|count| *count += 1);
+        Claiming(&self.claims)
+    }
+
+    /// Freezes, unless that was overtaken.
+    pub(super) async fn freeze(&self, id: SandboxId) -> Result<(), String> {
+        let slot = self.slot(id);
+        let _turn = slot.turn.lock().await;
+        if !slot.to_sleep.load(Ordering::SeqCst) {
+            return Err("overtaken".to_owned());
+        }
+        *slot.awake() = CancellationToken::new();
+        self.quiesce(id).await;
+        let began = Instant::now();
+        let frozen = self.runtime.freeze(id).await;
+        self.measure("freeze", began, frozen.as_ref().err());
+        if frozen.is_err() {
+            self.go_on(id).await;
+        }
+        frozen.map_err(|error| bounded(error.to_string()))
+    }
+
+    /// Has the guest stop what runs inside. A guest that does not is frozen all the same: what gVisor then does to its
+    /// processes is its own doing.
+    async fn quiesce(&self, id: SandboxId) {
+        let began = Instant::now();
+        let quiesced = match self.guests.open(id) {
+            Ok(guest) => guest.quiesce(QUIESCE).await,
+            Err(_) => Err(GuestError::Closed),
+        };
+        match quiesced {
+            Ok(()) => {
+                self.metrics.took("quiesce", began.elapsed());
+                sleep(SETTLE).await;
+            }
+            Err(error) => {
+                self.metrics.failed("quiesce");
+                debug!(sandbox = %id, %error, "not quiesced");
+            }
+        }
+    }
+
+    /// Thaws and waits until the guest has let everything inside go on; it would do so by itself a moment later.
+    pub(super) async fn wake(&self, id: SandboxId) -> Result<(), String> {
+        self.thaw(id).await?;
+        self.go_on(id).await;
+        Ok(())
+    }
+
+    async fn go_on(&self, id: SandboxId) {
+        if let Ok(guest) = self.guests.open(id)
+            && let Err(error) = guest.ping(QUIESCE).await
+        {
+            debug!(sandbox = %id, %error, "awake, and silent yet");
+        }
+    }
+
+    /// Thaws; a freeze that is under way ends first.
+    pub(super) async fn thaw(&self, id: SandboxId) -> Result<(), String> {
+        let slot = self.slot(id);
+        let _turn = slot.turn.lock().await;
+        let began = Instant::now();
+        let thawed = self.runtime.thaw(id).await;
+        self.measure("thaw", began, thawed.as_ref().err());
+        thawed.map_err(|error| bounded(error.to_string()))
+    }
+
+    /// Destroys, when nothing else goes on with it.
+    pub(super) async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let slot = self.slots().get(&id).cloned();
+        let _turn = match &slot {
+            Some(slot) => Some(slot.turn.lock().await),
+            None => None,
+        };
+        let destroyed = self.runtime.destroy(id).await;
+        if destroyed.is_ok() {
+            self.slots().remove(&id);
+        }
+        destroyed
+    }
+
+    /// Takes a frozen sandbox's memory in two passes, each when its turn comes, until it is woken.
+    pub(super) async fn reclaim(&self, id: SandboxId) {
+        if !self.reclaims {
+            return;
+        }
+        let awake = self.slot(id).awake().clone();
+        for pause in [FIRST_PASS, SECOND_PASS] {
+            tokio::select! {
+                () = awake.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+            let place = tokio::select! {
+                () = awake.cancelled() => return,
+                place = self.places.acquire() => place,
+            };
+            let mut claims = self.claims.subscribe();
+            tokio::select! {
+                () = awake.cancelled() => return,
+                // The sender lives as long as self.
+                _quiet = claims.wait_for(|count| *count == 0) => {}
+            }
+            // Not cut short: it ends soon after the token, and its thread with it.
+            let took = self.take_memory(id, &awake).await;
+            sleep(took * REST_FACTOR).await;
+            drop(place);
+        }
+    }
+
+    async fn take_memory(&self, id: SandboxId, awake: &CancellationToken) -> Duration {
+        let began = Instant::now();
+        let reclaimed = self.runtime.reclaim(id, awake).await;
+        self.measure("reclaim", began, reclaimed.as_ref().err());
+        match reclaimed {
+            Ok(done) => {
+                self.metrics.reclaimed(&done);
+                debug!(sandbox = %id, bytes = done.bytes, took = ?done.took, complete = done.complete, "memory reclaimed");
+            }
+            Err(error) => debug!(sandbox = %id, %error, "memory not reclaimed"),
+        }
+        began.elapsed()
+    }
+
+    fn measure(&self, stage: &'static str, began: Instant, failed: Option<&RuntimeError>) {
+        match failed {
+            None => self.metrics.took(stage, began.elapsed()),
+            Some(_) => self.metrics.failed(stage),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The workers of the memory tier: freeze, thaw, reclaim, and the look at what sandboxes use.
+
+use super::work::Workers;
+use crate::cgroup::memory_pressure_permille;
+use crate::machine::event::{Event, Sample};
+use crate::machine::ids::SandboxId;
+use std::time::Duration;
+
+/// A freeze or a thaw, above the deadlines of the kernel's part and of what it waits for.
+const SHIFT: Duration = Duration::from_secs(30);
+/// A look at all sandboxes: some file reads each.
+const SAMPLE: Duration = Duration::from_secs(30);
+
+impl Workers {
+    pub(super) fn freeze(&self, id: SandboxId) {
+        let residencies = self.residencies.clone();
+        let otherwise = Event::Frozen(id, Err("the freeze never ended".into()));
+        let span = tracing::info_span!("freeze", sandbox = %id);
+        self.spawn(span, SHIFT, otherwise, async move {
+            Event::Frozen(id, residencies.freeze(id).await)
+        });
+    }
+
+    pub(super) fn thaw(&self, id: SandboxId) {
+        let residencies = self.residencies.clone();
+        let otherwise = Event::Thawed(id, Err("the thaw never ended".into()));
+        let span = tracing::info_span!("thaw", sandbox = %id);
+        self.spawn(span, SHIFT, otherwise, async move {
+            Event::Thawed(id, residencies.wake(id).await)
+        });
+    }
+
+    /// At most one for each frozen sandbox, of which one runs at a time.
+    pub(super) fn reclaim(&self, id: SandboxId) {
+        let residencies = self.residencies.clone();
+        tokio::spawn(async move { residencies.reclaim(id).await });
+    }
+
+    pub(super) fn sample(&self, sandboxes: Vec<SandboxId>, from_permille: u32) {
+        let (runtime, visits) = (self.runtime.clone(), self.visits.clone());
+        let nothing = Event::Sampled {
+            samples: Vec::new(),
+            pressure_permille: 0,
+        };
+        self.spawn(tracing::Span::none(), SAMPLE, nothing, async move {
+            let pressure_permille = memory_pressure_permille().unwrap_or_default();
+            if pressure_permille < from_permille {
+                return Event::Sampled {
+                    samples: Vec::new(),
+                    pressure_permille,
+                };
+            }
+            let mut samples = Vec::with_capacity(sandboxes.len());
+            for id in sandboxes {
+                // One that has just ended has no figures, and needs none.
+                if let Ok(usage) = runtime.usage(id).await {
+                    samples.push(Sample {
+                        id,
+                        cpu_nanoseconds: usage.cpu_nanoseconds,
+                        memory_bytes: usage.memory_bytes,
+                        busy: visits.look(id),
+                    });
+                }
+            }
+            Event::Sampled {
+                samples,
+                pressure_permille,
+            }
+        });
+    }
+}
