@@ -104,30 +104,28 @@ parts() {
 
 # Debian's Prometheus and promtool, unpacked: installed, its service would start and keep a port. They need libc only.
 prometheus() {
-  local version dir fresh
   if [ -x "$CACHE/bin/prometheus" ] && [ -x "$CACHE/bin/promtool" ]; then
     have "prometheus"
     return
   fi
-  candidate() { LC_ALL=C apt-cache policy prometheus 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'; }
-  version=$(candidate)
-  if [ -z "$version" ]; then
-    run_logged apt-update apt-get update -q || say "apt-get update failed (see its log above)"
-    version=$(candidate)
-  fi
-  [ -n "$version" ] || die "apt knows no package prometheus"
-  doing "prometheus $version, downloaded with apt and unpacked"
-  dir=$CACHE/tools/prometheus-$version
-  fresh=$CACHE/tools/.prometheus.$$
-  rm -rf "$fresh" "$dir"
+  doing "prometheus, downloaded with apt and unpacked"
+  local fresh=$CACHE/tools/.prometheus.$$ version dir
+  rm -rf "$fresh"
   mkdir -p "$fresh/unpacked"
-  run_logged prometheus env -C "$fresh" apt-get download -q "prometheus=$version" || die "prometheus could not be downloaded"
+  # The lists may be too old for the mirror.
+  run_logged prometheus env -C "$fresh" apt-get download -q prometheus ||
+    { run_logged apt-update apt-get update -q && run_logged prometheus env -C "$fresh" apt-get download -q prometheus; } ||
+    die "prometheus could not be downloaded"
+  version=$(dpkg-deb -f "$fresh"/*.deb Version)
   dpkg -x "$fresh"/*.deb "$fresh/unpacked"
+  dir=$CACHE/tools/prometheus-$version
+  rm -rf "$dir"
   mkdir "$dir"
   mv "$fresh"/unpacked/usr/bin/{prometheus,promtool} "$dir"
   rm -rf "$fresh"
   link "$dir/prometheus" "$CACHE/bin/prometheus"
   link "$dir/promtool" "$CACHE/bin/promtool"
+  have "prometheus $version"
 }
 
 # hearth-init must be static: musl where rustup has it, else glibc linked statically (hack/build.sh decides the same way).

@@ -10,12 +10,15 @@ mod callers;
 mod dev;
 mod host;
 mod log;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod privileges;
 mod programs;
 mod swap;
 mod wiping;
 
 pub use dev::Dev;
+pub use log::LogError;
 pub use programs::MissingPrograms;
 pub use wiping::Wiping;
 
@@ -33,6 +36,7 @@ use crate::rpc;
 use crate::runtime::containerd::ContainerdRuntime;
 use crate::runtime::managed::{ManagedConfig, ManagedContainerd, ManagedError};
 use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics, SHIM};
+use log::Logs;
 use programs::Programs;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGaugeVec, Opts, Registry};
@@ -53,6 +57,9 @@ const LAST_COMMIT: Duration = Duration::from_secs(10);
 /// Why hearthd did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// Logs and spans.
+    #[error(transparent)]
+    Logs(#[from] LogError),
     /// Programs are missing.
     #[error(transparent)]
     Programs(#[from] MissingPrograms),
@@ -125,16 +132,18 @@ pub fn check(config: &Config) -> Result<(), AppError> {
 /// # Errors
 /// Why it did not start, or what of it broke.
 pub fn run(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
-    log::start(&config.log);
-    privileges::give_up();
+    let kept = privileges::give_up();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
     let runtime = runtime.map_err(host("starting threads"))?;
+    let logs = Logs::start(&config.log, &runtime)?;
+    privileges::tell(kept);
     let result = runtime.block_on(Box::pin(serve(config, dev)));
     if let Err(error) = &result {
         error!(%error, "hearthd ends");
     }
+    logs.stop();
     // A thread may hang in the kernel on behalf of one sandbox; the end does not wait for it.
     runtime.shutdown_background();
     result

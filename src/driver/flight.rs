@@ -11,13 +11,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
-use tracing::{Span, debug};
+use tracing::{Span, debug, debug_span};
 
 struct Flight {
     answer: oneshot::Sender<Result<Answered, Refusal>>,
     personalization: Option<Arc<Personalization>>,
     span: Span,
     accepted: Instant,
+    /// The span of the stage until a member is assigned.
+    queue: Option<Span>,
     assigned: Option<Assigned>,
 }
 
@@ -26,6 +28,9 @@ struct Assigned {
     at: Instant,
     durable: Option<Instant>,
     acknowledged: Option<Instant>,
+    /// The spans of the two stages, each until it is over.
+    commit: Option<Span>,
+    guest: Option<Span>,
 }
 
 /// All calls that the machine has still to answer.
@@ -44,11 +49,16 @@ impl Flights {
     pub(super) fn begin(&mut self, asked: Asked) -> (RequestId, Call) {
         let id = RequestId(self.next);
         self.next += 1;
+        let queue = match asked.call {
+            Call::Claim(..) => Some(debug_span!(parent: &asked.span, "queue")),
+            _ => None,
+        };
         let flight = Flight {
             answer: asked.answer,
             personalization: asked.personalization,
             span: asked.span,
             accepted: asked.accepted,
+            queue,
             assigned: None,
         };
         self.open.insert(id, flight);
@@ -72,11 +82,14 @@ impl Flights {
             // the machine's own invariants then show.
             return (Arc::default(), Span::none());
         };
+        drop(flight.queue.take());
         flight.assigned = Some(Assigned {
             sandbox,
             at: Instant::now(),
             durable: None,
             acknowledged: None,
+            commit: Some(debug_span!(parent: &flight.span, "commit")),
+            guest: Some(debug_span!(parent: &flight.span, "guest")),
         });
         self.committing.push_back((ticket, id));
         self.personalizing.insert(sandbox, id);
@@ -92,6 +105,7 @@ impl Flights {
             && assigned.sandbox == sandbox
         {
             assigned.acknowledged = Some(Instant::now());
+            drop(assigned.guest.take());
         }
     }
 
@@ -109,6 +123,7 @@ impl Flights {
             debug!(parent: &flight.span, ticket = oldest.0, "journal committed");
             if let Some(assigned) = flight.assigned.as_mut() {
                 assigned.durable = Some(now);
+                drop(assigned.commit.take());
             }
         }
     }

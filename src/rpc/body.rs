@@ -2,6 +2,7 @@
 
 use super::method::{Ends, Method};
 use super::metrics::{Metrics, code_name};
+use super::trace;
 use super::until::Until;
 use crate::identity::Trail;
 use bytes::Bytes;
@@ -64,6 +65,7 @@ impl Drop for Tally {
         if let Some(trail) = &self.trail {
             trail.ended(code_name(self.code));
         }
+        trace::ended(&self.span, self.code);
         let (code, seconds) = (code_name(self.code), took.as_secs_f64());
         self.span.in_scope(|| {
             if self.method.loud || self.code != Code::Ok {

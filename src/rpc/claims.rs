@@ -48,7 +48,16 @@ impl Counted {
 
     fn answered(&mut self, result: &Result<Answered, Refusal>) {
         match result {
-            Err(refusal) => self.code = status::entry(refusal).code,
+            Err(refusal) => {
+                // Refused by a pool that is there, of which nothing was asked since the start.
+                if let Refusal::PoolEmpty { pool, .. }
+                | Refusal::PoolFailing { pool, .. }
+                | Refusal::WaitTimedOut { pool, .. } = refusal
+                {
+                    self.metrics.pools_known([pool.as_str()]);
+                }
+                self.code = status::entry(refusal).code;
+            }
             Ok(answered) => {
                 self.code = Code::Ok;
                 if let Answer::Granted(grant) = &answered.answer {

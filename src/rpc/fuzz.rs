@@ -73,8 +73,10 @@ const REQUESTS: &[(&str, Check)] = &[
     ("RemoveImageRequest", |data| {
         with(data, |r: api::RemoveImageRequest| check::image(&r.name));
     }),
-    ("HibernateRequest", decoded::<api::HibernateRequest>),
-    ("ResumeRequest", decoded::<api::ResumeRequest>),
+    ("HibernateRequest", |data| {
+        with(data, |r| check::hibernate(&r));
+    }),
+    ("ResumeRequest", |data| with(data, |r| check::resume(&r))),
     ("RunCodeRequest", |data| with(data, check::run_code)),
     ("InterruptCodeRequest", |data| {
         with(data, check::interrupt_code)

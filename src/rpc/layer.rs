@@ -119,15 +119,15 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let method = method::find(request.uri().path());
         let identity = caller::identity(request.extensions());
-        let trace = trace::trace_id(request.headers());
-        let admitted = self.rules.admit(method, &identity, &trace, &request);
         let span = tracing::info_span!(
             "rpc",
             method = method.name,
-            trace_id = trace,
+            trace_id = tracing::field::Empty,
             // Whether or not it presents a token.
             caller = &*identity.name,
         );
+        let trace = trace::join(&span, request.headers());
+        let admitted = self.rules.admit(method, &identity, &trace, &request);
         let mut tally = Tally::begin(self.rules.metrics.clone(), method, span);
         let (caller, permit) = match admitted {
             Ok(admitted) => admitted,

@@ -277,4 +277,22 @@ async fn each_call_leaves_one_line_with_its_trace_and_no_token() {
     }
     assert_eq!(lines[1]["fields"]["code"], "OK");
     assert!(lines[1]["fields"]["seconds"].is_f64());
+
+    // Without a trace of its own a call gets one, and every line of it the same.
+    let fresh = |text: &str| -> Vec<String> {
+        let lines = text.lines().skip(lines.len());
+        let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines
+            .map(|line| line["span"]["trace_id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let mut untraced = request(EXEC, None);
+    let token = "Bearer hearth_hunter2".parse().unwrap();
+    untraced.headers_mut().insert("authorization", token);
+    ask(&rules, untraced, inside).await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let ids = fresh(&text);
+    assert!(ids.len() == 2 && ids[0] == ids[1], "{text}");
+    let digits = ids[0].bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(digits && ids[0].len() == 32 && ids[0] != trace, "{text}");
 }

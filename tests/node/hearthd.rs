@@ -109,7 +109,7 @@ impl Hearth {
         Self::start_with(&[]).await
     }
 
-    /// The same with settings of the test's own.
+    /// The same with settings of the test's own; `OTEL_*` go into the environment.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         Self::start_as(&[], settings).await
     }
@@ -195,6 +195,10 @@ impl Hearth {
             }
         }
         for (key, value) in &self.settings {
+            if key.starts_with("OTEL_") {
+                command.env(key, value);
+                continue;
+            }
             command.arg("--set").arg(format!("{key}={value}"));
         }
         command.stdin(Stdio::null());

@@ -89,7 +89,9 @@ fn text(output: &Output) -> String {
 async fn a_node_is_used_over_tcp_with_certificates() {
     let secure = Secure::start().await;
     let hearth = &secure.hearth;
-    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    let mut python = pool("python", 1, 4);
+    python.template.as_mut().unwrap().interpreter = "python".into();
+    hearth.set_pools(vec![python]).await;
     hearth.warm("python", 1).await;
     let command = ["run", "python", "--", "echo", "over tcp"];
     let ran = secure.ctl("allocator", &command);

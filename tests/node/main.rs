@@ -18,5 +18,6 @@ mod prometheus;
 mod python;
 mod residency;
 mod sanity;
+mod spans;
 mod streams;
 mod vitals;
