@@ -6,6 +6,7 @@ use hearth::api::{
     BundleKind, CodeBegun, CodeEnded, CodeError, CodeState, CodeStatus, InterruptCodeRequest,
     Personalization, Pool, RunCodeRequest, RunCodeResponse, Secret,
 };
+use std::time::Duration;
 use tonic::{Code, Status, Streaming};
 
 fn with_python(min_warm: u32) -> Pool {
@@ -95,9 +96,18 @@ async fn follow(mut stream: Streaming<RunCodeResponse>) -> Result<Heard, Status>
     Ok(heard)
 }
 
+/// After a restart hearthd may not have heard of the sandbox yet and says so; a client comes again, a bounded number of
+/// times.
 async fn run(hearth: &Hearth, claim: &str, code: &str) -> Heard {
-    let stream = start(hearth, request(claim, code)).await.unwrap();
-    follow(stream).await.unwrap()
+    for _ in 0..100 {
+        match start(hearth, request(claim, code)).await {
+            Err(status) if status.code() == Code::Unavailable => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            stream => return follow(stream.unwrap()).await.unwrap(),
+        }
+    }
+    panic!("still recovering");
 }
 
 /// Until the code has printed something.
