@@ -6,10 +6,10 @@ use super::metrics::ResidencyMetrics;
 use super::work::bounded;
 use crate::guest::GuestError;
 use crate::machine::event::Effect;
-use crate::machine::ids::SandboxId;
+use crate::machine::ids::{SandboxId, Ticket};
 use crate::runtime::{Runtime, RuntimeError};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -32,8 +32,8 @@ const SECOND_PASS: Duration = Duration::from_secs(2);
 
 /// What is wanted of one sandbox.
 struct Slot {
-    /// A freeze was decided and nothing since.
-    to_sleep: AtomicBool,
+    /// The batch that decided on a freeze, if nothing was decided since; 0: none.
+    to_sleep: AtomicU64,
     /// Held by whoever freezes, thaws or destroys it.
     turn: tokio::sync::Mutex<()>,
     /// Ends its reclaim.
@@ -43,7 +43,7 @@ struct Slot {
 impl Slot {
     fn new() -> Self {
         Self {
-            to_sleep: AtomicBool::new(false),
+            to_sleep: AtomicU64::new(0),
             turn: tokio::sync::Mutex::new(()),
             awake: Mutex::new(CancellationToken::new()),
         }
@@ -109,8 +109,9 @@ impl Residencies {
     /// Learns of an effect when the machine decides on it, before any commit it waits for.
     pub(super) fn note(&self, effect: &Effect) {
         match effect {
-            Effect::Freeze { sandbox, .. } => {
-                self.slot(*sandbox).to_sleep.store(true, Ordering::SeqCst);
+            Effect::Freeze { sandbox, after } => {
+                let slot = self.slot(*sandbox);
+                slot.to_sleep.store(after.0, Ordering::SeqCst);
             }
             Effect::Personalize {
                 sandbox,
@@ -121,7 +122,7 @@ impl Residencies {
             | Effect::Destroy { sandbox, .. } => {
                 let slot = self.slots().get(sandbox).cloned();
                 if let Some(slot) = slot {
-                    slot.to_sleep.store(false, Ordering::SeqCst);
+                    slot.to_sleep.store(0, Ordering::SeqCst);
                     slot.awake().cancel();
                 }
             }
@@ -135,12 +136,16 @@ impl Residencies {
         Claiming(&self.claims)
     }
 
-    /// Freezes, unless that was overtaken.
-    pub(super) async fn freeze(&self, id: SandboxId) -> Result<(), String> {
+    /// Freezes. `None`: it was overtaken, maybe even by a later freeze, which has a commit of its own to wait for.
+    pub(super) async fn freeze(
+        &self,
+        id: SandboxId,
+        decided: Ticket,
+    ) -> Option<Result<(), String>> {
         let slot = self.slot(id);
         let _turn = slot.turn.lock().await;
-        if !slot.to_sleep.load(Ordering::SeqCst) {
-            return Err("overtaken".to_owned());
+        if slot.to_sleep.load(Ordering::SeqCst) != decided.0 {
+            return None;
         }
         *slot.awake() = CancellationToken::new();
         self.quiesce(id).await;
@@ -150,7 +155,7 @@ impl Residencies {
         if frozen.is_err() {
             self.go_on(id).await;
         }
-        frozen.map_err(|error| bounded(error.to_string()))
+        Some(frozen.map_err(|error| bounded(error.to_string())))
     }
 
     /// Has the guest stop what runs inside. A guest that does not is frozen all the same: what gVisor then does to its

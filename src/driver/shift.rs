@@ -3,7 +3,7 @@
 use super::work::Workers;
 use crate::cgroup::memory_pressure_permille;
 use crate::machine::event::{Event, Sample};
-use crate::machine::ids::SandboxId;
+use crate::machine::ids::{SandboxId, Ticket};
 use std::time::Duration;
 
 /// A freeze or a thaw, above the deadlines of the kernel's part and of what it waits for.
@@ -12,12 +12,16 @@ const SHIFT: Duration = Duration::from_secs(30);
 const SAMPLE: Duration = Duration::from_secs(30);
 
 impl Workers {
-    pub(super) fn freeze(&self, id: SandboxId) {
+    pub(super) fn freeze(&self, id: SandboxId, decided: Ticket) {
         let residencies = self.residencies.clone();
         let otherwise = Event::Frozen(id, Err("the freeze never ended".into()));
         let span = tracing::info_span!("freeze", sandbox = %id);
         self.spawn(span, SHIFT, otherwise, async move {
-            Event::Frozen(id, residencies.freeze(id).await)
+            match residencies.freeze(id, decided).await {
+                Some(result) => Event::Frozen(id, result),
+                // The machine went on without it: its end would be taken for that of a later one.
+                None => Event::Tick,
+            }
         });
     }
 

@@ -392,7 +392,7 @@ impl Driver {
                 self.metrics.notice(&notice);
                 tell(&notice);
             }
-            Effect::Freeze { sandbox, .. } => self.workers.freeze(sandbox),
+            Effect::Freeze { sandbox, after } => self.workers.freeze(sandbox, after),
             Effect::Thaw { sandbox } => self.workers.thaw(sandbox),
             Effect::Reclaim { sandbox } => self.workers.reclaim(sandbox),
             Effect::Sample {

@@ -48,7 +48,7 @@ pub enum Work {
     /// With a thaw first.
     Personalize(SandboxId, ClaimId, bool),
     Witness(SandboxId),
-    Freeze(SandboxId),
+    Freeze(SandboxId, Ticket),
     Thaw(SandboxId),
     Sample(Vec<SandboxId>),
     /// With what a listing that began at once saw.
@@ -70,7 +70,7 @@ pub struct World {
     pub store: Store,
     outside: BTreeMap<SandboxId, Real>,
     /// A freeze was decided and nothing since that overtakes it.
-    to_sleep: BTreeSet<SandboxId>,
+    to_sleep: BTreeMap<SandboxId, Ticket>,
     pub work: Vec<Work>,
     reachable: bool,
     pub promises: Promises,
@@ -105,7 +105,7 @@ impl World {
                     held: None,
                 },
             )]),
-            to_sleep: BTreeSet::new(),
+            to_sleep: BTreeMap::new(),
             work: Vec::new(),
             reachable: true,
             promises: Promises::default(),
@@ -228,12 +228,12 @@ impl World {
                 thaw,
                 ..
             } => self.work.push(Work::Personalize(sandbox, claim, thaw)),
-            Effect::Freeze { sandbox, .. } => {
-                if self.to_sleep.contains(&sandbox) {
+            Effect::Freeze { sandbox, after } => {
+                if self.to_sleep.get(&sandbox) == Some(&after) {
                     let record = &self.store.sandboxes[&sandbox];
                     assert_eq!(record.residency, Residency::Frozen, "intent");
                 }
-                self.work.push(Work::Freeze(sandbox));
+                self.work.push(Work::Freeze(sandbox, after));
             }
             Effect::Thaw { sandbox } => self.work.push(Work::Thaw(sandbox)),
             Effect::Sample { sandboxes, .. } => self.work.push(Work::Sample(sandboxes)),
@@ -249,7 +249,7 @@ impl World {
     /// What the driver learns when an effect is decided, before any commit it waits for.
     fn note(&mut self, effect: &Effect) {
         match effect {
-            Effect::Freeze { sandbox, .. } => drop(self.to_sleep.insert(*sandbox)),
+            Effect::Freeze { sandbox, after } => drop(self.to_sleep.insert(*sandbox, *after)),
             Effect::Personalize {
                 sandbox,
                 thaw: true,
@@ -383,9 +383,12 @@ impl World {
                 }
                 self.finish_personalize(sandbox, claim, outcome);
             }
-            Work::Freeze(sandbox) => {
-                let overtaken = !self.to_sleep.contains(&sandbox);
-                let result = match overtaken || outcome % 5 == 1 || !self.alive(sandbox) {
+            Work::Freeze(sandbox, decided) => {
+                if self.to_sleep.get(&sandbox) != Some(&decided) {
+                    // Overtaken: nothing is done, and nothing said.
+                    return self.tell(Event::Tick);
+                }
+                let result = match outcome % 5 == 1 || !self.alive(sandbox) {
                     true => Err("deadline".to_owned()),
                     false => Ok(()),
                 };
@@ -538,7 +541,9 @@ impl World {
                         self.personalize(sandbox, claim);
                     }
                 }
-                Work::Freeze(sandbox) if happened && self.to_sleep.contains(&sandbox) => {
+                Work::Freeze(sandbox, decided)
+                    if happened && self.to_sleep.get(&sandbox) == Some(&decided) =>
+                {
                     self.set_frozen(sandbox, true);
                 }
                 Work::Thaw(sandbox) | Work::Witness(sandbox) if happened => {
