@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use v1::host_message::Body;
 
 const SESSION: u64 = 0x5e55_1017;
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Ping,
     Kind::Personalize,
     Kind::Witness,
@@ -33,6 +33,7 @@ const KINDS: [Kind; 12] = [
     Kind::Interpreter,
     Kind::RunCode,
     Kind::Interrupt,
+    Kind::Quiesce,
 ];
 /// What a file is asked for, so that its bound is met.
 const READ_LIMIT: u64 = 1000;
@@ -62,7 +63,7 @@ impl Channel {
             let call = Call {
                 kind,
                 work: channel.work(kind),
-                start: Some(Outgoing::encode(id, Body::Ping(v1::Ping {})).ok()?),
+                start: Some(Outgoing::encode(id, Body::Ping(v1::Ping::default())).ok()?),
                 made_at: Instant::now(),
                 written_at: None,
                 deadline: None,
@@ -76,7 +77,7 @@ impl Channel {
 
     fn work(&mut self, kind: Kind) -> Work {
         match kind {
-            Kind::Ping | Kind::Personalize | Kind::Witness | Kind::Stats => {
+            Kind::Ping | Kind::Quiesce | Kind::Personalize | Kind::Witness | Kind::Stats => {
                 return Work::Short(oneshot::channel().0);
             }
             Kind::Interpreter | Kind::Interrupt => return Work::Short(oneshot::channel().0),
