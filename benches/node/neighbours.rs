@@ -1,11 +1,11 @@
 //! What a sandbox that takes all it can get costs the others: their warm claims beside each noise, against the same claims
 //! in quiet.
 
-use crate::hearthd::{Hearth, claim_request, eventually, fresh_id};
+use crate::hearthd::{Hearth, eventually, fresh_id, patient_request};
 use crate::measure::{Report, millis};
 use crate::noises::{NOISES, noisy};
 use crate::{PAUSE, python, settle, warm_claims};
-use hearth::api::{ClaimState, GetClaimRequest, OnEmpty};
+use hearth::api::ClaimState;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -54,12 +54,7 @@ pub async fn section(report: &mut Report, hearth: &Hearth) {
 async fn noise(hearth: &Hearth, script: &str, current: &Current) {
     loop {
         let id = fresh_id();
-        let mut request = claim_request(&id, "noisy");
-        request.on_empty = OnEmpty::Wait.into();
-        request.wait_timeout = Some(prost_types::Duration {
-            seconds: 60,
-            nanos: 0,
-        });
+        let request = patient_request(&id, "noisy", 60);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.clone());
         hearth.claims().await.claim(request).await.unwrap();
         if script.is_empty() {
@@ -81,11 +76,7 @@ async fn execs(hearth: &Hearth, claim: &str) {
 async fn until_failed(hearth: &Hearth, claim: &str) {
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let request = GetClaimRequest {
-            claim_id: claim.to_owned(),
-        };
-        let got = hearth.claims().await.get(request).await.unwrap();
-        if got.into_inner().claim.unwrap().state() == ClaimState::Failed {
+        if hearth.get(claim).await.state() == ClaimState::Failed {
             return;
         }
     }

@@ -418,12 +418,14 @@ impl Driver {
 
     fn show_phase(&mut self) {
         let phase = self.node.phase();
-        self.phase.send_if_modified(|shown| {
+        let changed = self.phase.send_if_modified(|shown| {
             let changed = *shown != phase;
             *shown = phase;
             changed
         });
-        self.metrics.phase(phase);
+        if changed {
+            self.metrics.phase(phase);
+        }
     }
 
     /// Commits what is lazy and waits until everything is durable.

@@ -85,27 +85,16 @@ impl Node {
         self.show_claim_of(id, out);
     }
 
-    /// A freeze has ended. One that was overtaken means nothing any more.
+    /// A freeze has ended.
     pub(super) fn frozen(&mut self, id: SandboxId, result: Result<(), String>, out: &mut Out<'_>) {
-        let Some(sandbox) = self.sandboxes.get(id) else {
+        let Some((owner, failed)) =
+            self.shifted(id, Operation::Freeze, Residency::Frozen, result, out)
+        else {
             return;
         };
-        if sandbox.operation != Operation::Freeze {
-            return;
-        }
-        let owner = sandbox.owner;
-        let failed = result.err().map(bounded);
         match &failed {
-            None => {
-                self.sandboxes.change(id, |sandbox| {
-                    sandbox.residency = Residency::Frozen;
-                    sandbox.operation = Operation::Idle;
-                });
-                self.pools_changed = true;
-                out.push(Effect::Reclaim { sandbox: id });
-            }
+            None => out.push(Effect::Reclaim { sandbox: id }),
             Some(error) => {
-                self.put_sandbox(id, |sandbox| sandbox.operation = Operation::Idle, out);
                 self.rest_from_freezing(out);
                 let (sandbox, error) = (id, error.clone());
                 out.notice(Notice::FreezeFailed { sandbox, error });
@@ -119,28 +108,15 @@ impl Node {
 
     /// A thaw has ended.
     pub(super) fn thawed(&mut self, id: SandboxId, result: Result<(), String>, out: &mut Out<'_>) {
-        let Some(sandbox) = self.sandboxes.get(id) else {
+        let Some((owner, failed)) =
+            self.shifted(id, Operation::Thaw, Residency::Running, result, out)
+        else {
             return;
         };
-        if sandbox.operation != Operation::Thaw {
-            return;
-        }
-        let owner = sandbox.owner;
-        let failed = result.err().map(bounded);
-        match &failed {
-            None => {
-                self.sandboxes.change(id, |sandbox| {
-                    sandbox.residency = Residency::Running;
-                    sandbox.operation = Operation::Idle;
-                });
-                self.pools_changed = true;
-            }
-            Some(error) => {
-                self.put_sandbox(id, |sandbox| sandbox.operation = Operation::Idle, out);
-                let (sandbox, error) = (id, error.clone());
-                out.notice(Notice::ThawFailed { sandbox, error });
-                self.show_claim_of(id, out);
-            }
+        if let Some(error) = &failed {
+            let (sandbox, error) = (id, error.clone());
+            out.notice(Notice::ThawFailed { sandbox, error });
+            self.show_claim_of(id, out);
         }
         match owner {
             Owner::Claimed(claim) => self.woke_up(claim, id, failed, out),
@@ -148,6 +124,31 @@ impl Node {
             Owner::Pool if failed.is_some() => self.ended(id, ExitCause::GuestLost, out),
             Owner::Pool | Owner::Releasing => {}
         }
+    }
+
+    /// Where the end of an operation leaves its sandbox: whose it is, and why the operation failed. `None`: it was
+    /// overtaken and means nothing any more.
+    fn shifted(
+        &mut self,
+        id: SandboxId,
+        operation: Operation,
+        reached: Residency,
+        result: Result<(), String>,
+        out: &mut Out<'_>,
+    ) -> Option<(Owner, Option<String>)> {
+        let shifting = self.sandboxes.get(id);
+        let owner = shifting.filter(|it| it.operation == operation)?.owner;
+        let failed = result.err().map(bounded);
+        if failed.is_some() {
+            self.put_sandbox(id, |sandbox| sandbox.operation = Operation::Idle, out);
+        } else {
+            self.sandboxes.change(id, |sandbox| {
+                sandbox.residency = reached;
+                sandbox.operation = Operation::Idle;
+            });
+            self.pools_changed = true;
+        }
+        Some((owner, failed))
     }
 
     fn rest_from_freezing(&mut self, out: &Out<'_>) {

@@ -1,8 +1,8 @@
 //! hearthd is killed with -9 while claims are under way, and so is containerd. What a caller was told stands, nothing is
 //! handed out twice, no sandbox restarts, nothing leaks. Real containerd, real gVisor.
-use crate::hearthd::{Census, Hearth, claim_request, eventually, fresh_id, pool};
+use crate::hearthd::{Census, Hearth, claim_request, eventually, fresh_id, patient_request, pool};
 use hearth::api::claims_client::ClaimsClient;
-use hearth::api::{ClaimState, GetClaimRequest, ListClaimsRequest, OnEmpty, ReleaseRequest};
+use hearth::api::{ClaimState, GetClaimRequest, ListClaimsRequest, ReleaseRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,12 +35,7 @@ async fn caller(socket: String, told: Arc<Mutex<Told>>, stop: Arc<AtomicBool>, k
     let mut kept = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let id = fresh_id();
-        let mut request = claim_request(&id, "python");
-        request.on_empty = OnEmpty::Wait.into();
-        request.wait_timeout = Some(prost_types::Duration {
-            seconds: 20,
-            nanos: 0,
-        });
+        let request = claim_request_as_told(&id);
         // The same id until it is answered: rule 1.
         let sandbox = loop {
             match client.claim(request.clone()).await {
@@ -107,13 +102,7 @@ async fn assert_promises(hearth: &Hearth, told: &Told) {
 }
 
 fn claim_request_as_told(id: &str) -> hearth::api::ClaimRequest {
-    let mut request = claim_request(id, "python");
-    request.on_empty = OnEmpty::Wait.into();
-    request.wait_timeout = Some(prost_types::Duration {
-        seconds: 20,
-        nanos: 0,
-    });
-    request
+    patient_request(id, "python", 20)
 }
 
 /// Once nothing is under way: the same sandboxes in the record, in containerd, in the cgroups and on the disk.

@@ -6,9 +6,9 @@ use hearth::api::node_client::NodeClient;
 use hearth::api::pools_client::PoolsClient;
 use hearth::api::sandboxes_client::SandboxesClient;
 use hearth::api::{
-    ClaimRequest, ClaimResponse, ExecRequest, ExecStart, GetPoolsRequest, ImportImageRequest,
-    InfoRequest, Pool, ReleaseRequest, Resources, SetPoolsRequest, Template, exec_request,
-    exec_response,
+    Claim, ClaimRequest, ClaimResponse, ExecRequest, ExecStart, GetClaimRequest, GetPoolsRequest,
+    ImportImageRequest, InfoRequest, OnEmpty, Pool, ReleaseRequest, Resources, SetPoolsRequest,
+    Template, exec_request, exec_response,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -387,6 +387,25 @@ impl Hearth {
         self.claims().await.release(request).await.unwrap();
     }
 
+    /// What is known of a claim.
+    pub async fn get(&self, claim: &str) -> Claim {
+        let request = GetClaimRequest {
+            claim_id: claim.to_owned(),
+        };
+        let got = self.claims().await.get(request).await.unwrap();
+        got.into_inner().claim.unwrap()
+    }
+
+    /// Claims from a pool, waits for a member if need be, runs something and releases: every call must succeed.
+    pub async fn serve_one(&self, pool: &str) {
+        let id = fresh_id();
+        let request = patient_request(&id, pool, 60);
+        self.claims().await.claim(request).await.unwrap();
+        let ran = self.run(&id, &["echo", "served"]).await;
+        assert_eq!(ran, (0, "served\n".to_owned()));
+        self.release(&id).await;
+    }
+
     /// Runs a command inside: (exit code, stdout).
     pub async fn run(&self, claim: &str, command: &[&str]) -> (i32, String) {
         self.try_run(claim, command).await.unwrap()
@@ -639,5 +658,14 @@ pub fn claim_request(id: &str, pool: &str) -> ClaimRequest {
         pool: pool.to_owned(),
         epoch: 1,
         ..ClaimRequest::default()
+    }
+}
+
+/// The same of a caller who waits for a member.
+pub fn patient_request(id: &str, pool: &str, seconds: i64) -> ClaimRequest {
+    ClaimRequest {
+        on_empty: OnEmpty::Wait.into(),
+        wait_timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+        ..claim_request(id, pool)
     }
 }

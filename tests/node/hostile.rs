@@ -1,7 +1,9 @@
 //! Sandboxes whose hearth-init is hostile, in real gVisor under the real hearthd: each fails with a reason of its own,
 //! hearthd holds no more memory than before, and the honest pool beside them is served all the while.
 
-use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool, static_file};
+use crate::hearthd::{
+    Hearth, claim_request, eventually, fresh_id, patient_request, pool, static_file,
+};
 use crate::vitals::Vitals;
 use hearth::api::{
     BreakerState, ClaimState, ExecRequest, ExecStart, GetClaimRequest, ListFilesRequest, OnEmpty,
@@ -89,19 +91,10 @@ fn start(claim: &str) -> ExecRequest {
     }
 }
 
-async fn claim_of(hearth: &Hearth, claim: &str) -> hearth::api::Claim {
-    let request = GetClaimRequest {
-        claim_id: claim.to_owned(),
-    };
-    let mut claims = hearth.claims().await;
-    let got = claims.get(request).await.unwrap().into_inner();
-    got.claim.unwrap()
-}
-
 /// The claim says that its sandbox is lost, and why; it can be released like any other.
 async fn is_lost(hearth: &Hearth, claim: &str, act: &str) {
     eventually(&format!("{act}: the claim tells"), || async {
-        let got = claim_of(hearth, claim).await;
+        let got = hearth.get(claim).await;
         got.state() == ClaimState::Failed && got.status_reason == "GUEST_LOST"
     })
     .await;
@@ -132,12 +125,7 @@ async fn mute(hearth: &Hearth) {
 async fn at_claim(hearth: &Hearth, act: &str) {
     hearth.warm(&name(act), 1).await;
     let id = fresh_id();
-    let mut request = claim_request(&id, &name(act));
-    request.on_empty = OnEmpty::Wait.into();
-    request.wait_timeout = Some(prost_types::Duration {
-        seconds: 120,
-        nanos: 0,
-    });
+    let request = patient_request(&id, &name(act), 120);
     let refused = hearth.claims().await.claim(request).await.unwrap_err();
     assert_eq!(reason(&refused), "GUEST_FAILED", "{act}: {refused:?}");
     assert_eq!(refused.code(), Code::Unavailable, "{act}: {refused:?}");
@@ -164,7 +152,7 @@ async fn stall(hearth: &Hearth) {
     let refused = hearth.try_run(&claim, &["true"]).await.unwrap_err();
     assert_eq!(reason(&refused), "GUEST_UNAVAILABLE", "{refused:?}");
     assert_eq!(
-        claim_of(hearth, &claim).await.state(),
+        hearth.get(&claim).await.state(),
         ClaimState::Claimed,
         "it may yet answer"
     );
@@ -246,7 +234,7 @@ async fn flood_log(hearth: &Hearth) {
     assert!(text.len() < 1024, "{} bytes", text.len());
     assert!(!text.contains(char::is_control), "{text:?}");
     assert_eq!(
-        claim_of(hearth, &claim).await.state(),
+        hearth.get(&claim).await.state(),
         ClaimState::Claimed,
         "noise is no breach"
     );
@@ -256,23 +244,9 @@ async fn flood_log(hearth: &Hearth) {
 /// Claims, runs and releases in the honest pool until told to stop; every call must succeed.
 async fn serve_others(hearth: &Hearth, stop: &AtomicBool, served: &AtomicU32) {
     while !stop.load(Ordering::Relaxed) {
-        serve_one(hearth).await;
+        hearth.serve_one("honest").await;
         served.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-async fn serve_one(hearth: &Hearth) {
-    let id = fresh_id();
-    let mut request = claim_request(&id, "honest");
-    request.on_empty = OnEmpty::Wait.into();
-    request.wait_timeout = Some(prost_types::Duration {
-        seconds: 60,
-        nanos: 0,
-    });
-    hearth.claims().await.claim(request).await.unwrap();
-    let ran = hearth.run(&id, &["echo", "served"]).await;
-    assert_eq!(ran, (0, "served\n".to_owned()));
-    hearth.release(&id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,7 +258,7 @@ async fn a_hostile_hearth_init_harms_its_own_sandbox_only() {
     hearth.set_pools(vec![honest.clone()]).await;
     hearth.warm("honest", 2).await;
     for _ in 0..10 {
-        serve_one(&hearth).await;
+        hearth.serve_one("honest").await;
     }
     let vitals = Vitals::of(hearth.pid());
     vitals.forget_peak();

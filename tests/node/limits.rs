@@ -3,8 +3,8 @@
 
 use crate::hearthd::{Hearth, eventually, pool};
 use hearth::api::{
-    ClaimState, ConnectRequest, ConnectStart, GetClaimRequest, Resources, WriteFileRequest,
-    WriteFileStart, connect_request, connect_response, write_file_request,
+    ClaimState, ConnectRequest, ConnectStart, Resources, WriteFileRequest, WriteFileStart,
+    connect_request, connect_response, write_file_request,
 };
 use std::path::Path;
 use tonic::Status;
@@ -33,14 +33,6 @@ async fn small() -> (Hearth, String) {
     hearth.warm("small", 1).await;
     let (claim, _) = hearth.claim("small").await;
     (hearth, claim)
-}
-
-async fn state(hearth: &Hearth, claim: &str) -> ClaimState {
-    let request = GetClaimRequest {
-        claim_id: claim.to_owned(),
-    };
-    let got = hearth.claims().await.get(request).await.unwrap();
-    got.into_inner().claim.unwrap().state()
 }
 
 async fn python(hearth: &Hearth, claim: &str, script: &str) -> u64 {
@@ -237,7 +229,7 @@ async fn every_limit_is_met_inside_and_nowhere_else() {
     open_files(&hearth, &claim).await;
     connections(&hearth, &claim).await;
     cpu(&hearth, &claim).await;
-    assert_eq!(state(&hearth, &claim).await, ClaimState::Claimed);
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Claimed);
     hearth.release(&claim).await;
     hearth.finish().await;
 }

@@ -1,37 +1,14 @@
 //! Sandboxes that take all they can get, all at once: each costs itself, the others are served, hearthd does not grow,
 //! nothing is left over. How much slower the others are is `make bench` (section "neighbours").
 
-use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use crate::hearthd::{Hearth, eventually, pool};
 use crate::noises::{NOISES, noisy};
 use crate::vitals::Vitals;
-use hearth::api::{ClaimState, GetClaimRequest, OnEmpty};
+use hearth::api::ClaimState;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// What hearthd may hold more of than while it served quiet claims only.
 const GROWTH_BYTES: u64 = 32 << 20;
-
-async fn serve_one(hearth: &Hearth) {
-    let id = fresh_id();
-    let mut request = claim_request(&id, "quiet");
-    request.on_empty = OnEmpty::Wait.into();
-    request.wait_timeout = Some(prost_types::Duration {
-        seconds: 60,
-        nanos: 0,
-    });
-    hearth.claims().await.claim(request).await.unwrap();
-    let ran = hearth.run(&id, &["echo", "served"]).await;
-    assert_eq!(ran, (0, "served\n".to_owned()));
-    hearth.release(&id).await;
-}
-
-async fn state(hearth: &Hearth, claim: &str) -> (ClaimState, String) {
-    let request = GetClaimRequest {
-        claim_id: claim.to_owned(),
-    };
-    let got = hearth.claims().await.get(request).await.unwrap();
-    let claim = got.into_inner().claim.unwrap();
-    (claim.state(), claim.status_reason)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_noises_at_once_disturb_nobody() {
@@ -43,7 +20,7 @@ async fn all_noises_at_once_disturb_nobody() {
     hearth.warm("noisy", count).await;
     hearth.warm("quiet", 2).await;
     for _ in 0..5 {
-        serve_one(&hearth).await;
+        hearth.serve_one("quiet").await;
     }
     let vitals = Vitals::of(hearth.pid());
     vitals.forget_peak();
@@ -69,7 +46,7 @@ async fn all_noises_at_once_disturb_nobody() {
     };
     let others = async {
         for _ in 0..15 {
-            serve_one(&hearth).await;
+            hearth.serve_one("quiet").await;
         }
         stop.store(true, Ordering::Relaxed);
     };
@@ -81,14 +58,18 @@ async fn all_noises_at_once_disturb_nobody() {
     assert!(grown < GROWTH_BYTES, "hearthd grew by {grown} bytes");
     eventually("the hog has ended itself", || async {
         let hog = claims.iter().find(|(name, _)| *name == "memory hog");
-        state(&hearth, &hog.unwrap().1).await == (ClaimState::Failed, "OOM".to_owned())
+        let hog = hearth.get(&hog.unwrap().1).await;
+        hog.state() == ClaimState::Failed && hog.status_reason == "OOM"
     })
     .await;
     for (name, claim) in &claims {
-        let state = state(&hearth, claim).await;
+        let got = hearth.get(claim).await;
         // A bomb of python processes may meet its memory before its number.
-        let alone = ["memory hog", "fork bomb"].contains(name) && state.1 == "OOM";
-        assert!(alone || state.0 == ClaimState::Claimed, "{name}: {state:?}");
+        let alone = ["memory hog", "fork bomb"].contains(name) && got.status_reason == "OOM";
+        assert!(
+            alone || got.state() == ClaimState::Claimed,
+            "{name}: {got:?}"
+        );
         hearth.release(claim).await;
     }
     hearth.release(&busy).await;

@@ -3,8 +3,7 @@
 
 use crate::hearthd::{Hearth, eventually, pool};
 use hearth::api::{
-    ClaimState, GetClaimRequest, HibernateReason, HibernateRequest, Pool, ResumeRequest, Source,
-    StatsRequest, Tier,
+    ClaimState, HibernateReason, HibernateRequest, Pool, ResumeRequest, Source, StatsRequest, Tier,
 };
 use hearth::cgroup::{CgroupTree, SandboxCgroup};
 use std::time::{Duration, Instant};
@@ -50,14 +49,6 @@ async fn resume(hearth: &Hearth, claim: &str) {
         epoch: 1,
     };
     hearth.claims().await.resume(request).await.unwrap();
-}
-
-async fn state(hearth: &Hearth, claim: &str) -> ClaimState {
-    let request = GetClaimRequest {
-        claim_id: claim.to_owned(),
-    };
-    let got = hearth.claims().await.get(request).await.unwrap();
-    got.into_inner().claim.unwrap().state()
 }
 
 /// Starts a python that counts, ten times a second.
@@ -125,7 +116,7 @@ async fn a_claimed_sandbox_sleeps_and_any_use_wakes_it() {
     let before = cgroup(&hearth, &sandbox).usage().unwrap();
     hibernate(&hearth, &claim).await;
     hibernate(&hearth, &claim).await;
-    assert_eq!(state(&hearth, &claim).await, ClaimState::Hibernated);
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
     assert!(is_frozen(&hearth, &sandbox));
     let usage = || cgroup(&hearth, &sandbox).usage().unwrap();
     eventually("its memory goes to swap", || async {
@@ -141,7 +132,7 @@ async fn a_claimed_sandbox_sleeps_and_any_use_wakes_it() {
     );
     let slept = {
         resume(&hearth, &claim).await;
-        assert_eq!(state(&hearth, &claim).await, ClaimState::Claimed);
+        assert_eq!(hearth.get(&claim).await.state(), ClaimState::Claimed);
         counted(&hearth, &claim).await
     };
     eventually("it goes on", || async {
@@ -191,10 +182,10 @@ async fn an_idle_claim_falls_asleep_by_itself_and_one_in_use_does_not() {
     let busy = ["python3", "-c", "while True: pass"];
     hearth.start_detached(&used, &busy).await;
     eventually("the idle one sleeps", || async {
-        state(&hearth, &idle).await == ClaimState::Hibernated
+        hearth.get(&idle).await.state() == ClaimState::Hibernated
     })
     .await;
-    assert_eq!(state(&hearth, &used).await, ClaimState::Claimed);
+    assert_eq!(hearth.get(&used).await.state(), ClaimState::Claimed);
     let (code, _) = hearth.run(&idle, &["true"]).await;
     assert_eq!(code, 0);
     hearth.finish().await;
@@ -215,7 +206,7 @@ async fn what_sleeps_outlives_hearthd_and_delays_no_restart_of_containerd() {
     hearth.kill();
     let took = hearth.restart().await;
     println!("hearthd restarted beside 7 frozen sandboxes in {took:?}");
-    assert_eq!(state(&hearth, &claim).await, ClaimState::Hibernated);
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
     assert!(is_frozen(&hearth, &answer.sandbox_id));
     let status = hearth.status("python").await;
     assert_eq!((status.warm, status.frozen, status.hibernated), (6, 6, 1));
@@ -234,7 +225,7 @@ async fn what_sleeps_outlives_hearthd_and_delays_no_restart_of_containerd() {
     let took = began.elapsed();
     println!("containerd restarted beside 7 frozen sandboxes in {took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");
-    assert_eq!(state(&hearth, &claim).await, ClaimState::Hibernated);
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
     let slept = counted(&hearth, &claim).await;
     eventually("it goes on", || async {
         counted(&hearth, &claim).await > slept
@@ -290,7 +281,7 @@ async fn kill_9_in_the_middle_of_freezes_and_thaws_loses_nothing() {
         hearth.kill();
         slept.push(hearth.restart().await);
         for claim in &claims {
-            let state = state(&hearth, claim).await;
+            let state = hearth.get(claim).await.state();
             let known = [ClaimState::Claimed, ClaimState::Hibernated];
             assert!(known.contains(&state), "{claim}: {state:?}");
             let before = counted(&hearth, claim).await;
