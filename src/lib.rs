@@ -34,6 +34,9 @@ pub mod journal;
 /// The pure core: decisions without I/O, clock or randomness.
 #[cfg(feature = "daemon")]
 pub mod machine;
+/// Namespaces, links, addresses and policy of sandboxes.
+#[cfg(feature = "daemon")]
+pub mod net;
 /// The runc-shaped command line of hearth-runsc.
 #[cfg(feature = "runsc")]
 pub mod ociwrap;

@@ -12,9 +12,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("guest", &["runtime"]),
     ("runtime", &["machine", "cgroup", "ociwrap"]),
     ("journal", &["machine"]),
+    ("net", &["machine"]),
     (
         "driver",
-        &["machine", "journal", "runtime", "guest", "cgroup"],
+        &["machine", "journal", "runtime", "guest", "cgroup", "net"],
     ),
     ("identity", &[]),
     ("rpc", &["machine", "driver", "identity", "api"]),
@@ -25,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "app",
         &[
             "machine", "driver", "journal", "runtime", "guest", "cgroup", "rpc", "admin", "config",
-            "identity",
+            "identity", "net",
         ],
     ),
 ];

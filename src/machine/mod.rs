@@ -5,6 +5,7 @@
 pub mod event;
 pub mod ids;
 pub mod limits;
+pub mod network;
 pub mod node;
 pub mod record;
 pub mod refusal;
