@@ -9,6 +9,7 @@
 mod callers;
 mod dev;
 mod host;
+mod images;
 mod log;
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -30,7 +31,7 @@ use crate::guest::channel::{ChannelConfig, FifoConnector, GuestMetrics};
 use crate::identity;
 use crate::journal::{self, Boot, Opened, RedbJournal};
 use crate::machine::limits;
-use crate::machine::node::{MemoryPolicy, Node, Settings};
+use crate::machine::node::{DiskPolicy, MemoryPolicy, Node, Settings};
 use crate::machine::refusal::Refusal;
 use crate::rpc;
 use crate::runtime::containerd::ContainerdRuntime;
@@ -235,6 +236,14 @@ async fn start(
     };
     let connected = ContainerdRuntime::connect(runtime_config, metrics)?;
     tokio::spawn(connected.background.run());
+    let vault = images::open(config, opened.key.expose())?;
+    let disk = DiskPolicy {
+        enabled: vault.is_some(),
+        sink_after_ms: config.hibernation.sink_after_seconds * 1000,
+    };
+    if let Some(vault) = vault {
+        connected.runtime.keep_images_in(vault);
+    }
 
     let channel = ChannelConfig {
         streams: config.limits.streams_per_sandbox,
@@ -254,6 +263,7 @@ async fn start(
             budget_bytes: config.memory.budget_bytes,
             pressure_permille: config.memory.pressure_percent * 10,
         },
+        disk,
     };
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),
@@ -431,6 +441,7 @@ impl Running {
                 managed.stop().await?;
             }
             swap::take_down(config).await?;
+            images::take_down(config)?;
             dev.remove(config)?;
         }
         info!("hearthd ended");

@@ -6,7 +6,9 @@
 mod api;
 mod load;
 pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
+mod hibernation;
 mod memory;
+pub use hibernation::Hibernation;
 pub use memory::{Memory, Swap};
 
 pub use load::{ConfigError, Problem, Sources, load};
@@ -33,6 +35,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// Memory: the swap that frozen sandboxes go to, and when the node counts as short of it.
     pub memory: Memory,
+    /// The disk tier: where images of sleeping sandboxes go.
+    pub hibernation: Hibernation,
     /// Bounds.
     pub limits: Limits,
     /// The audit log.
@@ -127,6 +131,7 @@ impl Default for Config {
             containerd: Containerd::default(),
             runtime: Runtime::default(),
             memory: Memory::default(),
+            hibernation: Hibernation::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             log: Log::default(),
@@ -251,6 +256,7 @@ impl Config {
             found.push(("limits.shutdown_seconds", "must be 1 to 600".into()));
         }
         found.extend(self.memory.problems());
+        found.extend(self.hibernation.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));
         }

@@ -46,3 +46,6 @@ pub mod rpc;
 /// containerd and the runtime handlers.
 #[cfg(feature = "daemon")]
 pub mod runtime;
+/// Images of sandboxes on the disk, sealed.
+#[cfg(feature = "daemon")]
+pub mod vault;

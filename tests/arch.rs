@@ -10,7 +10,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cgroup", &[]),
     ("ociwrap", &["cgroup"]),
     ("guest", &["runtime"]),
-    ("runtime", &["machine", "cgroup", "ociwrap"]),
+    ("runtime", &["machine", "cgroup", "ociwrap", "vault"]),
+    ("vault", &["machine"]),
     ("journal", &["machine"]),
     ("net", &["machine"]),
     (
@@ -26,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "app",
         &[
             "machine", "driver", "journal", "runtime", "guest", "cgroup", "rpc", "admin", "config",
-            "identity", "net",
+            "identity", "net", "vault",
         ],
     ),
 ];

@@ -1,7 +1,7 @@
 //! A sandbox's cgroup: where it is, freeze, thaw, reclaim, kill, usage, removal; v1 (also hybrid) and v2.
 //!
 //! Owns: the layout `<parent>/<pool>/<sandbox id>` below the cgroup mounts, and every read and write of cgroup files.
-//! Never: makes a cgroup (runsc does), sets limits (the OCI spec does), or touches anything outside the parent it is
+//! Never: makes a cgroup (runsc does), sets limits (the OCI spec does; but see `ceiling`), or touches anything outside the parent it is
 //! given. Synchronous small file I/O, used by `runtime` (on a blocking thread) and by hearth-runsc, which lives for
 //! microseconds.
 //!
@@ -9,6 +9,7 @@
 //! here (freeze with a deadline, kill of a frozen group, leftovers of every controller) it does not do, and
 //! hearth-runsc should not link it.
 
+mod ceiling;
 mod error;
 mod files;
 mod group;

@@ -3,7 +3,7 @@
 
 use super::Phase;
 use super::work::Workers;
-use crate::machine::event::{ExitCause, FreezeCause, Notice, ThawCause};
+use crate::machine::event::{ExitCause, FreezeCause, Notice, SinkCause, ThawCause};
 use crate::machine::spec::WaitingOn;
 use crate::machine::view::{BreakerView, PoolView};
 use crate::runtime::Reclaimed;
@@ -33,6 +33,8 @@ pub(super) struct Metrics {
     tombstones_early: IntCounter,
     freezes: IntCounterVec,
     thaws: IntCounterVec,
+    sinks: IntCounterVec,
+    restores: IntCounterVec,
     memory_short: IntCounter,
     batch_events: Histogram,
     queue: IntGauge,
@@ -52,10 +54,11 @@ const STATES: [&str; 7] = [
     "outdated",
 ];
 
-const CAUSES: [ExitCause; 3] = [
+const CAUSES: [ExitCause; 4] = [
     ExitCause::Exited,
     ExitCause::OutOfMemory,
     ExitCause::GuestLost,
+    ExitCause::DataLost,
 ];
 
 const PHASES: [Phase; 4] = [
@@ -79,6 +82,7 @@ fn cause_label(cause: ExitCause) -> &'static str {
         ExitCause::Exited => "exited",
         ExitCause::OutOfMemory => "oom",
         ExitCause::GuestLost => "guest_lost",
+        ExitCause::DataLost => "data_loss",
     }
 }
 
@@ -193,6 +197,16 @@ impl Metrics {
             thaws: counters(
                 "hearth_thaws_total",
                 "Thaws begun, other than for claims of members",
+                &["cause"],
+            )?,
+            sinks: counters(
+                "hearth_sinks_total",
+                "Sandboxes that began to go to the disk",
+                &["cause"],
+            )?,
+            restores: counters(
+                "hearth_restores_total",
+                "Sandboxes that began to come back from the disk",
                 &["cause"],
             )?,
             memory_short: counter(
@@ -317,9 +331,18 @@ impl Metrics {
             Notice::ThawStarted { cause } => {
                 self.thaws.with_label_values(&[thaw_label(*cause)]).inc();
             }
+            Notice::SinkStarted { cause } => {
+                self.sinks.with_label_values(&[sink_label(*cause)]).inc();
+            }
+            Notice::RestoreStarted { cause } => {
+                self.restores.with_label_values(&[thaw_label(*cause)]).inc();
+            }
             Notice::MemoryShort { .. } => self.memory_short.inc(),
             // Counted where they happen.
-            Notice::FreezeFailed { .. } | Notice::ThawFailed { .. } => {}
+            Notice::FreezeFailed { .. }
+            | Notice::ThawFailed { .. }
+            | Notice::SinkFailed { .. }
+            | Notice::RestoreFailed { .. } => {}
             Notice::BreakerClosed { .. }
             | Notice::OrphanFound { .. }
             | Notice::Recovered { .. } => {}
@@ -335,6 +358,14 @@ fn freeze_label(cause: FreezeCause) -> &'static str {
         FreezeCause::Asked(WaitingOn::Unspecified) => "asked",
         FreezeCause::Asked(WaitingOn::Human) => "waiting_on_human",
         FreezeCause::Asked(WaitingOn::Model) => "waiting_on_model",
+    }
+}
+
+fn sink_label(cause: SinkCause) -> &'static str {
+    match cause {
+        SinkCause::Age => "age",
+        SinkCause::Pressure => "pressure",
+        SinkCause::Asked(waiting) => freeze_label(FreezeCause::Asked(waiting)),
     }
 }
 
@@ -361,7 +392,7 @@ impl ResidencyMetrics {
     pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let stages = HistogramOpts::new(
             "hearth_residency_stage_duration_seconds",
-            "How long freezes, thaws and reclaims took",
+            "How long freezes, thaws, reclaims, checkpoints, sheds and restores took",
         );
         let stages = stages.buckets(vec![
             0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
@@ -371,7 +402,7 @@ impl ResidencyMetrics {
             failures: IntCounterVec::new(
                 Opts::new(
                     "hearth_residency_failures_total",
-                    "Freezes, thaws and reclaims that failed",
+                    "Freezes, thaws, reclaims, checkpoints, sheds and restores that failed",
                 ),
                 &["stage"],
             )?,

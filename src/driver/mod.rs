@@ -19,6 +19,7 @@ mod metrics;
 mod ready;
 mod residency;
 mod shift;
+mod sink;
 mod tell;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use crate::machine::event::Effect;
 use crate::machine::ids::{SandboxId, Ticket};
 use crate::runtime::{Runtime, RuntimeError};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -20,9 +20,13 @@ use tracing::debug;
 /// A guest's word that everything inside is stopped, or goes on.
 const QUIESCE: Duration = Duration::from_secs(1);
 /// After its word the guest agent itself comes to rest.
-const SETTLE: Duration = Duration::from_millis(3);
+pub(super) const SETTLE: Duration = Duration::from_millis(3);
 /// Reclaims at once on the node: each uses a core.
 const RECLAIMS: usize = 1;
+/// Checkpoints at once on the node: each copies and seals a sandbox's memory.
+const SINKS: usize = 2;
+/// Restores at once.
+const RESTORES: usize = 4;
 /// After a reclaim the place stays taken this many times as long as it took: at most a quarter of a core goes into it.
 const REST_FACTOR: u32 = 3;
 /// Between a sandbox's freeze and its first reclaim: a claim or a call that follows at once finds all in memory.
@@ -31,11 +35,13 @@ const FIRST_PASS: Duration = Duration::from_millis(50);
 const SECOND_PASS: Duration = Duration::from_secs(2);
 
 /// What is wanted of one sandbox.
-struct Slot {
+pub(super) struct Slot {
     /// The batch that decided on a freeze, if nothing was decided since; 0: none.
     to_sleep: AtomicU64,
     /// Held by whoever freezes, thaws or destroys it.
-    turn: tokio::sync::Mutex<()>,
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// Its image is to go, and no other was decided on since.
+    pub(super) image_goes: AtomicBool,
     /// Ends its reclaim.
     awake: Mutex<CancellationToken>,
 }
@@ -44,12 +50,13 @@ impl Slot {
     fn new() -> Self {
         Self {
             to_sleep: AtomicU64::new(0),
+            image_goes: AtomicBool::new(false),
             turn: tokio::sync::Mutex::new(()),
             awake: Mutex::new(CancellationToken::new()),
         }
     }
 
-    fn awake(&self) -> MutexGuard<'_, CancellationToken> {
+    pub(super) fn awake(&self) -> MutexGuard<'_, CancellationToken> {
         // One value, replaced whole.
         self.awake.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,13 +64,15 @@ impl Slot {
 
 /// Of the whole node.
 pub(super) struct Residencies {
-    runtime: Arc<dyn Runtime>,
-    guests: Arc<Guests>,
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) guests: Arc<Guests>,
     /// Frozen ones' memory is reclaimed.
     reclaims: bool,
     slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
     places: Arc<Semaphore>,
-    metrics: ResidencyMetrics,
+    pub(super) sinks: Semaphore,
+    pub(super) restores: Semaphore,
+    pub(super) metrics: ResidencyMetrics,
     /// Claims whose guests are being told: no reclaim begins meanwhile.
     claims: watch::Sender<usize>,
 }
@@ -90,6 +99,8 @@ impl Residencies {
             reclaims,
             slots: Mutex::default(),
             places: Arc::new(Semaphore::new(RECLAIMS)),
+            sinks: Semaphore::new(SINKS),
+            restores: Semaphore::new(RESTORES),
             metrics,
             claims: watch::Sender::new(0),
         }
@@ -100,7 +111,7 @@ impl Residencies {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, id: SandboxId) -> Arc<Slot> {
+    pub(super) fn slot(&self, id: SandboxId) -> Arc<Slot> {
         let mut slots = self.slots();
         let slot = slots.entry(id).or_insert_with(|| Arc::new(Slot::new()));
         slot.clone()
@@ -112,6 +123,17 @@ impl Residencies {
             Effect::Freeze { sandbox, after } => {
                 let slot = self.slot(*sandbox);
                 slot.to_sleep.store(after.0, Ordering::SeqCst);
+            }
+            Effect::DropImage { sandbox, .. } => {
+                let slot = self.slot(*sandbox);
+                slot.image_goes.store(true, Ordering::SeqCst);
+            }
+            // Its reclaim ends; its own destruction ends it.
+            Effect::Checkpoint { sandbox, .. } => {
+                let slot = self.slot(*sandbox);
+                slot.image_goes.store(false, Ordering::SeqCst);
+                let before = std::mem::take(&mut *slot.awake());
+                before.cancel();
             }
             Effect::Personalize {
                 sandbox,
@@ -185,7 +207,7 @@ impl Residencies {
         Ok(())
     }
 
-    async fn go_on(&self, id: SandboxId) {
+    pub(super) async fn go_on(&self, id: SandboxId) {
         if let Ok(guest) = self.guests.open(id)
             && let Err(error) = guest.ping(QUIESCE).await
         {
@@ -259,7 +281,12 @@ impl Residencies {
         began.elapsed()
     }
 
-    fn measure(&self, stage: &'static str, began: Instant, failed: Option<&RuntimeError>) {
+    pub(super) fn measure(
+        &self,
+        stage: &'static str,
+        began: Instant,
+        failed: Option<&RuntimeError>,
+    ) {
         match failed {
             None => self.metrics.took(stage, began.elapsed()),
             Some(_) => self.metrics.failed(stage),

@@ -1,6 +1,8 @@
-//! What the machine noticed, in the log.
+//! What the machine noticed, in the log; and what the runtime told, for the machine.
 
-use crate::machine::event::Notice;
+use super::guests::Guests;
+use crate::machine::event::{Event, ExitCause, Notice};
+use crate::runtime::RuntimeEvent;
 use tracing::{debug, error, info, warn};
 
 /// Logs what an operator may want to know.
@@ -39,6 +41,14 @@ pub(super) fn tell(notice: &Notice) {
             warn!(%sandbox, error, "a freeze failed; the sandbox runs");
         }
         Notice::ThawFailed { sandbox, error } => warn!(%sandbox, error, "a thaw failed"),
+        Notice::SinkStarted { cause } => debug!(?cause, "a sandbox goes to the disk"),
+        Notice::SinkFailed { sandbox, error } => {
+            warn!(%sandbox, error, "a sandbox did not get to the disk");
+        }
+        Notice::RestoreStarted { cause } => debug!(?cause, "a sandbox comes back from the disk"),
+        Notice::RestoreFailed { sandbox, error } => {
+            warn!(%sandbox, error, "a sandbox did not come back from the disk");
+        }
         Notice::MemoryShort {
             short_bytes,
             chosen,
@@ -49,6 +59,30 @@ pub(super) fn tell(notice: &Notice) {
         Notice::Created { pool, took_ms } => debug!(%pool, ?took_ms, "creation ended"),
         Notice::TombstoneForgottenEarly => {
             warn!("a released claim was forgotten before 24 hours: too many of them");
+        }
+    }
+}
+
+/// What happened in the runtime, as the machine knows it. Whoever talks to a guest that has ended learns it at once.
+pub(super) fn translate(event: RuntimeEvent, guests: &Guests) -> Event {
+    match event {
+        RuntimeEvent::Connected => {
+            info!("containerd is reachable");
+            Event::Runtime { available: true }
+        }
+        RuntimeEvent::Disconnected => {
+            warn!("containerd is unreachable");
+            Event::Runtime { available: false }
+        }
+        RuntimeEvent::Exited { id, out_of_memory } => {
+            guests.close(id);
+            let cause = if out_of_memory {
+                ExitCause::OutOfMemory
+            } else {
+                ExitCause::Exited
+            };
+            debug!(sandbox = %id, ?cause, "sandbox ended by itself");
+            Event::Ended(id, cause)
         }
     }
 }

@@ -7,13 +7,13 @@ use super::handle::Door;
 use super::inbox::{Asked, Inbox, inbox};
 use super::metrics::{Metrics, ResidencyMetrics};
 use super::residency::Residencies;
-use super::tell::tell;
+use super::tell::{tell, translate};
 use super::visits::Visits;
 use super::watch::ClaimWatches;
 use super::work::Workers;
 use super::{BATCHES_IN_FLIGHT, Clock, EVENTS, Handle, LAZY_COMMIT, Parts, Phase};
 use crate::journal::{Journal, JournalEvent};
-use crate::machine::event::{Effect, Event, ExitCause, Step};
+use crate::machine::event::{Effect, Event, Step};
 use crate::machine::ids::Ticket;
 use crate::machine::limits;
 use crate::machine::node::Node;
@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 /// With nothing to do the driver looks again after this long.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -220,7 +220,12 @@ impl Driver {
                 1
             }
             Input::Runtime(event) => {
-                let event = self.translate(event);
+                if event == RuntimeEvent::Disconnected
+                    && let Some(listing) = self.listing.take()
+                {
+                    listing.abort();
+                }
+                let event = translate(event, &self.workers.guests);
                 self.node.step(step, event, effects);
                 1
             }
@@ -247,6 +252,9 @@ impl Driver {
             | Event::Destroyed(..)
             | Event::Frozen(..)
             | Event::Thawed(..)
+            | Event::Checkpointed(..)
+            | Event::Shed(..)
+            | Event::Restored(..)
             | Event::Sampled { .. }
             | Event::Witnessed(..)
             | Event::Listed { .. }
@@ -254,32 +262,6 @@ impl Driver {
             | Event::Disk { .. }
             | Event::ShuttingDown
             | Event::Tick => {}
-        }
-    }
-
-    fn translate(&mut self, event: RuntimeEvent) -> Event {
-        match event {
-            RuntimeEvent::Connected => {
-                info!("containerd is reachable");
-                Event::Runtime { available: true }
-            }
-            RuntimeEvent::Disconnected => {
-                warn!("containerd is unreachable");
-                if let Some(listing) = self.listing.take() {
-                    listing.abort();
-                }
-                Event::Runtime { available: false }
-            }
-            RuntimeEvent::Exited { id, out_of_memory } => {
-                self.workers.guests.close(id);
-                let cause = if out_of_memory {
-                    ExitCause::OutOfMemory
-                } else {
-                    ExitCause::Exited
-                };
-                debug!(sandbox = %id, ?cause, "sandbox ended by itself");
-                Event::Ended(id, cause)
-            }
         }
     }
 
@@ -343,6 +325,9 @@ impl Driver {
                 | Effect::Create { after, .. }
                 | Effect::Destroy { after, .. }
                 | Effect::Freeze { after, .. }
+                | Effect::Shed { after, .. }
+                | Effect::GoOn { after, .. }
+                | Effect::DropImage { after, .. }
                 | Effect::ClaimChanged { after, .. } => {
                     if let Some(effect) = self.gate.pass(after, effect) {
                         self.run(effect);
@@ -399,6 +384,12 @@ impl Driver {
                 sandboxes,
                 from_permille,
             } => self.workers.sample(sandboxes, from_permille),
+            effect @ (Effect::Checkpoint { .. }
+            | Effect::Shed { .. }
+            | Effect::Restore { .. }
+            | Effect::GoOn { .. }
+            | Effect::DropImage { .. }
+            | Effect::KeepImages(_)) => self.workers.sink(effect),
             // Taken apart in run_effects.
             Effect::Persist(_) | Effect::PersistLazily(_) | Effect::PoolsChanged => {}
         }

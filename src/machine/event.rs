@@ -1,5 +1,6 @@
 //! What the machine is told, and what it asks for.
 
+pub use super::causes::{CheckpointFailure, FreezeCause, RestoreFailure, SinkCause, ThawCause};
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::record::Op;
 use super::refusal::Refusal;
@@ -81,6 +82,8 @@ pub enum ExitCause {
     OutOfMemory,
     /// The guest channel broke its rules or fell silent for good.
     GuestLost,
+    /// Its image on the disk is damaged, or does not come back.
+    DataLost,
 }
 
 /// What the runtime shows of one sandbox.
@@ -108,30 +111,6 @@ pub struct Sample {
     pub busy: bool,
 }
 
-/// Why a sandbox is frozen; for logs and counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FreezeCause {
-    /// Its pool has enough running members.
-    Surplus,
-    /// Its template's `idle_after` has passed.
-    Idle,
-    /// The node is short of memory.
-    Pressure,
-    /// Its caller asked for it.
-    Asked(WaitingOn),
-}
-
-/// Why a sandbox is thawed outside a claim; for logs and counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ThawCause {
-    /// Its pool has too few running members.
-    Refill,
-    /// Its caller uses it.
-    Used,
-    /// Its caller asked for it.
-    Asked,
-}
-
 /// What the machine is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -147,6 +126,12 @@ pub enum Event {
     Frozen(SandboxId, Result<(), String>),
     /// A thaw ended. `Err`: it is still frozen, or gone.
     Thawed(SandboxId, Result<(), String>),
+    /// A checkpoint ended. `Ok`: its image is sealed, that many bytes; it is frozen. `Err`: it is as it was.
+    Checkpointed(SandboxId, Result<u64, CheckpointFailure>),
+    /// What ran of a sandbox whose image is durable is verified gone, or not.
+    Shed(SandboxId, Result<(), String>),
+    /// A restore ended. `Ok`: it runs, its guest answers and has everybody inside wait. `Err`: nothing of it runs.
+    Restored(SandboxId, Result<(), RestoreFailure>),
     /// The answer to `Effect::Sample`; empty when nothing could be read.
     Sampled {
         /// Ordered by id.
@@ -247,6 +232,44 @@ pub enum Effect {
         /// Which.
         sandbox: SandboxId,
     },
+    /// Make and seal the image of a sandbox that runs or is frozen; ends with `Event::Checkpointed`. Nothing is lost if it
+    /// is cut off at any moment: the sandbox stays until `Shed`. Overtaken by its destruction.
+    Checkpoint {
+        /// Which.
+        sandbox: SandboxId,
+        /// It is frozen.
+        asleep: bool,
+    },
+    /// Destroy what runs of a sandbox and keep its image and its file system; ends with `Event::Shed`.
+    Shed {
+        /// Which.
+        sandbox: SandboxId,
+        /// When: that it is on the disk is durable.
+        after: Ticket,
+    },
+    /// Bring a sandbox back from its image, having shed what is left of it; ends with `Event::Restored`.
+    Restore {
+        /// Which.
+        sandbox: SandboxId,
+        /// Its pool (cgroup parent).
+        pool: PoolName,
+    },
+    /// Let the processes of a restored sandbox go on; ends with `Event::Thawed`.
+    GoOn {
+        /// Which.
+        sandbox: SandboxId,
+        /// When: that it runs is durable, so that nothing that happens inside can be undone.
+        after: Ticket,
+    },
+    /// Delete an image that nobody needs any more. No event ends it: what is left is swept at the next start.
+    DropImage {
+        /// Whose.
+        sandbox: SandboxId,
+        /// When.
+        after: Ticket,
+    },
+    /// Once, when recovery has finished: of the images that were there at the start keep these, delete the others.
+    KeepImages(Vec<SandboxId>),
     /// Take a frozen sandbox's memory, in the background, until it is thawed or destroyed. No event ends it.
     Reclaim {
         /// Which.
@@ -359,6 +382,30 @@ pub enum Notice {
     },
     /// A freeze failed: the sandbox runs.
     FreezeFailed {
+        /// Sandbox.
+        sandbox: SandboxId,
+        /// Why.
+        error: String,
+    },
+    /// A sandbox is going to the disk.
+    SinkStarted {
+        /// Why.
+        cause: SinkCause,
+    },
+    /// It did not get there.
+    SinkFailed {
+        /// Sandbox.
+        sandbox: SandboxId,
+        /// Why.
+        error: String,
+    },
+    /// A sandbox is coming back from the disk.
+    RestoreStarted {
+        /// Why.
+        cause: ThawCause,
+    },
+    /// It did not come back.
+    RestoreFailed {
         /// Sandbox.
         sandbox: SandboxId,
         /// Why.

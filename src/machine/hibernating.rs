@@ -1,7 +1,7 @@
 //! Hibernate and Resume, and the waking of a sandbox that is used: for each claim, who waits for what.
 
 use super::claims::Stage;
-use super::event::{FreezeCause, ThawCause};
+use super::event::{FreezeCause, SinkCause, ThawCause};
 use super::ids::{ClaimId, RequestId, SandboxId};
 use super::limits::{RETRY_MS, WAKERS_PER_CLAIM};
 use super::node::Node;
@@ -26,6 +26,8 @@ enum Waker {
 struct Waiting {
     /// Claims.Hibernate: until it sleeps.
     to_sleep: Vec<RequestId>,
+    /// One of them wants it on the disk, and why it sleeps.
+    to_disk: Option<WaitingOn>,
     /// Until it is awake. While a freeze is out they wait for its end and for the thaw after it.
     to_wake: Vec<Waker>,
 }
@@ -46,6 +48,23 @@ impl Sleepers {
             let all = waiting.to_sleep.iter().copied().chain(wakers);
             all.map(|request| (*claim, request))
         })
+    }
+
+    /// Somebody wants it awake.
+    pub(super) fn someone_wakes(&self, claim: ClaimId) -> bool {
+        self.why_awake(claim).is_some()
+    }
+
+    /// Why, if somebody does.
+    pub(super) fn why_awake(&self, claim: ClaimId) -> Option<ThawCause> {
+        let waiting = self.waiting.get(&claim)?;
+        waiting.to_wake.first().copied().map(cause)
+    }
+
+    /// Somebody wants it on the disk, and nobody awake.
+    pub(super) fn why_on_disk(&self, claim: ClaimId) -> Option<WaitingOn> {
+        let waiting = self.waiting.get(&claim)?;
+        waiting.to_disk.filter(|_| waiting.to_wake.is_empty())
     }
 
     fn join(&mut self, claim: ClaimId, join: impl FnOnce(&mut Waiting)) -> Result<(), Refusal> {
@@ -75,9 +94,9 @@ impl Node {
         let admitted = admitted.and_then(|()| self.fencing.admit(fence, out));
         let done = admitted.and_then(|_| match tier {
             Tier::Auto | Tier::Memory => self.try_hibernate(request, claim, reason, out),
-            Tier::Disk => Err(Refusal::Unsupported {
-                what: "Hibernate with TIER_DISK".to_owned(),
-            }),
+            Tier::Disk => self
+                .disk_tier()
+                .and_then(|()| self.try_sink(request, claim, reason, out)),
         });
         if let Err(refusal) = done {
             out.refuse(request, refusal);
@@ -94,19 +113,50 @@ impl Node {
         let sandbox = self.held_sandbox(claim)?;
         let join = |waiting: &mut Waiting| waiting.to_sleep.push(request);
         match self.sandboxes.get(sandbox).map(|it| it.operation) {
-            Some(Operation::Thaw) => {
+            Some(Operation::Thaw | Operation::Restore) => {
                 let claim = claim.to_string();
                 return Err(Refusal::WakeInFlight { claim });
             }
-            Some(Operation::Freeze) => {
+            Some(Operation::Freeze | Operation::Checkpoint) => {
                 self.residing.sleepers.join(claim, join)?;
             }
-            _ if self.is_frozen(sandbox) => {
+            _ if self.is_frozen(sandbox) || self.is_on_disk(sandbox) => {
                 out.answer(request, Answer::Hibernated, out.ticket());
             }
             _ => {
                 self.residing.sleepers.join(claim, join)?;
                 self.begin_freeze(sandbox, FreezeCause::Asked(reason), out);
+            }
+        }
+        Ok(())
+    }
+
+    fn try_sink(
+        &mut self,
+        request: RequestId,
+        claim: ClaimId,
+        reason: WaitingOn,
+        out: &mut Out<'_>,
+    ) -> Result<(), Refusal> {
+        let sandbox = self.held_sandbox(claim)?;
+        let join = |waiting: &mut Waiting| {
+            waiting.to_sleep.push(request);
+            waiting.to_disk = Some(reason);
+        };
+        match self.sandboxes.get(sandbox).map(|it| it.operation) {
+            Some(Operation::Thaw | Operation::Restore) => {
+                let claim = claim.to_string();
+                return Err(Refusal::WakeInFlight { claim });
+            }
+            Some(Operation::Freeze | Operation::Checkpoint) => {
+                self.residing.sleepers.join(claim, join)?;
+            }
+            _ if self.is_on_disk(sandbox) => {
+                out.answer(request, Answer::Hibernated, out.ticket());
+            }
+            _ => {
+                self.residing.sleepers.join(claim, join)?;
+                self.begin_checkpoint(sandbox, SinkCause::Asked(reason), out);
             }
         }
         Ok(())
@@ -150,15 +200,18 @@ impl Node {
         out: &mut Out<'_>,
     ) -> Result<(), Refusal> {
         let operation = self.sandboxes.get(sandbox).map(|it| it.operation);
-        let shifting = matches!(operation, Some(Operation::Freeze | Operation::Thaw));
-        if !shifting && !self.is_frozen(sandbox) {
+        let shifting = operation.is_some_and(Operation::is_shift);
+        let on_disk = self.is_on_disk(sandbox);
+        if !shifting && !on_disk && !self.is_frozen(sandbox) {
             self.answer_waker(claim, sandbox, waker, out);
             return Ok(());
         }
         let sleepers = &mut self.residing.sleepers;
         sleepers.join(claim, |waiting| waiting.to_wake.push(waker))?;
-        if !shifting {
-            self.begin_thaw(sandbox, cause(waker), out);
+        match (shifting, on_disk) {
+            (true, _) => {}
+            (false, true) => self.begin_restore(sandbox, cause(waker), out),
+            (false, false) => self.begin_thaw(sandbox, cause(waker), out),
         }
         Ok(())
     }
@@ -176,73 +229,66 @@ impl Node {
         }
     }
 
-    /// A freeze of a claim's sandbox has ended: who waits is told; who wants it awake gets it woken at once.
+    /// A freeze or a checkpoint of a claim's sandbox has ended: who waits is told; who wants it awake gets it woken at
+    /// once.
     pub(super) fn fell_asleep(
         &mut self,
         claim: ClaimId,
         sandbox: SandboxId,
-        failed: Option<String>,
+        failed: Option<Refusal>,
         out: &mut Out<'_>,
     ) {
         let waiting = self.residing.sleepers.waiting.remove(&claim);
-        let Waiting { to_sleep, to_wake } = waiting.unwrap_or_default();
+        let Waiting {
+            to_sleep, to_wake, ..
+        } = waiting.unwrap_or_default();
         for request in to_sleep {
             match &failed {
                 None => out.answer(request, Answer::Hibernated, out.ticket()),
-                Some(detail) => out.refuse(
-                    request,
-                    Refusal::HibernateFailed {
-                        claim: claim.to_string(),
-                        detail: detail.clone(),
-                        retry_ms: RETRY_MS,
-                    },
-                ),
+                Some(refusal) => out.refuse(request, refusal.clone()),
             }
         }
         let Some(first) = to_wake.first().copied() else {
             return;
         };
-        if failed.is_some() {
+        if !self.is_frozen(sandbox) {
             for waker in to_wake {
                 self.answer_waker(claim, sandbox, waker, out);
             }
             return;
         }
         let waiting = Waiting {
-            to_sleep: Vec::new(),
             to_wake,
+            ..Waiting::default()
         };
         self.residing.sleepers.waiting.insert(claim, waiting);
         self.begin_thaw(sandbox, cause(first), out);
     }
 
-    /// A thaw of a claim's sandbox has ended.
+    /// A thaw or a restore of a claim's sandbox has ended.
     pub(super) fn woke_up(
         &mut self,
         claim: ClaimId,
         sandbox: SandboxId,
-        failed: Option<String>,
+        failed: Option<Refusal>,
         out: &mut Out<'_>,
     ) {
         let waiting = self.residing.sleepers.waiting.remove(&claim);
         for waker in waiting.unwrap_or_default().to_wake {
             match (&failed, waker) {
                 (None, waker) => self.answer_waker(claim, sandbox, waker, out),
-                (Some(detail), Waker::Resume(request) | Waker::Locate(request)) => out.refuse(
-                    request,
-                    Refusal::ResumeFailed {
-                        claim: claim.to_string(),
-                        detail: detail.clone(),
-                        retry_ms: RETRY_MS,
-                    },
-                ),
+                (Some(refusal), Waker::Resume(request) | Waker::Locate(request)) => {
+                    out.refuse(request, refusal.clone());
+                }
             }
         }
     }
 
     /// The claim ends while somebody waits for its sandbox.
     pub(super) fn refuse_sleepers(&mut self, claim: ClaimId, refusal: &Refusal, out: &mut Out<'_>) {
-        let Some(Waiting { to_sleep, to_wake }) = self.residing.sleepers.waiting.remove(&claim)
+        let Some(Waiting {
+            to_sleep, to_wake, ..
+        }) = self.residing.sleepers.waiting.remove(&claim)
         else {
             return;
         };
@@ -261,7 +307,12 @@ impl Node {
         match &claim.stage {
             Stage::Held { assignment } => {
                 let sandbox = self.sandboxes.get(assignment.sandbox);
-                let there = sandbox.filter(|it| !matches!(it.residency, Residency::Unknown { .. }));
+                let settled = |it: &&super::sandboxes::Sandbox| match it.residency {
+                    Residency::Unknown { .. } => false,
+                    Residency::OnDisk(_) => !self.conditions.recovering,
+                    _ => true,
+                };
+                let there = sandbox.filter(settled);
                 let there = there.map(|it| it.id);
                 there.ok_or(Refusal::ClaimRecovering { claim: name })
             }
@@ -274,9 +325,14 @@ impl Node {
         }
     }
 
-    fn is_frozen(&self, sandbox: SandboxId) -> bool {
+    pub(super) fn is_frozen(&self, sandbox: SandboxId) -> bool {
         let sandbox = self.sandboxes.get(sandbox);
         sandbox.is_some_and(|it| it.residency == Residency::Frozen)
+    }
+
+    fn is_on_disk(&self, sandbox: SandboxId) -> bool {
+        let sandbox = self.sandboxes.get(sandbox);
+        sandbox.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_)))
     }
 }
 

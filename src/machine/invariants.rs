@@ -15,7 +15,8 @@
 //! | 11 | A pool that is not declared has no unclaimed member. |
 //! | 12 | Before recovery has finished nothing is being made or destroyed, and no claim waits for a member. |
 //! | 13 | A half-open breaker's probe is being made. |
-//! | 14 | Only a claim whose sandbox is being frozen or thawed has requests that wait for that. |
+//! | 14 | Only a claim whose sandbox is on its way to sleep or back has requests that wait for that. |
+//! | 15 | Only a claim's sandbox is on the disk. |
 
 use super::claims::{Claim, Stage};
 use super::ids::{Now, SandboxId};
@@ -68,13 +69,16 @@ impl Node {
             "an id not reserved",
             id,
         )?;
+        let claimed = matches!(sandbox.owner, Owner::Claimed(_) | Owner::Releasing);
+        let on_disk = matches!(sandbox.residency, Residency::OnDisk(_));
+        ensure(claimed || !on_disk, 15, "on the disk for nobody", id)?;
         let declared = self.pools.contains_key(&sandbox.pool);
         let pool_less = sandbox.owner == Owner::Pool && !declared && !self.conditions.recovering;
         ensure(!pool_less, 11, "a member of no pool", id)
     }
 
     fn operation_fits(&self, sandbox: &Sandbox) -> bool {
-        use Residency::{Creating, Frozen, Gone, Running, Unknown};
+        use Residency::{Creating, Frozen, Gone, OnDisk, Running, Unknown};
         match (sandbox.owner, sandbox.residency, sandbox.operation) {
             (_, Creating | Gone, Operation::Create) => true,
             (Owner::Releasing, _, Operation::Destroy) => true,
@@ -102,11 +106,19 @@ impl Node {
                     ) | (
                         Some(Stage::Held { .. }),
                         Running,
-                        Operation::Idle | Operation::Freeze
+                        Operation::Idle
+                            | Operation::Freeze
+                            | Operation::Checkpoint
+                            // Back from the disk.
+                            | Operation::Thaw
                     ) | (
                         Some(Stage::Held { .. }),
                         Frozen,
-                        Operation::Idle | Operation::Thaw
+                        Operation::Idle | Operation::Thaw | Operation::Checkpoint
+                    ) | (
+                        Some(Stage::Held { .. }),
+                        OnDisk(_),
+                        Operation::Idle | Operation::Shed | Operation::Restore
                     ) | (Some(Stage::Unheld { .. }), Running, Operation::Idle)
                         | (
                             Some(Stage::Unknown { .. }),
@@ -151,8 +163,7 @@ impl Node {
             ensure(seen.insert(request), 3, "waits twice", &which)?;
             let sandbox = self.claims.get(&claim).and_then(Claim::sandbox);
             let sandbox = sandbox.and_then(|id| self.sandboxes.get(id));
-            let shifting =
-                |it: &Sandbox| matches!(it.operation, Operation::Freeze | Operation::Thaw);
+            let shifting = |it: &Sandbox| it.operation.is_shift();
             ensure(sandbox.is_some_and(shifting), 14, "waits in vain", &which)?;
         }
         ensure(self.tombstones.is_sound(), 10, "tombstones", "all")
@@ -241,6 +252,7 @@ impl Node {
         }
         let rests_until = self.residing.rests_until;
         wanted.extend(rests_until.map(|at| (at, Timer::FreezeAgain)));
+        wanted.extend(self.sinking.next_at.map(|at| (at, Timer::Sink)));
         wanted.extend(self.sampling.next_at.map(|at| (at, Timer::Sample)));
         wanted.extend(self.listing.next_at.map(|at| (at, Timer::Relist)));
         wanted

@@ -106,6 +106,10 @@ impl Node {
             return;
         };
         let (owner, operation) = (before.owner, before.operation);
+        // It is its image; what ended outside was not it any more, or not it yet.
+        if matches!(before.residency, Residency::OnDisk(_)) {
+            return;
+        }
         let pool = before.pool.clone();
         self.sandboxes
             .change(id, |sandbox| sandbox.residency = Residency::Gone);
@@ -154,6 +158,7 @@ impl Node {
             self.timers.clear(at, Timer::Witness(id));
         }
         let creating = sandbox.operation == Operation::Create;
+        self.sinking.forget(id);
         self.put_sandbox(id, |sandbox| sandbox.owner = Owner::Releasing, out);
         if !creating {
             self.reap(id);

@@ -58,6 +58,8 @@ pub const WAKERS_PER_CLAIM: usize = 128;
 pub const NODE_PARALLEL_FREEZES: usize = 4;
 /// After a failed freeze hearth begins none by itself for so long, milliseconds.
 pub const FREEZE_PAUSE_MS: u64 = 5_000;
+/// After a sandbox did not get to the disk hearth sends none there by itself for so long, milliseconds.
+pub const SINK_PAUSE_MS: u64 = 60_000;
 /// From one look at what sandboxes use to the next, milliseconds.
 pub const SAMPLE_MS: u64 = 3_000;
 /// A sandbox that used less of one core than this since the last look, in thousandths, did nothing. An idle sentry with a

@@ -89,6 +89,8 @@ impl Node {
         // Claims first: somebody may be waiting.
         those(Verdict::Confirm).for_each(|id| self.ask(id, out));
         those(Verdict::Prove).for_each(|id| self.ask(id, out));
+        let alive = observed.iter().filter(|seen| seen.alive);
+        self.shed_remains(&alive.map(|seen| seen.id).collect(), out);
         self.find_orphans(observed, &destroyed, out);
         if std::mem::take(&mut self.conditions.recovering) {
             self.pools_changed = true;
@@ -130,6 +132,9 @@ impl Node {
         if let Some(claim) = claim {
             let after = claim.assignment().map_or(out.ticket(), |it| it.ticket);
             out.claim_changed(self.view_of(claim), false, after);
+            if frozen {
+                self.sinking.fell_asleep(id, out.now());
+            }
         }
     }
 

@@ -14,6 +14,7 @@ pub mod view;
 mod yielding;
 
 mod breaker;
+mod causes;
 mod claiming;
 mod claims;
 mod conditions;
@@ -35,6 +36,7 @@ mod residing;
 mod sampling;
 mod sandboxes;
 mod sequence;
+mod sinking;
 mod timers;
 mod tombstones;
 mod witness;

@@ -5,7 +5,7 @@
 //! effects, always.
 //!
 //! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry), `hibernating` (Hibernate, Resume, waking on
-//! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure),
+//! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure), `sinking` (to the disk and back),
 //! `declaring` (SetPools), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
 //! `listing`, `witness` (restart, and what the outside shows), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
 //! tests from what the machine does.
@@ -23,6 +23,7 @@ use super::residing::Residing;
 use super::sampling::Sampling;
 use super::sandboxes::Sandboxes;
 use super::sequence::Sequence;
+use super::sinking::Sinking;
 use super::timers::{Timer, Timers};
 use super::tombstones::Tombstones;
 use super::view::Phase;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub refill_yield_ms: u64,
     /// When memory counts as short.
     pub memory: MemoryPolicy,
+    /// The disk tier.
+    pub disk: DiskPolicy,
     /// From one listing of the runtime to the next while nothing happens, milliseconds. Heals lost exit events.
     pub relist_ms: u64,
 }
@@ -52,6 +55,15 @@ pub struct MemoryPolicy {
     pub budget_bytes: u64,
     /// Share of the last ten seconds in which something waited for memory, thousandths; 0: not looked at.
     pub pressure_permille: u32,
+}
+
+/// Who goes to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskPolicy {
+    /// There is a disk tier.
+    pub enabled: bool,
+    /// A claimed sandbox that was frozen for so long goes to the disk, milliseconds; 0: never by age.
+    pub sink_after_ms: u64,
 }
 
 /// The pure core. See the module's text.
@@ -81,6 +93,7 @@ pub struct Node {
     pub(super) listing: Listing,
     pub(super) residing: Residing,
     pub(super) sampling: Sampling,
+    pub(super) sinking: Sinking,
     pub(super) timers: Timers,
     /// Some pool's status changed in this step.
     pub(super) pools_changed: bool,
@@ -102,6 +115,9 @@ impl Node {
             }
             Event::Frozen(sandbox, result) => self.frozen(sandbox, result, out),
             Event::Thawed(sandbox, result) => self.thawed(sandbox, result, out),
+            Event::Checkpointed(sandbox, result) => self.checkpointed(sandbox, result, out),
+            Event::Shed(sandbox, result) => self.shed(sandbox, result, out),
+            Event::Restored(sandbox, result) => self.restored(sandbox, result, out),
             Event::Sampled {
                 samples,
                 pressure_permille,
@@ -123,6 +139,7 @@ impl Node {
         self.start_destructions(out);
         self.start_creations(out);
         self.balance_running(out);
+        self.sink_the_aged(out);
         self.keep_sampling();
         if std::mem::take(&mut self.pools_changed) {
             out.push(Effect::PoolsChanged);
@@ -171,7 +188,7 @@ impl Node {
                 Timer::Relist => self.relist(out),
                 Timer::FreezeAgain => self.residing.rests_until = None,
                 Timer::Sample => self.sample(out),
-                Timer::Refill | Timer::Quiet => {}
+                Timer::Refill | Timer::Quiet | Timer::Sink => {}
             }
         }
     }

@@ -26,6 +26,18 @@ pub enum Residency {
     /// Its processes are to be stopped in their cgroup: committed before they are. Whether they are stopped, the outside
     /// tells: recovery goes by that.
     Frozen,
+    /// Its image is sealed: that is the sandbox from here on. Whatever still runs outside under its id is a remainder and
+    /// goes.
+    OnDisk(Image),
+}
+
+/// What is known of a sandbox's image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Image {
+    /// On the disk, sealed.
+    pub size_bytes: u64,
+    /// When it was sealed.
+    pub since: Now,
 }
 
 /// A sandbox.

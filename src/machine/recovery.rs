@@ -8,6 +8,7 @@
 //! | member | alive | its guest is asked: holds nothing → adopted; holds a claim → never back to the pool; silent → asked again, given up after [`WITNESS_TRIES`](super::limits::WITNESS_TRIES) (it is nobody's) |
 //! | member, frozen | frozen | adopted at once: it is thawed before a guest is told anything, so it was never used |
 //! | member no pool wants now | alive | undone |
+//! | claimed, on the disk | anything | stays so: what runs or is left outside is shed |
 //! | claimed, confirmed | alive | adopted at once, asleep if it is frozen |
 //! | claimed, not confirmed | alive | its guest is asked: holds the claim → confirmed; holds nothing → its caller was never told, a retry takes the same sandbox; silent → asked again, for ever |
 //! | member or claimed | not alive | ended: the claim fails and stays until it is released, the remains go |
@@ -28,6 +29,7 @@ use super::residing::Residing;
 use super::sampling::Sampling;
 use super::sandboxes::{Operation, Residency, Sandbox, Sandboxes};
 use super::sequence::Sequence;
+use super::sinking::Sinking;
 use super::timers::Timers;
 use super::tombstones::Tombstones;
 use super::yielding::Yielding;
@@ -64,6 +66,8 @@ pub(super) fn judge(sandbox: &Sandbox, certain: bool, seen: Seen) -> Option<Verd
     match (sandbox.owner, sandbox.residency, sandbox.operation) {
         (Owner::Releasing, _, _) | (_, _, Operation::Create) => None,
         (_, Residency::Creating, _) => Some(Verdict::Undo),
+        // Its image is what it is; see `sinking`.
+        (_, Residency::OnDisk(_), _) => None,
         (_, _, _) if seen == Seen::Dead => Some(Verdict::Ended),
         (Owner::Pool, Unknown { .. }, Operation::Idle) if !certain => Some(Verdict::Undo),
         (Owner::Pool, Unknown { slept: true }, Operation::Idle) if frozen => Some(Verdict::Adopt),
@@ -117,6 +121,7 @@ impl Node {
             listing: Listing::default(),
             residing: Residing::default(),
             sampling: Sampling::default(),
+            sinking: Sinking::default(),
             timers: Timers::default(),
             pools_changed: false,
         };
@@ -159,6 +164,7 @@ fn recovered_sandbox(
             record::Residency::Creating => Residency::Creating,
             record::Residency::Running => Residency::Unknown { slept: false },
             record::Residency::Frozen => Residency::Unknown { slept: true },
+            record::Residency::OnDisk(image) => Residency::OnDisk(image),
         },
         operation: match record.owner {
             Owner::Releasing => Operation::Destroy,
@@ -173,7 +179,11 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
     let ttl_ms = record
         .expires_at
         .map_or(0, |at| at.since(record.claimed_at));
-    let unconfirmed = !record.confirmed && record.failed.is_none();
+    // Only a confirmed claim's sandbox goes to the disk.
+    let on_disk = sandboxes.get(record.sandbox);
+    let on_disk = on_disk.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_)));
+    let confirmed = record.confirmed || on_disk;
+    let unconfirmed = !confirmed && record.failed.is_none();
     let assignment = Assignment {
         sandbox: record.sandbox,
         generation: record.generation,
@@ -186,7 +196,7 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
         ticket: Ticket(0),
     };
     let backed = is_backed(record.id, record.sandbox, sandboxes);
-    let stage = match (record.failed, backed, record.confirmed) {
+    let stage = match (record.failed, backed, confirmed) {
         (Some(reason), _, _) => Stage::Failed { assignment, reason },
         (None, true, true) => Stage::Held { assignment },
         (None, true, false) => Stage::Unknown {
@@ -213,6 +223,10 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
 
 fn is_backed(claim: super::ids::ClaimId, sandbox: SandboxId, sandboxes: &Sandboxes) -> bool {
     sandboxes.get(sandbox).is_some_and(|it| {
-        it.owner == Owner::Claimed(claim) && matches!(it.residency, Residency::Unknown { .. })
+        let there = matches!(
+            it.residency,
+            Residency::Unknown { .. } | Residency::OnDisk(_)
+        );
+        it.owner == Owner::Claimed(claim) && there
     })
 }

@@ -58,7 +58,7 @@ pub enum Refusal {
     SandboxEnded {
         /// As asked.
         claim: String,
-        /// SANDBOX_EXITED, OOM, GUEST_LOST.
+        /// SANDBOX_EXITED, OOM, GUEST_LOST, DATA_LOSS.
         reason: String,
     },
     /// After a restart the guest has not been heard yet; nothing was destroyed.
@@ -104,6 +104,24 @@ pub enum Refusal {
         detail: String,
         /// Milliseconds.
         retry_ms: u64,
+    },
+    /// There is no room on the disk for the sandbox's image; it is as it was.
+    #[error("there is no room for the image of claim {claim}: {detail}")]
+    NoRoomOnDisk {
+        /// As asked.
+        claim: String,
+        /// Bounded.
+        detail: String,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// The image of the sandbox can't be restored by what this node now runs.
+    #[error("the image of claim {claim} does not fit this node: {detail}")]
+    ImageMismatch {
+        /// As asked.
+        claim: String,
+        /// Bounded.
+        detail: String,
     },
     /// The claim was released while it was being made.
     #[error("claim {claim} was released while it was in flight")]

@@ -9,15 +9,15 @@
 //! A freeze is durable before it begins; a thaw runs ahead of its commit. Whether a sandbox is frozen the outside shows,
 //! so recovery needs no more than that.
 
-use super::event::{Effect, ExitCause, FreezeCause, Notice, ThawCause};
+use super::event::{Effect, ExitCause, FreezeCause, Notice, SinkCause, ThawCause};
 use super::hibernating::Sleepers;
 use super::ids::{Now, SandboxId};
-use super::limits::{FREEZE_PAUSE_MS, NODE_PARALLEL_FREEZES};
+use super::limits::{FREEZE_PAUSE_MS, NODE_PARALLEL_FREEZES, RETRY_MS};
 use super::node::Node;
 use super::out::Out;
 use super::pools::{Pool, count};
 use super::record::{Op, Owner};
-use super::refusal::bounded;
+use super::refusal::{Refusal, bounded};
 use super::sandboxes::{Operation, Residency, Tally};
 use super::timers::Timer;
 
@@ -75,6 +75,7 @@ impl Node {
 
     /// Runs ahead of its commit.
     pub(super) fn begin_thaw(&mut self, id: SandboxId, cause: ThawCause, out: &mut Out<'_>) {
+        self.sinking.forget(id);
         self.set_operation(id, Operation::Thaw);
         if let Some(sandbox) = self.sandboxes.get(id) {
             out.push(Effect::PersistLazily(Op::PutSandbox(sandbox.record())));
@@ -102,6 +103,18 @@ impl Node {
             }
         }
         if let Owner::Claimed(claim) = owner {
+            if failed.is_none() {
+                self.sinking.fell_asleep(id, out.now());
+            }
+            let to_disk = self.residing.sleepers.why_on_disk(claim);
+            if let (None, Some(reason)) = (&failed, to_disk) {
+                return self.begin_checkpoint(id, SinkCause::Asked(reason), out);
+            }
+            let failed = failed.map(|detail| Refusal::HibernateFailed {
+                claim: claim.to_string(),
+                detail,
+                retry_ms: RETRY_MS,
+            });
             self.fell_asleep(claim, id, failed, out);
         }
     }
@@ -119,7 +132,14 @@ impl Node {
             self.show_claim_of(id, out);
         }
         match owner {
-            Owner::Claimed(claim) => self.woke_up(claim, id, failed, out),
+            Owner::Claimed(claim) => {
+                let failed = failed.map(|detail| Refusal::ResumeFailed {
+                    claim: claim.to_string(),
+                    detail,
+                    retry_ms: RETRY_MS,
+                });
+                self.woke_up(claim, id, failed, out);
+            }
             // Nobody's, and it can't be had back: another one is made.
             Owner::Pool if failed.is_some() => self.ended(id, ExitCause::GuestLost, out),
             Owner::Pool | Owner::Releasing => {}
@@ -160,7 +180,7 @@ impl Node {
     }
 
     /// Watchers see that a claim's sandbox sleeps, or no longer does.
-    fn show_claim_of(&self, id: SandboxId, out: &mut Out<'_>) {
+    pub(super) fn show_claim_of(&self, id: SandboxId, out: &mut Out<'_>) {
         let owner = self.sandboxes.get(id).map(|sandbox| sandbox.owner);
         if let Some(Owner::Claimed(claim)) = owner
             && let Some(claim) = self.claims.get(&claim)

@@ -234,6 +234,9 @@ impl Node {
             short_bytes,
             chosen: chosen.len(),
         });
+        if chosen.is_empty() {
+            self.sink_one(out);
+        }
         for id in chosen {
             self.begin_freeze(id, FreezeCause::Pressure, out);
         }

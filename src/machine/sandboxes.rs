@@ -2,13 +2,13 @@
 //! in progress each.
 
 use super::ids::{Now, PoolName, SandboxId};
-use super::record::{self, Owner, SandboxRecord};
+use super::record::{self, Image, Owner, SandboxRecord};
 use super::spec::Template;
 use super::view::{SandboxView, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// How far the outside has come with a sandbox, as far as this process knows. `OnDisk` will join.
+/// How far the outside has come with a sandbox, as far as this process knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Residency {
     /// It is being made, or was when hearthd died: the outside may hold anything.
@@ -17,6 +17,8 @@ pub(super) enum Residency {
     Running,
     /// It was proved ready, and its processes are stopped in their cgroup.
     Frozen,
+    /// It is an image on the disk and nothing else. A claim's always.
+    OnDisk(Image),
     /// It was there before hearthd started; since then neither the runtime nor its guest has spoken for it.
     Unknown {
         /// Its record says that it is frozen.
@@ -39,12 +41,26 @@ pub(super) enum Operation {
     Freeze,
     /// `Effect::Thaw` is out.
     Thaw,
+    /// `Effect::Checkpoint` is out: it is as it was until the image is sealed.
+    Checkpoint,
+    /// `Effect::Shed` is out: its image is durable, what ran goes.
+    Shed,
+    /// `Effect::Restore` is out.
+    Restore,
     /// `Effect::Witness` is out; the guest has been silent so many times before.
     Witness { tries: u32 },
     /// The guest was silent so many times and is asked again then.
     AskAgain { tries: u32, at: Now },
     /// It is the reaper's.
     Destroy,
+}
+
+impl Operation {
+    /// It is on its way to sleep, or back.
+    pub(super) fn is_shift(self) -> bool {
+        use Operation::{Checkpoint, Freeze, Restore, Shed, Thaw};
+        matches!(self, Freeze | Thaw | Checkpoint | Shed | Restore)
+    }
 }
 
 /// A sandbox.
@@ -100,21 +116,23 @@ impl Sandbox {
             pool: self.pool.clone(),
             generation: self.generation,
             owner: self.owner,
-            residency: match (made, self.is_to_sleep()) {
-                (false, _) => record::Residency::Creating,
-                (true, true) => record::Residency::Frozen,
-                (true, false) => record::Residency::Running,
+            residency: match (made, self.residency, self.is_to_sleep()) {
+                (false, _, _) => record::Residency::Creating,
+                (true, Residency::OnDisk(image), _) => record::Residency::OnDisk(image),
+                (true, _, true) => record::Residency::Frozen,
+                (true, _, false) => record::Residency::Running,
             },
             created_at: self.created_at,
         }
     }
 
-    /// It is frozen and stays so, or is about to be.
+    /// It sleeps and stays so, or is about to.
     pub(super) fn is_to_sleep(&self) -> bool {
         match self.residency {
             Residency::Frozen => self.operation != Operation::Thaw,
+            Residency::OnDisk(_) => self.operation != Operation::Restore,
             Residency::Unknown { slept } => slept,
-            _ => self.operation == Operation::Freeze,
+            _ => matches!(self.operation, Operation::Freeze | Operation::Checkpoint),
         }
     }
 
@@ -133,6 +151,7 @@ impl Sandbox {
                 Residency::Creating => "creating",
                 Residency::Running => "running",
                 Residency::Frozen => "frozen",
+                Residency::OnDisk(_) => "on_disk",
                 Residency::Unknown { .. } => "unknown",
                 Residency::Gone => "gone",
             },
@@ -226,6 +245,7 @@ pub(super) struct Sandboxes {
     tallies: BTreeMap<PoolName, Tally>,
     creating: usize,
     freezing: usize,
+    sinking: usize,
 }
 
 impl Sandboxes {
@@ -267,11 +287,17 @@ impl Sandboxes {
         self.freezing
     }
 
+    /// Checkpoints in flight on the node.
+    pub(super) fn sinking(&self) -> usize {
+        self.sinking
+    }
+
     pub(super) fn insert(&mut self, sandbox: Sandbox) {
         let tally = self.tallies.entry(sandbox.pool.clone()).or_default();
         tally.add(&sandbox);
         self.creating += usize::from(sandbox.operation == Operation::Create);
         self.freezing += usize::from(sandbox.operation == Operation::Freeze);
+        self.sinking += usize::from(sandbox.operation == Operation::Checkpoint);
         self.by_id.insert(sandbox.id, sandbox);
     }
 
@@ -286,10 +312,12 @@ impl Sandboxes {
         tally.remove(sandbox);
         self.creating -= usize::from(sandbox.operation == Operation::Create);
         self.freezing -= usize::from(sandbox.operation == Operation::Freeze);
+        self.sinking -= usize::from(sandbox.operation == Operation::Checkpoint);
         change(sandbox);
         tally.add(sandbox);
         self.creating += usize::from(sandbox.operation == Operation::Create);
         self.freezing += usize::from(sandbox.operation == Operation::Freeze);
+        self.sinking += usize::from(sandbox.operation == Operation::Checkpoint);
         Some(sandbox)
     }
 
@@ -299,6 +327,7 @@ impl Sandboxes {
         };
         self.creating -= usize::from(sandbox.operation == Operation::Create);
         self.freezing -= usize::from(sandbox.operation == Operation::Freeze);
+        self.sinking -= usize::from(sandbox.operation == Operation::Checkpoint);
         if let Some(tally) = self.tallies.get_mut(&sandbox.pool) {
             tally.remove(&sandbox);
             if tally.total() == 0 {
@@ -311,7 +340,7 @@ impl Sandboxes {
     pub(super) fn is_sound(&self) -> bool {
         let mut anew = Self::default();
         self.iter().for_each(|sandbox| anew.insert(sandbox.clone()));
-        let counts = |it: &Self| (it.creating, it.freezing);
+        let counts = |it: &Self| (it.creating, it.freezing, it.sinking);
         anew.tallies == self.tallies && counts(&anew) == counts(self)
     }
 }

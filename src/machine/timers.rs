@@ -20,6 +20,8 @@ pub(super) enum Timer {
     FreezeAgain,
     /// What sandboxes use is looked at again.
     Sample,
+    /// A frozen sandbox goes to the disk.
+    Sink,
     /// Some pool's pause has ended: creations may start.
     Refill,
     /// Refill has stepped aside for claims long enough.

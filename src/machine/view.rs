@@ -41,7 +41,7 @@ pub struct ClaimView {
     pub holder: Holder,
     /// State.
     pub state: ClaimState,
-    /// Why, when failed: SANDBOX_EXITED, OOM, GUEST_LOST.
+    /// Why, when failed: SANDBOX_EXITED, OOM, GUEST_LOST, DATA_LOSS.
     pub reason: Option<String>,
     /// `None` while pending without a sandbox.
     pub sandbox: Option<SandboxId>,
@@ -121,7 +121,7 @@ pub struct SandboxView {
     pub owner: &'static str,
     /// The claim, if it has one.
     pub claim: Option<ClaimId>,
-    /// "creating", "running", "frozen", "unknown", "gone".
+    /// "creating", "running", "frozen", "on_disk", "unknown", "gone".
     pub residency: &'static str,
     /// When its creation was decided.
     pub created_at: Now,

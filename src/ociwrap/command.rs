@@ -264,7 +264,7 @@ impl Invocation {
 }
 
 /// Said although most are runsc's defaults: a changed default must not open a sandbox.
-const FIXED: &[&str] = &[
+pub(super) const FIXED: &[&str] = &[
     "--host-uds=none",
     "--host-fifo=none",
     "--file-access=exclusive",

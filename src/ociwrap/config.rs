@@ -116,6 +116,16 @@ impl WrapperConfig {
         }
     }
 
+    /// The flags that every sandbox gets, as one text: an image can be restored only under the same.
+    #[must_use]
+    pub fn flags(&self) -> String {
+        let fixed = super::command::FIXED.join(" ");
+        format!(
+            "--platform={} --network={} {fixed}",
+            self.platform, self.network
+        )
+    }
+
     /// Writes it into `dir` (the `root` of the runtime options) so that a reader sees the old file or the new one,
     /// never half of it. Called by hearthd before the first sandbox.
     ///

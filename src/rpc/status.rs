@@ -97,6 +97,12 @@ pub fn entry(refusal: &Refusal) -> Entry {
         Refusal::ResumeFailed { claim, detail: _, retry_ms } =>
             Entry::new(Unavailable, "RESUME_FAILED", "the sandbox still sleeps: retry; if it repeats, release the claim")
                 .retry(*retry_ms).with("claim_id", claim),
+        Refusal::NoRoomOnDisk { claim, detail: _, retry_ms } =>
+            Entry::new(ResourceExhausted, "NO_ROOM_ON_DISK", "the sandbox is as it was: release claims that sleep on the disk, or raise the bound that is named")
+                .retry(*retry_ms).with("claim_id", claim),
+        Refusal::ImageMismatch { claim, detail: _ } =>
+            Entry::new(FailedPrecondition, "IMAGE_MISMATCH", "the image is kept: run it where what is named is as it was, or release the claim")
+                .with("claim_id", claim).precondition("CLAIM_STATE", claim),
         Refusal::EpochStale { current } =>
             Entry::new(Aborted, "EPOCH_STALE", "a newer allocator is at work: stop, or take a larger epoch from your election")
                 .with("current", current),

@@ -33,6 +33,8 @@ refusals! {
     Refusal::WakeInFlight { .. } => Refusal::WakeInFlight { claim: text("claim_id") },
     Refusal::HibernateFailed { .. } => Refusal::HibernateFailed { claim: text("claim_id"), detail: text("what went wrong"), retry_ms: 500 },
     Refusal::ResumeFailed { .. } => Refusal::ResumeFailed { claim: text("claim_id"), detail: text("what went wrong"), retry_ms: 500 },
+    Refusal::NoRoomOnDisk { .. } => Refusal::NoRoomOnDisk { claim: text("claim_id"), detail: text("which bound"), retry_ms: 500 },
+    Refusal::ImageMismatch { .. } => Refusal::ImageMismatch { claim: text("claim_id"), detail: text("what differs") },
     Refusal::EpochStale { .. } => Refusal::EpochStale { current: 7 },
     Refusal::EpochConflict { .. } => Refusal::EpochConflict { current: 7 },
     Refusal::ReleasedInFlight { .. } => Refusal::ReleasedInFlight { claim: text("claim_id") },

@@ -9,7 +9,7 @@ mod process;
 pub use crate::cgroup::Reclaimed;
 pub use metrics::RuntimeMetrics;
 
-use crate::machine::event::Observed;
+use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{NodeTag, PoolName, SandboxId};
 use crate::machine::spec::Template;
 use async_trait::async_trait;
@@ -162,6 +162,23 @@ pub trait Runtime: Send + Sync + 'static {
         id: SandboxId,
         stop: &CancellationToken,
     ) -> Result<Reclaimed, RuntimeError>;
+
+    /// Makes and seals the image of a sandbox that runs and whose guest has quiesced. `Ok` with its size: it is frozen, and
+    /// the image is durable. `Err`: there is no image; it runs or is frozen. Gives up soon after `stop`.
+    async fn checkpoint(
+        &self,
+        id: SandboxId,
+        stop: &CancellationToken,
+    ) -> Result<u64, CheckpointFailure>;
+    /// Destroys what runs of a sandbox, as `destroy` does, but keeps what a restore needs. Idempotent.
+    async fn shed(&self, id: SandboxId) -> Result<(), RuntimeError>;
+    /// Brings a sandbox back from its image, under the same id, with the same stdio paths. On error nothing of it runs.
+    /// The image stays.
+    async fn restore(&self, id: SandboxId, pool: &PoolName) -> Result<(), RestoreFailure>;
+    /// Removes a sandbox's image, if it has one.
+    async fn drop_image(&self, id: SandboxId) -> Result<(), RuntimeError>;
+    /// Removes every image that was there at the start and is not of these.
+    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError>;
 
     /// Resident use of a sandbox, from its cgroup.
     async fn usage(&self, id: SandboxId) -> Result<crate::cgroup::Usage, RuntimeError>;

@@ -250,6 +250,43 @@ impl Hearth {
         began.elapsed()
     }
 
+    /// Another value of a setting, from the next start on.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// What a reboot does: every process of the node ends at once, mounts, cgroups and the run directory are gone.
+    pub async fn reboot(&mut self) {
+        self.kill();
+        let root = self.root.path().to_str().unwrap().to_owned();
+        let ours = || processes(|line| line.iter().any(|word| word.contains(&root)));
+        let tree = hearth::cgroup::CgroupTree::detect("/sys/fs/cgroup").unwrap();
+        let parent = self.cgroup_parent();
+        eventually("every process has ended", || async {
+            for pid in ours() {
+                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            for found in tree.list(&parent).unwrap() {
+                let group = tree.sandbox(&parent, &found.pool, &found.id).unwrap();
+                group.kill(PATIENCE).unwrap();
+            }
+            ours().is_empty()
+        })
+        .await;
+        for found in tree.list(&parent).unwrap() {
+            let group = tree.sandbox(&parent, &found.pool, &found.id).unwrap();
+            group.remove(PATIENCE).unwrap();
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| point.contains(&root)) {
+            let _gone = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+        }
+        std::fs::remove_dir_all(self.path("run")).unwrap();
+        self.restart().await;
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }

@@ -246,7 +246,8 @@ impl Init {
         while let Some(heard) = self.host.next(&mut self.desk.log) {
             match heard {
                 Heard::Hello { session, new: true } => {
-                    self.quiet.end();
+                    // It ends no silence: in a sandbox that came back from its image nobody goes on before the host
+                    // says so.
                     self.calls.abandon(&mut self.desk);
                     self.desk.strays.outlive_session();
                     self.interpreter.outlive_session(&mut self.desk);

@@ -27,10 +27,8 @@ impl Quiet {
     pub fn heed(&mut self, ask: &Ask, known: impl Iterator<Item = Pid>) {
         match ask {
             Ask::Credit(_) => {}
-            Ask::Ping(ping) if ping.quiesce => {
-                self.end();
-                self.begin(known);
-            }
+            // Also when there is silence: it lasts on, and nobody goes on between.
+            Ask::Ping(ping) if ping.quiesce => self.begin(known),
             _ => self.end(),
         }
     }

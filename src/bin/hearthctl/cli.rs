@@ -153,7 +153,7 @@ pub enum Command {
         #[arg(long, value_parser = duration)]
         ttl: Duration,
     },
-    /// Put claimed sandboxes to sleep: frozen, their memory reclaimed; any use wakes them
+    /// Put claimed sandboxes to sleep, in memory or on the disk; any use wakes them
     Hibernate {
         /// The claims
         #[arg(required = true)]
@@ -161,6 +161,9 @@ pub enum Command {
         /// What they wait for: counted, and a hint how long they may sleep
         #[arg(long, value_enum)]
         waiting_on: Option<WaitingOn>,
+        /// Where: memory is back in milliseconds, disk keeps no RAM and survives a reboot
+        #[arg(long, value_enum)]
+        tier: Option<crate::sleep::Where>,
     },
     /// Wake sleeping sandboxes
     Resume {

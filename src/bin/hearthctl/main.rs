@@ -119,9 +119,11 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Claims { pool, watch: true } => claims::watch(&app, pool).await,
         Command::Get { claim } => claims::get(&app, &claim).await,
         Command::Renew { claim, ttl } => claims::renew(&app, &claim, ttl).await,
-        Command::Hibernate { claims, waiting_on } => {
-            sleep::hibernate(&app, claims, waiting_on).await
-        }
+        Command::Hibernate {
+            claims,
+            waiting_on,
+            tier,
+        } => sleep::hibernate(&app, claims, waiting_on, tier).await,
         Command::Resume { claims } => sleep::resume(&app, claims).await,
         Command::Release { claims, all } => claims::release(&app, claims, all).await,
         Command::Exec(args) => return Box::pin(exec::run(&app, args)).await,

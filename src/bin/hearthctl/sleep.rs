@@ -7,22 +7,37 @@ use crate::link::Link;
 use crate::output::{self, Format};
 use hearth::api::{HibernateReason, HibernateRequest, ResumeRequest, Tier};
 
+/// Where a sandbox sleeps.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Where {
+    /// Frozen.
+    Memory,
+    /// Checkpointed.
+    Disk,
+}
+
 /// `hibernate`: all of them are tried; the first failure is told at the end.
 pub async fn hibernate(
     app: &App,
     names: Vec<String>,
     waiting_on: Option<WaitingOn>,
+    tier: Option<Where>,
 ) -> Result<(), Failure> {
     let reason = match waiting_on {
         None => HibernateReason::Unspecified,
         Some(WaitingOn::Human) => HibernateReason::WaitingOnHuman,
         Some(WaitingOn::Model) => HibernateReason::WaitingOnModel,
     };
+    let tier = match tier {
+        None => Tier::Unspecified,
+        Some(Where::Memory) => Tier::Memory,
+        Some(Where::Disk) => Tier::Disk,
+    };
     each(app, names, "asleep", async |link, claim_id, epoch| {
         let request = HibernateRequest {
             claim_id,
             epoch,
-            tier: Tier::Unspecified.into(),
+            tier: tier.into(),
             reason: reason.into(),
         };
         link.claims().hibernate(link.call(request)).await?;

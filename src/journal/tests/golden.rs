@@ -205,3 +205,27 @@ fn what_does_not_decode_is_damage() {
         println!("{error}");
     }
 }
+
+/// What schema 1 has learnt since: an older hearthd takes such a row for damage and does not start.
+#[test]
+fn a_sandbox_on_the_disk_is_written_as_ever() {
+    const ROW: &str = r#"{"id":"hc0ffee01000000000004","pool":"python","generation":7,"owner":{"Claimed":"63033b0c-a389-c35a-8000-000000000005"},"residency":{"OnDisk":{"size_bytes":4096,"since":1760000000009}},"created_at":1760000000004}"#;
+    use super::super::codec;
+    use crate::machine::ids::SandboxId;
+    use crate::machine::record::Image;
+    let record = SandboxRecord {
+        id: SandboxId::parse("hc0ffee01000000000004").unwrap(),
+        pool: PoolName::parse("python").unwrap(),
+        generation: 7,
+        owner: Owner::Claimed(ClaimId::parse("63033b0c-a389-c35a-8000-000000000005").unwrap()),
+        residency: Residency::OnDisk(Image {
+            size_bytes: 4096,
+            since: Now(1_760_000_000_009),
+        }),
+        created_at: Now(1_760_000_000_004),
+    };
+    let written = codec::encode(&record).unwrap();
+    assert_eq!(written, [&[1], ROW.as_bytes()].concat());
+    let read: SandboxRecord = codec::decode(&written).unwrap();
+    assert_eq!(read, record);
+}

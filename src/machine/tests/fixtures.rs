@@ -1,7 +1,7 @@
 //! Values the tests use.
 
 use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
-use crate::machine::node::{MemoryPolicy, Settings};
+use crate::machine::node::{DiskPolicy, MemoryPolicy, Settings};
 use crate::machine::spec::*;
 
 /// From one listing of the runtime to the next while nothing happens.
@@ -15,6 +15,10 @@ pub fn settings() -> Settings {
         refill_yield_ms: 0,
         relist_ms: RELIST_MS,
         memory: MemoryPolicy::default(),
+        disk: DiskPolicy {
+            enabled: true,
+            sink_after_ms: 0,
+        },
     }
 }
 

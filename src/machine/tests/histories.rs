@@ -187,7 +187,10 @@ fn act(world: &mut World, action: Action) {
         }
         Action::Hibernate { slot, allocator } => {
             let (fence, claim) = (fence_of(world, allocator), world.claim_id(slot));
-            let tier = Tier::Auto;
+            let tier = match slot % 2 {
+                0 => Tier::Auto,
+                _ => Tier::Disk,
+            };
             world.call(Call::Hibernate(fence, claim, tier, WaitingOn::Human));
         }
         Action::Resume { slot, allocator } => {

@@ -10,6 +10,7 @@ mod promises;
 mod recovery;
 mod residency;
 mod rig;
+mod sinking;
 mod store;
 mod table;
 mod world;

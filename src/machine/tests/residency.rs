@@ -383,10 +383,10 @@ fn waiters_are_bounded() {
 }
 
 #[test]
-fn the_disk_tier_is_refused_clearly() {
+fn a_node_without_a_disk_tier_says_so() {
     let mut rig = Rig::with(&[pool("py", 1, 4)]);
+    rig.node.settings.disk.enabled = false;
     rig.granted(ask(1));
-    let call = Call::Hibernate(fence(1), id(1), Tier::Disk, WaitingOn::Unspecified);
-    let request = rig.call(call);
+    let request = rig.sink(1);
     assert!(matches!(rig.refusal(request), Refusal::Unsupported { .. }));
 }

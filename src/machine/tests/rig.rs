@@ -25,6 +25,12 @@ pub struct Rig {
     pub freezing: Vec<SandboxId>,
     pub thawing: Vec<SandboxId>,
     pub reclaiming: Vec<SandboxId>,
+    pub checkpointing: Vec<SandboxId>,
+    pub shedding: Vec<SandboxId>,
+    pub restoring: Vec<SandboxId>,
+    pub dropped: Vec<SandboxId>,
+    /// The latest that are to be kept.
+    pub kept: Option<Vec<SandboxId>>,
     /// What the latest look is to show.
     pub sampling: Vec<SandboxId>,
     /// Frozen outside.
@@ -74,6 +80,11 @@ impl Rig {
             freezing: Vec::new(),
             thawing: Vec::new(),
             reclaiming: Vec::new(),
+            checkpointing: Vec::new(),
+            shedding: Vec::new(),
+            restoring: Vec::new(),
+            dropped: Vec::new(),
+            kept: None,
             sampling: Vec::new(),
             asleep: BTreeSet::new(),
             round: 0,
@@ -169,6 +180,12 @@ impl Rig {
             }
             Effect::Thaw { sandbox } => self.thawing.push(sandbox),
             Effect::Reclaim { sandbox } => self.reclaiming.push(sandbox),
+            Effect::Checkpoint { sandbox, .. } => self.checkpointing.push(sandbox),
+            Effect::Shed { sandbox, .. } => self.shedding.push(sandbox),
+            Effect::Restore { sandbox, .. } => self.restoring.push(sandbox),
+            Effect::GoOn { sandbox, .. } => self.thawing.push(sandbox),
+            Effect::DropImage { sandbox, .. } => self.dropped.push(sandbox),
+            Effect::KeepImages(keep) => self.kept = Some(keep),
             Effect::Sample { sandboxes, .. } => self.sampling = sandboxes,
             Effect::List { round } => self.round = round,
             Effect::ClaimChanged { view, removed, .. } => self.changes.push((*view, removed)),
@@ -275,6 +292,37 @@ impl Rig {
             Tier::Auto,
             WaitingOn::Model,
         ))
+    }
+
+    pub fn sink(&mut self, claim: u128) -> RequestId {
+        self.call(Call::Hibernate(
+            fence(1),
+            id(claim),
+            Tier::Disk,
+            WaitingOn::Human,
+        ))
+    }
+
+    /// Every checkpoint that is out succeeds, and what ran goes.
+    pub fn sink_all(&mut self) {
+        while !self.checkpointing.is_empty() {
+            let sandbox = self.checkpointing.remove(0);
+            self.asleep.remove(&sandbox);
+            self.send(Event::Checkpointed(sandbox, Ok(7)));
+        }
+        while !self.shedding.is_empty() {
+            let sandbox = self.shedding.remove(0);
+            self.send(Event::Shed(sandbox, Ok(())));
+        }
+    }
+
+    /// Every restore that is out succeeds, and what came back goes on.
+    pub fn restore_all(&mut self) {
+        while !self.restoring.is_empty() {
+            let sandbox = self.restoring.remove(0);
+            self.send(Event::Restored(sandbox, Ok(())));
+        }
+        self.thaw_all();
     }
 
     pub fn resume(&mut self, claim: u128) -> RequestId {

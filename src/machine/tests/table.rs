@@ -82,6 +82,33 @@ fn waking() -> Rig {
     then(asleep(), |rig, _| drop_id(rig.resume(CLAIM)))
 }
 
+fn sinking() -> Rig {
+    then(held(), |rig, _| drop_id(rig.sink(CLAIM)))
+}
+
+fn sinking_frozen() -> Rig {
+    then(asleep(), |rig, _| drop_id(rig.sink(CLAIM)))
+}
+
+fn shedding() -> Rig {
+    then(sinking(), |rig, it| {
+        rig.send(Event::Checkpointed(it, Ok(7)));
+    })
+}
+
+fn on_disk() -> Rig {
+    then(sinking(), |rig, _| rig.sink_all())
+}
+
+fn restoring() -> Rig {
+    then(on_disk(), |rig, _| drop_id(rig.resume(CLAIM)))
+}
+
+/// It is back, and that is not durable yet.
+fn back() -> Rig {
+    then(restoring(), |rig, it| rig.send(Event::Restored(it, Ok(()))))
+}
+
 fn personalizing() -> Rig {
     let mut rig = warm();
     rig.claim(asked(OnEmpty::Fail));
@@ -151,6 +178,13 @@ fn states() -> Vec<Rig> {
         asleep(),
         restarted(asleep()),
         waking(),
+        sinking(),
+        sinking_frozen(),
+        shedding(),
+        on_disk(),
+        restarted(on_disk()),
+        restoring(),
+        back(),
         restarted(held()),
         restarted(unconfirmed()),
         asking(),
@@ -178,6 +212,7 @@ const EVENTS: &[Happening] = &[
     }),
     ("Release", |rig, _| drop_id(rig.release(CLAIM))),
     ("Hibernate", |rig, _| drop_id(rig.hibernate(CLAIM))),
+    ("Hibernate to the disk", |rig, _| drop_id(rig.sink(CLAIM))),
     ("Resume", |rig, _| drop_id(rig.resume(CLAIM))),
     ("a use of it", |rig, _| drop_id(rig.locate(CLAIM))),
     ("Renew", |rig, _| drop_id(rig.renew(CLAIM, 2 * TTL_MS))),
@@ -238,6 +273,30 @@ const EVENTS: &[Happening] = &[
     ("thawed", |rig, it| rig.send(Event::Thawed(it, Ok(())))),
     ("thaw failed", |rig, it| {
         rig.send(Event::Thawed(it, Err("deadline".to_owned())));
+    }),
+    ("checkpointed", |rig, it| {
+        rig.send(Event::Checkpointed(it, Ok(7)));
+    }),
+    ("no room for its image", |rig, it| {
+        let failure = CheckpointFailure::NoRoom("quota".to_owned());
+        rig.send(Event::Checkpointed(it, Err(failure)));
+    }),
+    ("shed", |rig, it| rig.send(Event::Shed(it, Ok(())))),
+    ("shed failed", |rig, it| {
+        rig.send(Event::Shed(it, Err("busy".to_owned())));
+    }),
+    ("restored", |rig, it| rig.send(Event::Restored(it, Ok(())))),
+    ("not restored now", |rig, it| {
+        let failure = RestoreFailure::Unavailable("no containerd".to_owned());
+        rig.send(Event::Restored(it, Err(failure)));
+    }),
+    ("its image does not fit", |rig, it| {
+        let failure = RestoreFailure::Mismatch("another runsc".to_owned());
+        rig.send(Event::Restored(it, Err(failure)));
+    }),
+    ("its image is damaged", |rig, it| {
+        let failure = RestoreFailure::Lost("a piece".to_owned());
+        rig.send(Event::Restored(it, Err(failure)));
     }),
     ("ended by itself", |rig, it| {
         rig.send(Event::Ended(it, ExitCause::Exited));
@@ -304,6 +363,7 @@ fn state(rig: &Rig, sandbox: SandboxId) -> String {
         Residency::Creating => "creating",
         Residency::Running => "running",
         Residency::Frozen => "frozen",
+        Residency::OnDisk(_) => "on disk",
         Residency::Unknown { slept: false } => "unknown",
         Residency::Unknown { slept: true } => "unknown (slept)",
         Residency::Gone => "gone",
@@ -314,6 +374,9 @@ fn state(rig: &Rig, sandbox: SandboxId) -> String {
         Operation::Personalize => "personalize",
         Operation::Freeze => "freeze",
         Operation::Thaw => "thaw",
+        Operation::Checkpoint => "checkpoint",
+        Operation::Shed => "shed",
+        Operation::Restore => "restore",
         Operation::Witness { .. } => "witness",
         Operation::AskAgain { .. } => "ask again",
         Operation::Destroy if rig.destroying.contains(&sandbox) => "destroy",
@@ -348,6 +411,13 @@ fn asked_for(rig: &Rig, sandbox: SandboxId) -> Vec<String> {
         Effect::Freeze { .. } => Some("freeze".to_owned()),
         Effect::Thaw { .. } => Some("thaw".to_owned()),
         Effect::Reclaim { .. } => Some("reclaim".to_owned()),
+        Effect::Checkpoint { asleep: true, .. } => Some("thaw and checkpoint".to_owned()),
+        Effect::Checkpoint { .. } => Some("checkpoint".to_owned()),
+        Effect::Shed { .. } => Some("shed".to_owned()),
+        Effect::Restore { .. } => Some("restore".to_owned()),
+        Effect::GoOn { .. } => Some("go on".to_owned()),
+        Effect::DropImage { .. } => Some("drop image".to_owned()),
+        Effect::KeepImages(_) => Some("keep images".to_owned()),
         Effect::ClaimChanged { removed: true, .. } => Some("claim removed".to_owned()),
         Effect::ClaimChanged { view, .. } => Some(format!("claim {:?}", view.state)),
         Effect::Notice(Notice::Created { .. } | Notice::Recovered { .. }) => None,

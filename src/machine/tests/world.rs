@@ -6,7 +6,7 @@ use super::promises::Promises;
 use super::store::Store;
 use crate::machine::event::*;
 use crate::machine::ids::*;
-use crate::machine::node::{MemoryPolicy, Node, Settings};
+use crate::machine::node::{DiskPolicy, MemoryPolicy, Node, Settings};
 use crate::machine::record::{Op, Owner, Residency};
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::*;
@@ -23,6 +23,10 @@ const SETTINGS: Settings = Settings {
     memory: MemoryPolicy {
         budget_bytes: 500,
         pressure_permille: 0,
+    },
+    disk: DiskPolicy {
+        enabled: true,
+        sink_after_ms: 20_000,
     },
 };
 
@@ -50,6 +54,9 @@ pub enum Work {
     Witness(SandboxId),
     Freeze(SandboxId, Ticket),
     Thaw(SandboxId),
+    Checkpoint(SandboxId, bool),
+    Shed(SandboxId),
+    Restore(SandboxId),
     Sample(Vec<SandboxId>),
     /// With what a listing that began at once saw.
     List(u64, Vec<Observed>),
@@ -69,6 +76,10 @@ pub struct World {
     held_back: Vec<(Ticket, Effect)>,
     pub store: Store,
     outside: BTreeMap<SandboxId, Real>,
+    /// Images, with the claim that their guests hold.
+    images: BTreeMap<SandboxId, Option<ClaimId>>,
+    /// Whose image is to go, and no other was decided on since.
+    to_drop: BTreeSet<SandboxId>,
     /// A freeze was decided and nothing since that overtakes it.
     to_sleep: BTreeMap<SandboxId, Ticket>,
     pub work: Vec<Work>,
@@ -105,6 +116,8 @@ impl World {
                     held: None,
                 },
             )]),
+            images: BTreeMap::new(),
+            to_drop: BTreeSet::new(),
             to_sleep: BTreeMap::new(),
             work: Vec::new(),
             reachable: true,
@@ -236,6 +249,29 @@ impl World {
                 self.work.push(Work::Freeze(sandbox, after));
             }
             Effect::Thaw { sandbox } => self.work.push(Work::Thaw(sandbox)),
+            Effect::Checkpoint { sandbox, asleep } => {
+                self.work.push(Work::Checkpoint(sandbox, asleep));
+            }
+            Effect::Shed { sandbox, .. } => {
+                let record = &self.store.sandboxes[&sandbox];
+                let on_disk = matches!(record.residency, Residency::OnDisk(_));
+                assert!(on_disk || record.owner == Owner::Releasing, "{record:?}");
+                self.work.push(Work::Shed(sandbox));
+            }
+            Effect::Restore { sandbox, .. } => self.work.push(Work::Restore(sandbox)),
+            Effect::GoOn { sandbox, .. } => {
+                let record = self.store.sandboxes.get(&sandbox);
+                let on_disk = record.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_)));
+                assert!(!on_disk, "it goes on while it is an image");
+                self.work.push(Work::Thaw(sandbox));
+            }
+            Effect::DropImage { sandbox, .. } if self.to_drop.remove(&sandbox) => {
+                let record = self.store.sandboxes.get(&sandbox);
+                let on_disk = record.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_)));
+                assert!(!on_disk, "an image that is the sandbox is dropped");
+                self.images.remove(&sandbox);
+            }
+            Effect::KeepImages(keep) => self.images.retain(|id, _| keep.contains(id)),
             Effect::Sample { sandboxes, .. } => self.work.push(Work::Sample(sandboxes)),
             Effect::Witness { sandbox } => self.work.push(Work::Witness(sandbox)),
             Effect::List { round } => {
@@ -249,6 +285,8 @@ impl World {
     /// What the driver learns when an effect is decided, before any commit it waits for.
     fn note(&mut self, effect: &Effect) {
         match effect {
+            Effect::DropImage { sandbox, .. } => drop(self.to_drop.insert(*sandbox)),
+            Effect::Checkpoint { sandbox, .. } => drop(self.to_drop.remove(sandbox)),
             Effect::Freeze { sandbox, after } => drop(self.to_sleep.insert(*sandbox, *after)),
             Effect::Personalize {
                 sandbox,
@@ -370,6 +408,7 @@ impl World {
                 };
                 if result.is_ok() || outcome % 4 == 1 {
                     self.outside.remove(&sandbox);
+                    self.images.remove(&sandbox);
                 }
                 self.tell(Event::Destroyed(sandbox, result));
             }
@@ -407,6 +446,18 @@ impl World {
                 }
                 self.tell(Event::Thawed(sandbox, result));
             }
+            Work::Checkpoint(sandbox, asleep) => self.finish_checkpoint(sandbox, asleep, outcome),
+            Work::Shed(sandbox) => {
+                let result = match self.reachable && outcome % 5 != 1 {
+                    true => Ok(()),
+                    false => Err("busy".to_owned()),
+                };
+                if result.is_ok() {
+                    self.outside.remove(&sandbox);
+                }
+                self.tell(Event::Shed(sandbox, result));
+            }
+            Work::Restore(sandbox) => self.finish_restore(sandbox, outcome),
             Work::Sample(sandboxes) => {
                 let samples = sandboxes.into_iter().map(|id| Sample {
                     id,
@@ -441,6 +492,72 @@ impl World {
                 }
             }
         }
+    }
+
+    fn finish_checkpoint(&mut self, sandbox: SandboxId, asleep: bool, outcome: u8) {
+        let result = match outcome % 5 {
+            _ if !self.alive(sandbox) => Err(CheckpointFailure::Failed("gone".to_owned())),
+            _ if !self.reachable => Err(CheckpointFailure::Failed("unreachable".to_owned())),
+            1 => Err(CheckpointFailure::NoRoom("full".to_owned())),
+            2 => Err(CheckpointFailure::Failed("deadline".to_owned())),
+            _ => Ok(7),
+        };
+        if result.is_ok() {
+            self.take_image(sandbox);
+        }
+        self.set_frozen(sandbox, asleep || result.is_ok());
+        self.tell(Event::Checkpointed(sandbox, result));
+    }
+
+    fn take_image(&mut self, sandbox: SandboxId) {
+        if let Some(real) = self.outside.get(&sandbox) {
+            self.images.insert(sandbox, real.held);
+        }
+    }
+
+    /// Whatever ran before is shed first.
+    fn come_back(&mut self, sandbox: SandboxId) {
+        if let Some(held) = self.images.get(&sandbox).copied() {
+            let fresh = Real {
+                alive: true,
+                frozen: false,
+                held,
+            };
+            self.outside.insert(sandbox, fresh);
+        }
+    }
+
+    fn finish_restore(&mut self, sandbox: SandboxId, outcome: u8) {
+        let result = match outcome % 7 {
+            _ if !self.reachable => Err(RestoreFailure::Unavailable("unreachable".to_owned())),
+            1 => Err(RestoreFailure::Unavailable("no room".to_owned())),
+            2 => Err(RestoreFailure::Mismatch("runsc".to_owned())),
+            3 => Err(RestoreFailure::Lost("damaged".to_owned())),
+            _ => Ok(()),
+        };
+        let there = self.images.contains_key(&sandbox);
+        let known = self.node.sandboxes.get(sandbox);
+        let on_disk = known.is_some_and(|it| {
+            matches!(
+                it.residency,
+                crate::machine::sandboxes::Residency::OnDisk(_)
+            )
+        });
+        let kept = there || !on_disk || known.is_some_and(|it| it.owner == Owner::Releasing);
+        assert!(kept, "{sandbox} is on the disk and has no image");
+        let result = match there {
+            true => result,
+            false => Err(RestoreFailure::Lost("gone".to_owned())),
+        };
+        match &result {
+            Ok(()) => self.come_back(sandbox),
+            Err(RestoreFailure::Lost(_)) => {
+                self.promises.ended(sandbox);
+                self.outside.remove(&sandbox);
+            }
+            Err(_) => {}
+        }
+        self.tell(Event::Restored(sandbox, result));
     }
 
     fn finish_create(&mut self, sandbox: SandboxId, template: &Template, outcome: u8) {
@@ -531,7 +648,16 @@ impl World {
             let happened = (usize::from(fate) >> (at % 8)) & 1 == 1;
             match work {
                 Work::Create(sandbox, _) if happened => self.appear(sandbox, at % 2 == 0),
-                Work::Destroy(sandbox) if happened => drop(self.outside.remove(&sandbox)),
+                Work::Destroy(sandbox) if happened => {
+                    self.outside.remove(&sandbox);
+                    self.images.remove(&sandbox);
+                }
+                Work::Checkpoint(sandbox, _) if happened && self.alive(sandbox) => {
+                    self.take_image(sandbox);
+                    self.set_frozen(sandbox, at % 2 == 0);
+                }
+                Work::Shed(sandbox) if happened => drop(self.outside.remove(&sandbox)),
+                Work::Restore(sandbox) if happened => self.come_back(sandbox),
                 Work::Personalize(sandbox, claim, thaw) if happened && self.alive(sandbox) => {
                     if thaw {
                         self.set_frozen(sandbox, false);
@@ -559,6 +685,7 @@ impl World {
         self.lazy.clear();
         self.held_back.clear();
         self.to_sleep.clear();
+        self.to_drop.clear();
         self.now = self.now.plus(u64::from(fate) * 10);
         self.ticket = Ticket(0);
         self.node = Node::recover(SETTINGS, self.store.records(), self.now);
@@ -629,9 +756,19 @@ impl World {
         self.promises.check_usable(&self.node, self.now);
         let there = self.outside.keys().copied();
         let there: Vec<_> = there.filter(|id| *id != stranger()).collect();
-        let known: Vec<_> = self.node.sandboxes.iter().map(|it| it.id).collect();
+        let on_disk = |it: &&crate::machine::sandboxes::Sandbox| {
+            matches!(
+                it.residency,
+                crate::machine::sandboxes::Residency::OnDisk(_)
+            )
+        };
+        let known = self.node.sandboxes.iter().filter(|it| !on_disk(it));
+        let known: Vec<_> = known.map(|it| it.id).collect();
         assert_eq!(there, known);
-        for sandbox in self.node.sandboxes.iter() {
+        let images: Vec<_> = self.images.keys().copied().collect();
+        let asleep = self.node.sandboxes.iter().filter(on_disk);
+        assert_eq!(images, asleep.map(|it| it.id).collect::<Vec<_>>(), "images");
+        for sandbox in self.node.sandboxes.iter().filter(|it| !on_disk(it)) {
             let asleep = sandbox.residency == crate::machine::sandboxes::Residency::Frozen;
             assert_eq!(self.outside[&sandbox.id].frozen, asleep, "{sandbox:?}");
         }
@@ -663,6 +800,9 @@ fn after(effect: &Effect) -> Ticket {
         | Effect::Create { after, .. }
         | Effect::Destroy { after, .. }
         | Effect::Freeze { after, .. }
+        | Effect::Shed { after, .. }
+        | Effect::GoOn { after, .. }
+        | Effect::DropImage { after, .. }
         | Effect::ClaimChanged { after, .. } => *after,
         _ => Ticket(0),
     }

@@ -130,10 +130,16 @@ impl ContainerdRuntime {
 
     /// What the shim needs to call hearth-runsc. On the container too: `shim delete` reads it from there after a crash.
     fn runc_options(&self) -> Any {
-        any(&RuncOptions {
+        any(&self.options())
+    }
+
+    /// The same, to be added to.
+    pub(super) fn options(&self) -> RuncOptions {
+        RuncOptions {
             binary_name: self.config.wrapper.display().to_string(),
             root: self.config.runsc_root.display().to_string(),
-        })
+            criu_image_path: String::new(),
+        }
     }
 
     /// Makes the writable layer.
@@ -207,10 +213,7 @@ impl ContainerdRuntime {
         });
         let found = found.await?;
         self.live.watch(id, found.shim);
-        self.hand_over(Watch {
-            id,
-            sentry: found.sentry,
-        })
-        .await
+        let (sentry, life) = (found.sentry, self.live.life(id));
+        self.hand_over(Watch { id, sentry, life }).await
     }
 }

@@ -72,6 +72,7 @@ impl ContainerdRuntime {
         self.live.leave(id);
         let cgroup = self.kill(id).await?;
         self.end_task(id).await?;
+        self.forget_image(id).await?;
         let request = DeleteContainerRequest { id: id.to_string() };
         let mut containers = self.client.containers();
         gone_is_fine(
@@ -88,6 +89,25 @@ impl ContainerdRuntime {
         self.forget_in_runsc(id).await?;
         self.remove_outside(id, cgroup).await?;
         self.live.forget(id);
+        Ok(())
+    }
+
+    /// See the trait: all but the container record and the snapshot.
+    pub(super) async fn shed_task(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.live.leave(id);
+        let cgroup = self.kill(id).await?;
+        let paths = fifo::paths(&self.config, id);
+        let shed = blocking(WHAT, move || {
+            Ok(!paths.stdin.parent().is_some_and(std::path::Path::exists))
+        });
+        // The FIFOs go last: without them all of it has gone before, or with a reboot.
+        if shed.await? && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists()) {
+            return Ok(());
+        }
+        self.end_task(id).await?;
+        self.forget_in_runsc(id).await?;
+        self.remove_outside(id, cgroup).await?;
+        self.live.close(id);
         Ok(())
     }
 

@@ -152,7 +152,8 @@ impl ContainerdRuntime {
         self.live.adopt(id, cgroup, fifos);
         if let Some(Found { sentry, shim }) = found {
             self.live.watch(id, shim);
-            self.hand_over(Watch { id, sentry }).await?;
+            let life = self.live.life(id);
+            self.hand_over(Watch { id, sentry, life }).await?;
         }
         Ok(())
     }

@@ -19,6 +19,8 @@ struct Held {
     watched: bool,
     /// It is being destroyed: its end is no news.
     leaving: bool,
+    /// How often it has come back from its image.
+    life: u64,
 }
 
 /// All of them.
@@ -38,6 +40,32 @@ impl Live {
         let one = held.entry(id).or_default();
         one.cgroup = Some(cgroup);
         one.fifos = Some(fifos);
+    }
+
+    /// It comes back from its image: nothing of what it was before counts.
+    pub(super) fn return_to(&self, id: SandboxId, cgroup: SandboxCgroup, fifos: Fifos) {
+        let mut held = self.lock();
+        let life = held.get(&id).map_or(0, |one| one.life) + 1;
+        let fresh = Held {
+            fifos: Some(fifos),
+            cgroup: Some(cgroup),
+            life,
+            ..Held::default()
+        };
+        held.insert(id, fresh);
+    }
+
+    /// Which of its lives it is in.
+    pub(super) fn life(&self, id: SandboxId) -> u64 {
+        self.lock().get(&id).map_or(0, |one| one.life)
+    }
+
+    /// Its FIFOs are closed: nobody is at their other end any more.
+    pub(super) fn close(&self, id: SandboxId) {
+        if let Some(one) = self.lock().get_mut(&id) {
+            one.fifos = None;
+            one.shim = None;
+        }
     }
 
     /// Its cgroup, if known.

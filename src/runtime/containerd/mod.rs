@@ -11,6 +11,7 @@
 //!                  └─ Background: pidfds ─▶ Exited, connection ─▶ Connected/Disconnected ─▶ driver
 //! ```
 
+mod checkpoint;
 mod client;
 mod create;
 mod destroy;
@@ -27,7 +28,13 @@ mod spec;
 mod versions;
 mod watch;
 
-use std::{future::Future, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -44,7 +51,10 @@ use super::{
 };
 use crate::{
     cgroup::{CgroupError, CgroupTree, Usage},
-    machine::{event::Observed, ids::SandboxId},
+    machine::{
+        event::{CheckpointFailure, Observed, RestoreFailure},
+        ids::{PoolName, SandboxId},
+    },
     ociwrap::WrapperConfig,
 };
 
@@ -64,6 +74,7 @@ pub struct ContainerdRuntime {
     live: Arc<Live>,
     images: Images,
     runsc: RunscVersion,
+    tier: OnceLock<checkpoint::Tier>,
     metrics: RuntimeMetrics,
     watches: mpsc::Sender<Watch>,
 }
@@ -139,6 +150,7 @@ impl ContainerdRuntime {
         let runtime = Arc::new(Self {
             images: Images::new(client.clone(), config.clone()),
             runsc: RunscVersion::new(&config.runsc),
+            tier: OnceLock::new(),
             config,
             client: client.clone(),
             tree,
@@ -229,6 +241,30 @@ impl Runtime for ContainerdRuntime {
         self.take_memory(id, stop).await
     }
 
+    async fn checkpoint(
+        &self,
+        id: SandboxId,
+        stop: &CancellationToken,
+    ) -> Result<u64, CheckpointFailure> {
+        self.make_image(id, stop).await
+    }
+
+    async fn shed(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.shed_task(id).await
+    }
+
+    async fn restore(&self, id: SandboxId, pool: &PoolName) -> Result<(), RestoreFailure> {
+        self.bring_back(id, pool).await
+    }
+
+    async fn drop_image(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        self.forget_image(id).await
+    }
+
+    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError> {
+        self.sweep_images(keep).await
+    }
+
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
         let cgroup = self.cgroup_of(id);
         blocking("usage", move || {
@@ -272,7 +308,7 @@ impl Runtime for ContainerdRuntime {
     fn capabilities(&self, handler: &str) -> Option<Capabilities> {
         (handler == GVISOR).then_some(Capabilities {
             freeze: true,
-            checkpoint: true,
+            checkpoint: self.tier.get().is_some(),
         })
     }
 

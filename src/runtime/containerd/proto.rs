@@ -13,6 +13,22 @@ pub(super) struct RuncOptions {
     /// Its `--root`, less the namespace that the shim appends.
     #[prost(string, tag = "7")]
     pub(super) root: String,
+    /// The image to be restored; empty: none.
+    #[prost(string, tag = "10")]
+    pub(super) criu_image_path: String,
+}
+
+/// `containerd.runc.v1.CheckpointOptions`, of the same file. No `exit`: the task stays.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct CheckpointOptions {
+    /// Where the image goes; without it containerd would pack it into its content store.
+    #[prost(string, tag = "8")]
+    pub(super) image_path: String,
+}
+
+impl prost::Name for CheckpointOptions {
+    const NAME: &'static str = "CheckpointOptions";
+    const PACKAGE: &'static str = "containerd.runc.v1";
 }
 
 impl prost::Name for RuncOptions {

@@ -28,7 +28,7 @@ impl RunscVersion {
         }
     }
 
-    async fn get(&self) -> Result<String, RuntimeError> {
+    pub(super) async fn get(&self) -> Result<String, RuntimeError> {
         let refused = |detail: String| RuntimeError::Refused {
             what: "runsc --version",
             detail: super::client::clip(&detail),

@@ -26,6 +26,8 @@ pub(super) struct Watch {
     pub(super) id: SandboxId,
     /// `None`: it had ended before it could be held.
     pub(super) sentry: Option<Process>,
+    /// Which of its lives: one that came back from its image has another process.
+    pub(super) life: u64,
 }
 
 /// What is found out about a running task before it is watched.
@@ -63,14 +65,14 @@ pub(super) async fn keep(
                 // The adapter is gone; nobody waits for an end any more.
                 None => return,
             },
-            Some((id, seen)) = ends.next() => {
+            Some((id, life, seen)) = ends.next() => {
                 if let Err(error) = seen {
                     // Out of descriptors or memory. The sandbox may live: the next listing tells, and arms it again.
                     tracing::error!(sandbox = %id, %error, "the end of a sandbox cannot be watched");
                     live.unwatch(id);
                     continue;
                 }
-                if live.is_leaving(id) {
+                if live.is_leaving(id) || live.life(id) != life {
                     continue;
                 }
                 let out_of_memory = out_of_memory(live.cgroup(id)).await;
@@ -81,12 +83,12 @@ pub(super) async fn keep(
     }
 }
 
-async fn end(watch: Watch) -> (SandboxId, std::io::Result<()>) {
+async fn end(watch: Watch) -> (SandboxId, u64, std::io::Result<()>) {
     let seen = match watch.sentry {
         Some(sentry) => sentry.ended().await,
         None => Ok(()),
     };
-    (watch.id, seen)
+    (watch.id, watch.life, seen)
 }
 
 /// Whether the OOM killer struck in it. Its cgroup is there until the sandbox is destroyed.

@@ -1,0 +1,212 @@
+//! The workers of the disk tier: checkpoint, shed, restore. One at a time for each sandbox, in turn with its freezes,
+//! thaws and destruction.
+
+use super::residency::{Residencies, SETTLE};
+use super::work::{Workers, bounded};
+use crate::machine::event::{CheckpointFailure, Effect, Event, RestoreFailure};
+use crate::machine::ids::{PoolName, SandboxId};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+/// A checkpoint or a restore with its waiting for staging memory and for its turn, above the deadlines of their steps.
+const IMAGE: Duration = Duration::from_secs(900);
+/// As a destruction.
+const SHED: Duration = Duration::from_secs(120);
+/// A guest's word that everybody inside waits: its memory may have to come back from swap first.
+const QUIESCE: Duration = Duration::from_secs(5);
+/// The same of one that has just come back from its image.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// A guest that comes back and does not answer is brought back once more.
+const TRIES: u32 = 2;
+
+impl Workers {
+    /// An effect of the disk tier.
+    pub(super) fn sink(&self, effect: Effect) {
+        match effect {
+            Effect::Checkpoint { sandbox, asleep } => self.checkpoint(sandbox, asleep),
+            Effect::Shed { sandbox, .. } => self.shed(sandbox),
+            Effect::Restore { sandbox, pool } => self.restore(sandbox, pool),
+            Effect::GoOn { sandbox, .. } => self.thaw(sandbox),
+            Effect::DropImage { sandbox, .. } => {
+                let residencies = self.residencies.clone();
+                tokio::spawn(async move { residencies.drop_image(sandbox).await });
+            }
+            Effect::KeepImages(keep) => {
+                let runtime = self.runtime.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = runtime.keep_images(keep).await {
+                        warn!(%error, "old images were not removed; the next start does");
+                    }
+                });
+            }
+            // The driver hands over no others.
+            _ => {}
+        }
+    }
+
+    fn checkpoint(&self, id: SandboxId, asleep: bool) {
+        let residencies = self.residencies.clone();
+        let otherwise = CheckpointFailure::Failed("the checkpoint never ended".into());
+        let span = tracing::info_span!("checkpoint", sandbox = %id);
+        let otherwise = Event::Checkpointed(id, Err(otherwise));
+        self.spawn(span, IMAGE, otherwise, async move {
+            Event::Checkpointed(id, residencies.checkpoint(id, asleep).await)
+        });
+    }
+
+    fn shed(&self, id: SandboxId) {
+        let (residencies, visits) = (self.residencies.clone(), self.visits.clone());
+        let otherwise = Event::Shed(id, Err("it never ended".into()));
+        let span = tracing::info_span!("shed", sandbox = %id);
+        self.spawn(span, SHED, otherwise, async move {
+            let shed = residencies.shed(id).await;
+            visits.forget(id);
+            Event::Shed(id, shed)
+        });
+    }
+
+    fn restore(&self, id: SandboxId, pool: PoolName) {
+        let residencies = self.residencies.clone();
+        let otherwise = RestoreFailure::Unavailable("the restore never ended".into());
+        let span = tracing::info_span!("restore", sandbox = %id);
+        let otherwise = Event::Restored(id, Err(otherwise));
+        self.spawn(span, IMAGE, otherwise, async move {
+            Event::Restored(id, residencies.restore(id, &pool).await)
+        });
+    }
+}
+
+impl Residencies {
+    /// Makes and seals its image. On failure it is left as it was: frozen if it was `asleep`, else running.
+    async fn checkpoint(&self, id: SandboxId, asleep: bool) -> Result<u64, CheckpointFailure> {
+        let slot = self.slot(id);
+        let stop = slot.awake().clone();
+        let _place = self.sinks.acquire().await;
+        let _turn = slot.turn.lock().await;
+        let began = Instant::now();
+        let made = match self.hush(id, asleep).await {
+            Ok(()) => self.runtime.checkpoint(id, &stop).await,
+            Err(what) => Err(CheckpointFailure::Failed(what)),
+        };
+        match &made {
+            Ok(size_bytes) => {
+                self.metrics.took("checkpoint", began.elapsed());
+                info!(size_bytes, took = ?began.elapsed(), "image sealed");
+            }
+            Err(failure) => {
+                self.metrics.failed("checkpoint");
+                debug!(?failure, "no image");
+                self.put_back(id, asleep).await;
+            }
+        }
+        made
+    }
+
+    /// Everybody inside but the guest agent waits. Without that an image would be of some moment in the middle.
+    async fn hush(&self, id: SandboxId, asleep: bool) -> Result<(), String> {
+        let told = |error: String| bounded(error);
+        if asleep {
+            let thawed = self.runtime.thaw(id).await;
+            thawed.map_err(|error| told(error.to_string()))?;
+        }
+        let guest = self.guests.open(id);
+        let guest = guest.map_err(|error| told(error.to_string()))?;
+        let quiet = guest.quiesce(QUIESCE).await;
+        quiet.map_err(|error| told(error.to_string()))?;
+        sleep(SETTLE).await;
+        Ok(())
+    }
+
+    async fn put_back(&self, id: SandboxId, asleep: bool) {
+        let put_back = match asleep {
+            true => self.runtime.freeze(id).await,
+            false => self.runtime.thaw(id).await,
+        };
+        if let Err(error) = put_back {
+            // Destroyed meanwhile, as a rule.
+            debug!(%error, "not put back");
+        }
+        if !asleep {
+            self.go_on(id).await;
+        }
+    }
+
+    /// Unless another image was decided on since: that takes the place of this one.
+    async fn drop_image(&self, id: SandboxId) {
+        let slot = self.slot(id);
+        let _turn = slot.turn.lock().await;
+        if slot.image_goes.swap(false, Ordering::SeqCst)
+            && let Err(error) = self.runtime.drop_image(id).await
+        {
+            warn!(sandbox = %id, %error, "its image was not removed; the next start does");
+        }
+    }
+
+    async fn shed(&self, id: SandboxId) -> Result<(), String> {
+        let slot = self.slot(id);
+        let _turn = slot.turn.lock().await;
+        self.guests.close(id);
+        let began = Instant::now();
+        let shed = self.runtime.shed(id).await;
+        self.measure("shed", began, shed.as_ref().err());
+        shed.map_err(|error| bounded(error.to_string()))
+    }
+
+    /// Brings it back; its guest answers, and everybody else inside waits.
+    async fn restore(&self, id: SandboxId, pool: &PoolName) -> Result<(), RestoreFailure> {
+        let slot = self.slot(id);
+        let _place = self.restores.acquire().await;
+        let _turn = slot.turn.lock().await;
+        let began = Instant::now();
+        let mut last = Ok(());
+        for attempt in 1..=TRIES {
+            self.guests.close(id);
+            self.refurnish(id, pool).await?;
+            last = self.runtime.restore(id, pool).await;
+            if last.is_ok() {
+                last = self.first_word(id).await;
+            } else {
+                // The runtime has tried more than once itself.
+                break;
+            }
+            if last.is_ok() {
+                break;
+            }
+            warn!(attempt, "it came back and does not answer");
+        }
+        match &last {
+            Ok(()) => self.metrics.took("restore", began.elapsed()),
+            Err(failure) => {
+                self.metrics.failed("restore");
+                warn!(?failure, "not brought back");
+            }
+        }
+        last
+    }
+
+    async fn first_word(&self, id: SandboxId) -> Result<(), RestoreFailure> {
+        let answered = match self.guests.open(id) {
+            Ok(guest) => {
+                let quiet = guest.quiesce(FIRST_WORD).await;
+                quiet.map_err(|error| bounded(error.to_string()))
+            }
+            Err(error) => Err(bounded(error.to_string())),
+        };
+        let Err(what) = answered else {
+            return Ok(());
+        };
+        self.guests.close(id);
+        let shed = self.runtime.shed(id).await;
+        shed.map_err(|error| RestoreFailure::Unavailable(bounded(error.to_string())))?;
+        Err(RestoreFailure::Lost(format!("its guest: {what}")))
+    }
+
+    /// The network's place before a restore: `Network::refurnish(id, pool, policy)` puts addresses, routes and
+    /// neighbours back, or makes the interface anew after a reboot; a policy that can't be put in force fails the restore.
+    #[allow(clippy::unused_async)]
+    async fn refurnish(&self, _id: SandboxId, _pool: &PoolName) -> Result<(), RestoreFailure> {
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+//! Why sandboxes go to sleep and wake, and why they did not.
+
+use super::spec::WaitingOn;
+
+/// Why a sandbox is frozen; for logs and counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FreezeCause {
+    /// Its pool has enough running members.
+    Surplus,
+    /// Its template's `idle_after` has passed.
+    Idle,
+    /// The node is short of memory.
+    Pressure,
+    /// Its caller asked for it.
+    Asked(WaitingOn),
+}
+
+/// Why a sandbox goes to the disk; for logs and counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SinkCause {
+    /// It was frozen for `hibernation.sink_after_seconds`.
+    Age,
+    /// The node is short of memory and nothing is left to be frozen.
+    Pressure,
+    /// Its caller asked for it.
+    Asked(WaitingOn),
+}
+
+/// Why a sandbox did not go to the disk. It is as it was before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckpointFailure {
+    /// There is no room for its image: quota, disk, or the memory in which it is sealed.
+    NoRoom(String),
+    /// Anything else.
+    Failed(String),
+}
+
+/// Why a sandbox did not come back from the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestoreFailure {
+    /// Not now: nothing is wrong with its image.
+    Unavailable(String),
+    /// The image was made by another runsc, with other flags or on another CPU: as things are here it can't come back.
+    Mismatch(String),
+    /// The image is damaged or gone, or does not come back although it was tried again.
+    Lost(String),
+}
+
+/// Why a sandbox is thawed outside a claim; for logs and counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThawCause {
+    /// Its pool has too few running members.
+    Refill,
+    /// Its caller uses it.
+    Used,
+    /// Its caller asked for it.
+    Asked,
+}

@@ -1,0 +1,439 @@
+//! The disk tier: a living sandbox's image, and a sandbox from its image.
+//!
+//! ```text
+//! checkpoint: room ─▶ Tasks.Checkpoint into the staging tmpfs, the sandbox stays ─▶ frozen ─▶ sealed
+//! shed:       killed ─▶ task ─▶ cgroup, FIFOs                    container record and snapshot stay: they are what it is
+//! restore:    shed ─▶ unsealed ─▶ FIFOs ─▶ Tasks.Create with the image ─▶ Tasks.Start ─▶ watched ─▶ staging emptied
+//! ```
+//! runsc's `--leave-running` (no `exit` in the options): without it the sandbox is killed even when its image could not be
+//! written (`SaveOpts.Save` in pkg/sentry/state), so a full disk would lose it. With it the sandbox stays as it was until
+//! the image is sealed and the journal says so, and whatever is cut off before costs nothing.
+//!
+//! What is written to the root file system is in the image: gVisor's overlay keeps it in a file of its own in the
+//! snapshot, which it saves with the memory and makes anew at a restore.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use containerd_client::{
+    services::v1::{
+        CheckpointTaskRequest, Container, CreateTaskRequest, GetContainerRequest, StartRequest,
+        snapshots::{MountsRequest, StatSnapshotRequest},
+    },
+    types::Mount,
+};
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ContainerdRuntime, blocking,
+    client::{Call, CallError, Reason},
+    fifo,
+    proto::{CheckpointOptions, any},
+    watch::{self, Watch},
+};
+use crate::{
+    machine::{
+        event::{CheckpointFailure, RestoreFailure},
+        ids::{PoolName, SandboxId},
+    },
+    ociwrap::WrapperConfig,
+    runtime::RuntimeError,
+    vault::{Fingerprint, Vault, VaultError, cpu_features},
+};
+
+const CONTAINER: Call = Call::seconds("containers.get", 10);
+const STAT: Call = Call::seconds("snapshots.stat", 10);
+const MOUNTS: Call = Call::seconds("snapshots.mounts", 10);
+/// hearth-runsc gives `runsc checkpoint` and `runsc restore` 120 s each.
+const CHECKPOINT: Call = Call::seconds("tasks.checkpoint", 130);
+const TASK: Call = Call::seconds("tasks.create", 30);
+const RESTORE: Call = Call::seconds("tasks.start", 130);
+
+/// Room that an image needs beside the memory it holds: gVisor's own state.
+const STATE_BYTES: u64 = 8 << 20;
+/// A sandbox comes back at the second try at the latest: about one restore in a thousand fails for no lasting reason.
+const TRIES: u32 = 2;
+/// Staging memory is given out in pieces of this size.
+const UNIT_BYTES: u64 = 1 << 20;
+
+/// Where images are, and who has staging memory.
+#[derive(Debug)]
+pub(super) struct Tier {
+    vault: Arc<Vault>,
+    staging: Arc<Semaphore>,
+    units: u32,
+}
+
+impl Tier {
+    pub(super) fn new(vault: Vault) -> Self {
+        let units = u32::try_from(vault.staging_bytes() / UNIT_BYTES).unwrap_or(u32::MAX / 8);
+        let units = units.max(1);
+        Self {
+            vault: Arc::new(vault),
+            staging: Arc::new(Semaphore::new(units as usize)),
+            units,
+        }
+    }
+
+    /// Waits for staging memory; who wants more than there is gets all of it, and is refused by the vault.
+    async fn stage(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = units.clamp(1, self.units);
+        self.staging.clone().acquire_many_owned(units).await.ok()
+    }
+}
+
+impl From<VaultError> for CheckpointFailure {
+    fn from(error: VaultError) -> Self {
+        match error {
+            VaultError::NoRoom(what) => Self::NoRoom(what),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+fn failed(error: impl Into<RuntimeError>) -> CheckpointFailure {
+    CheckpointFailure::Failed(error.into().to_string())
+}
+
+fn later(error: impl Into<RuntimeError>) -> RestoreFailure {
+    RestoreFailure::Unavailable(error.into().to_string())
+}
+
+/// What runsc was asked to do went wrong, or could not be asked.
+fn judged(error: RuntimeError) -> RestoreFailure {
+    match error {
+        RuntimeError::Refused { .. } | RuntimeError::ImageMissing(_) => {
+            RestoreFailure::Lost(error.to_string())
+        }
+        RuntimeError::Unavailable(_) | RuntimeError::DeadlineExceeded { .. } => later(error),
+    }
+}
+
+/// The same of something that containerd keeps for the sandbox.
+fn kept(error: CallError) -> RestoreFailure {
+    match error.reason {
+        Reason::NotFound => RestoreFailure::Lost(RuntimeError::from(error).to_string()),
+        _ => later(error),
+    }
+}
+
+impl ContainerdRuntime {
+    /// Gives the node a disk tier. Called by `app` once, before the driver runs; again: nothing.
+    pub fn keep_images_in(&self, vault: Vault) {
+        let _again = self.tier.set(Tier::new(vault));
+    }
+
+    /// See the trait.
+    pub(super) async fn make_image(
+        &self,
+        id: SandboxId,
+        stop: &CancellationToken,
+    ) -> Result<u64, CheckpointFailure> {
+        let Some(tier) = self.tier.get() else {
+            return Err(CheckpointFailure::Failed("there is no disk tier".into()));
+        };
+        let container = self.container(id).await.map_err(failed)?;
+        let fingerprint = self.fingerprint(&container).await.map_err(failed)?;
+        let rootfs = self.rootfs(id).await.map_err(failed)?;
+        let about_bytes = self.about_bytes(id, &rootfs).await.map_err(failed)?;
+        let _staged = tier.stage(about_bytes).await;
+        if stop.is_cancelled() {
+            return Err(VaultError::Stopped.into());
+        }
+        let vault = tier.vault.clone();
+        on_thread(move || vault.reserve(id, about_bytes)).await?;
+        let bound = self.bound_of(id).await.map_err(failed)?;
+        // Its image is charged to it as well.
+        let with_image = bound.map(|bound| bound.saturating_add(about_bytes));
+        self.bound(id, with_image).await.map_err(failed)?;
+        let made = self.fill(id, &tier.vault).await;
+        let sealed = match made {
+            Ok(()) => {
+                let (vault, stop) = (tier.vault.clone(), stop.clone());
+                on_thread(move || vault.seal(id, &fingerprint, || stop.is_cancelled())).await
+            }
+            Err(failure) => Err(failure),
+        };
+        if sealed.is_err() {
+            let vault = tier.vault.clone();
+            on_thread(move || vault.remove(id)).await?;
+        }
+        // The plain image is gone now.
+        if let Err(error) = self.bound(id, bound).await {
+            tracing::warn!(sandbox = %id, %error, "its memory's bound was not put back");
+        }
+        sealed
+    }
+
+    /// runsc writes the plain image; the sandbox is frozen then.
+    async fn fill(&self, id: SandboxId, vault: &Vault) -> Result<(), CheckpointFailure> {
+        let request = CheckpointTaskRequest {
+            container_id: id.to_string(),
+            options: Some(any(&CheckpointOptions {
+                image_path: vault.staged(id).display().to_string(),
+            })),
+            ..CheckpointTaskRequest::default()
+        };
+        let mut tasks = self.client.tasks();
+        let made = self
+            .client
+            .call(CHECKPOINT, tasks.checkpoint(request))
+            .await;
+        made.map_err(failed)?;
+        self.stop_processes(id).await.map_err(failed)
+    }
+
+    async fn bound_of(&self, id: SandboxId) -> Result<Option<u64>, RuntimeError> {
+        let cgroup = self.cgroup_of(id);
+        blocking("checkpoint", move || {
+            let usage = cgroup()?.usage().map_err(|error| error.to_string())?;
+            Ok(Some(usage.memory_limit_bytes).filter(|bytes| *bytes > 0))
+        })
+        .await
+    }
+
+    async fn bound(&self, id: SandboxId, bytes: Option<u64>) -> Result<(), RuntimeError> {
+        let Some(bytes) = bytes else {
+            return Ok(());
+        };
+        let cgroup = self.cgroup_of(id);
+        blocking("checkpoint", move || {
+            cgroup()?
+                .bound_memory(bytes)
+                .map_err(|error| error.to_string())
+        })
+        .await
+    }
+
+    /// How big its image may become: its memory, in RAM and in swap, and what it has written to its root.
+    async fn about_bytes(&self, id: SandboxId, rootfs: &[Mount]) -> Result<u64, RuntimeError> {
+        let (cgroup, filestore) = (self.cgroup_of(id), filestore(id, rootfs));
+        blocking("checkpoint", move || {
+            use std::os::unix::fs::MetadataExt;
+            let usage = cgroup()?.usage().map_err(|error| error.to_string())?;
+            let written = filestore.and_then(|path| Some(std::fs::metadata(path).ok()?.blocks()));
+            let written = written.unwrap_or_default().saturating_mul(512);
+            let memory = usage.memory_bytes.saturating_add(usage.swap_bytes);
+            Ok(memory.saturating_add(written).saturating_add(STATE_BYTES))
+        })
+        .await
+    }
+
+    async fn container(&self, id: SandboxId) -> Result<Container, CallError> {
+        let request = GetContainerRequest { id: id.to_string() };
+        let mut containers = self.client.containers();
+        let got = self.client.call(CONTAINER, containers.get(request)).await?;
+        Ok(got.container.unwrap_or_default())
+    }
+
+    async fn rootfs(&self, id: SandboxId) -> Result<Vec<Mount>, CallError> {
+        let request = MountsRequest {
+            snapshotter: self.config.snapshotter.clone(),
+            key: id.to_string(),
+        };
+        let mut snapshots = self.client.snapshots();
+        let got = self.client.call(MOUNTS, snapshots.mounts(request)).await?;
+        Ok(got.mounts)
+    }
+
+    async fn fingerprint(&self, container: &Container) -> Result<Fingerprint, RuntimeError> {
+        let spec = container.spec.as_ref().map(|spec| spec.value.as_slice());
+        let spec = Sha256::digest(spec.unwrap_or_default());
+        let spec = spec.iter().map(|byte| format!("{byte:02x}")).collect();
+        let runsc = self.runsc.get().await?;
+        let config = self.config.clone();
+        let request = StatSnapshotRequest {
+            snapshotter: self.config.snapshotter.clone(),
+            key: container.id.clone(),
+        };
+        let mut snapshots = self.client.snapshots();
+        let about = self.client.call(STAT, snapshots.stat(request)).await?;
+        let chain = about.info.unwrap_or_default().parent;
+        blocking("checkpoint", move || {
+            let read = std::fs::read_to_string("/proc/cpuinfo").map_err(|e| e.to_string())?;
+            let flags = WrapperConfig::new(&config.runsc, &config.cgroup_parent).flags();
+            // gVisor refuses a file that has changed since; hearth-init is one that may.
+            let init = std::fs::metadata(&config.init).map_err(|e| e.to_string())?;
+            let changed = init.modified().map_err(|e| e.to_string())?;
+            let changed = changed.duration_since(std::time::UNIX_EPOCH);
+            let changed = changed.unwrap_or_default().as_nanos();
+            Ok(Fingerprint {
+                runsc,
+                flags: format!("{flags} init={}/{changed}", init.len()),
+                chain,
+                spec,
+                cpu: cpu_features(&read),
+            })
+        })
+        .await
+    }
+
+    /// See the trait.
+    pub(super) async fn bring_back(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+    ) -> Result<(), RestoreFailure> {
+        let Some(tier) = self.tier.get() else {
+            let what = "hibernation.quota_bytes is 0: there is no disk tier".to_owned();
+            return Err(RestoreFailure::Unavailable(what));
+        };
+        let container = self.container(id).await.map_err(kept)?;
+        let rootfs = self.rootfs(id).await.map_err(kept)?;
+        let fingerprint = self.fingerprint(&container).await.map_err(later)?;
+        let vault = tier.vault.clone();
+        let plain_bytes = blocking("restore", move || Ok(vault.plain_bytes(id))).await;
+        let _staged = tier.stage(plain_bytes.map_err(later)?).await;
+        let vault = tier.vault.clone();
+        let unsealed = blocking("restore", move || Ok(vault.unseal(id, &fingerprint))).await;
+        match unsealed.map_err(later)? {
+            Ok(()) => {}
+            Err(error @ VaultError::Damaged(_)) => {
+                return Err(RestoreFailure::Lost(error.to_string()));
+            }
+            Err(VaultError::Mismatch(what)) => return Err(RestoreFailure::Mismatch(what)),
+            Err(error) => return Err(RestoreFailure::Unavailable(error.to_string())),
+        }
+        let started = self.try_starts(id, pool, &tier.vault, rootfs).await;
+        let vault = tier.vault.clone();
+        let discarded = blocking("restore", move || {
+            vault.discard(id).map_err(|error| error.to_string())
+        });
+        discarded.await.map_err(later)?;
+        started
+    }
+
+    async fn try_starts(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        vault: &Vault,
+        rootfs: Vec<Mount>,
+    ) -> Result<(), RestoreFailure> {
+        let mut attempt = 1;
+        loop {
+            let Err(error) = self.start_from(id, pool, vault, rootfs.clone()).await else {
+                return Ok(());
+            };
+            tracing::warn!(sandbox = %id, attempt, %error, "the restore failed");
+            self.shed_task(id).await.map_err(later)?;
+            if attempt == TRIES {
+                return Err(judged(error));
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn start_from(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        vault: &Vault,
+        rootfs: Vec<Mount>,
+    ) -> Result<(), RuntimeError> {
+        self.shed_task(id).await?;
+        let paths = fifo::paths(&self.config, id);
+        let parent = &self.config.cgroup_parent;
+        let cgroup = self.tree.sandbox(parent, pool.as_str(), &id.to_string());
+        let cgroup = cgroup.map_err(|error| RuntimeError::Refused {
+            what: "restore",
+            detail: error.to_string(),
+        })?;
+        let stale = filestore(id, &rootfs);
+        let fifos = blocking("restore", {
+            let paths = paths.clone();
+            move || {
+                // runsc makes it anew and takes none that is there.
+                if let Some(stale) = stale {
+                    let _absent = std::fs::remove_file(stale);
+                }
+                fifo::make(&paths).map_err(|error| error.to_string())
+            }
+        });
+        self.live.return_to(id, cgroup.clone(), fifos.await?);
+        let text = |path: &Path| path.display().to_string();
+        let mut options = self.options();
+        options.criu_image_path = text(&vault.staged(id));
+        let request = CreateTaskRequest {
+            container_id: id.to_string(),
+            rootfs,
+            stdin: text(&paths.stdin),
+            stdout: text(&paths.stdout),
+            stderr: text(&paths.stderr),
+            options: Some(any(&options)),
+            ..CreateTaskRequest::default()
+        };
+        let mut tasks = self.client.tasks();
+        self.client.call(TASK, tasks.create(request)).await?;
+        let request = StartRequest {
+            container_id: id.to_string(),
+            exec_id: String::new(),
+        };
+        let mut tasks = self.client.tasks();
+        // Only now runsc runs, and only now there is a pid.
+        let started = self.client.call(RESTORE, tasks.start(request)).await?;
+        let found = blocking("watch", move || {
+            watch::find(id, started.pid, &cgroup).map_err(|error| error.to_string())
+        });
+        let found = found.await?;
+        self.live.watch(id, found.shim);
+        let (sentry, life) = (found.sentry, self.live.life(id));
+        self.hand_over(Watch { id, sentry, life }).await
+    }
+
+    /// See the trait.
+    pub(super) async fn forget_image(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let Some(tier) = self.tier.get() else {
+            return Ok(());
+        };
+        let vault = tier.vault.clone();
+        blocking("image", move || {
+            vault.remove(id).map_err(|error| error.to_string())
+        })
+        .await
+    }
+
+    /// See the trait.
+    pub(super) async fn sweep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError> {
+        let Some(tier) = self.tier.get() else {
+            return Ok(());
+        };
+        let vault = tier.vault.clone();
+        blocking("image", move || {
+            let removed = vault.sweep(&keep.into_iter().collect());
+            let removed = removed.map_err(|error| error.to_string())?;
+            if removed > 0 {
+                tracing::info!(removed, "images that nobody needs were removed");
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Off the async threads.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
+) -> Result<T, CheckpointFailure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(CheckpointFailure::from),
+        Err(error) => Err(CheckpointFailure::Failed(error.to_string())),
+    }
+}
+
+/// Where gVisor keeps what is written to the root (`--overlay2=root:self`): in the snapshot's upper directory, under the
+/// name of `SelfFilestoreName` in runsc/boot.
+fn filestore(id: SandboxId, rootfs: &[Mount]) -> Option<PathBuf> {
+    let options = rootfs.iter().flat_map(|mount| mount.options.iter());
+    let options: BTreeMap<_, _> = options
+        .filter_map(|option| option.split_once('='))
+        .collect();
+    let upper = options.get("upperdir")?;
+    Some(Path::new(upper).join(format!(".gvisor.filestore.{id}")))
+}

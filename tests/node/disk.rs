@@ -1,0 +1,372 @@
+//! The disk tier on a real node: checkpoint, restore, deaths in between, damage, a reboot.
+
+use crate::hearthd::{Hearth, eventually, pool};
+use hearth::api::{ClaimState, HibernateReason, HibernateRequest, ResumeRequest, Tier};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+async fn try_sink(hearth: &Hearth, claim: &str) -> Result<(), tonic::Status> {
+    let request = HibernateRequest {
+        claim_id: claim.to_owned(),
+        epoch: 1,
+        tier: Tier::Disk.into(),
+        reason: HibernateReason::WaitingOnHuman.into(),
+    };
+    let answer = hearth.claims().await.hibernate(request).await;
+    answer.map(drop)
+}
+
+async fn sink(hearth: &Hearth, claim: &str) {
+    try_sink(hearth, claim).await.unwrap();
+}
+
+async fn try_resume(hearth: &Hearth, claim: &str) -> Result<(), tonic::Status> {
+    let request = ResumeRequest {
+        claim_id: claim.to_owned(),
+        epoch: 1,
+    };
+    hearth.claims().await.resume(request).await.map(drop)
+}
+
+/// Starts a python that counts, ten times a second, with a file open and deleted that it reads from.
+async fn count(hearth: &Hearth, claim: &str) {
+    let script = "import os,time\nopen('/root/kept','w').write('from an open file')\nkept=open('/root/kept')\nos.unlink('/root/kept')\nballast=bytearray(os.urandom(1<<20)*20)\nn=0\nwhile True:\n  n+=1\n  kept.seek(0)\n  with open('/tmp/m','w') as f: f.write(f'{n} {os.getpid()} {kept.read()}')\n  os.replace('/tmp/m','/tmp/n')\n  time.sleep(.1)";
+    hearth
+        .start_detached(claim, &["python3", "-c", script])
+        .await;
+    eventually("it counts", || async { counted(hearth, claim).await.0 > 2 }).await;
+}
+
+/// How far it has come, and which process it is.
+async fn counted(hearth: &Hearth, claim: &str) -> (u64, String) {
+    let (_, text) = hearth.run(claim, &["cat", "/tmp/n"]).await;
+    let (number, rest) = text.split_once(' ').unwrap_or(("0", ""));
+    (number.parse().unwrap_or(0), rest.to_owned())
+}
+
+async fn goes_on(hearth: &Hearth, claim: &str) {
+    let before = counted(hearth, claim).await;
+    eventually("it goes on", || async {
+        counted(hearth, claim).await.0 > before.0
+    })
+    .await;
+}
+
+fn image(hearth: &Hearth, sandbox: &str) -> PathBuf {
+    hearth.path("data/hibernated").join(sandbox)
+}
+
+fn manifest(hearth: &Hearth, sandbox: &str) -> PathBuf {
+    image(hearth, sandbox).join("manifest.json")
+}
+
+/// Nothing of it runs, and it is an image.
+async fn is_on_disk(hearth: &Hearth, sandbox: &str) {
+    assert!(manifest(hearth, sandbox).exists());
+    eventually("nothing of it runs", || async {
+        let census = hearth.census();
+        !census.tasks.contains(sandbox)
+            && !census.cgroups.contains(sandbox)
+            && !census.dirs.contains(sandbox)
+    })
+    .await;
+}
+
+fn size(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries
+        .map(|it| it.unwrap().metadata().unwrap().size())
+        .sum()
+}
+
+fn contains(dir: &Path, needle: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => contains(&path, needle),
+            false => {
+                let content = std::fs::read(path).unwrap();
+                content.windows(needle.len()).any(|it| it == needle)
+            }
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_goes_to_the_disk_and_comes_back_as_it_was() {
+    let hearth = Hearth::start().await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, answer) = hearth.claim("python").await;
+    let sandbox = answer.sandbox_id;
+    count(&hearth, &claim).await;
+    let canary = "canary-0f8e2d-secret";
+    let keep = format!("import time; secret={canary:?}; time.sleep(10**6)");
+    hearth
+        .start_detached(&claim, &["python3", "-c", &keep])
+        .await;
+    hearth
+        .run(
+            &claim,
+            &[
+                "sh",
+                "-c",
+                "echo written > /root/file; hostname mine || true",
+            ],
+        )
+        .await;
+    let (before, process) = counted(&hearth, &claim).await;
+    let began = Instant::now();
+    sink(&hearth, &claim).await;
+    println!("to the disk in {:?}", began.elapsed());
+    sink(&hearth, &claim).await;
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
+    is_on_disk(&hearth, &sandbox).await;
+    let bytes = size(&image(&hearth, &sandbox));
+    println!("an image of {} KiB", bytes >> 10);
+    assert!(bytes > 20 << 20, "its memory is in it");
+    assert!(!contains(
+        &hearth.path("data/hibernated"),
+        canary.as_bytes()
+    ));
+    let staged = std::fs::read_dir(hearth.path("run/images")).unwrap();
+    assert_eq!(staged.count(), 0, "nothing is left in plain");
+
+    // Two at once: one restore.
+    let began = Instant::now();
+    let (one, two) = tokio::join!(try_resume(&hearth, &claim), try_resume(&hearth, &claim));
+    println!("back from the disk in {:?}", began.elapsed());
+    one.unwrap();
+    two.unwrap();
+    let (after, same) = counted(&hearth, &claim).await;
+    assert_eq!(same, process, "the same process, its file open");
+    assert!(after >= before && after < before + 50, "{before} → {after}");
+    goes_on(&hearth, &claim).await;
+    let (_, text) = hearth.run(&claim, &["cat", "/root/file"]).await;
+    assert_eq!(text, "written\n");
+    eventually("the image is deleted", || async {
+        !image(&hearth, &sandbox).exists()
+    })
+    .await;
+    let (_, metrics) = hearth.admin_page("/metrics");
+    for wanted in [
+        "hearth_sinks_total{cause=\"waiting_on_human\"} 1",
+        "hearth_restores_total{cause=\"asked\"} 1",
+    ] {
+        assert!(metrics.contains(wanted), "{wanted} is not in\n{metrics}");
+    }
+
+    // A use wakes it as well; so does it from the one tier to the other.
+    sink(&hearth, &claim).await;
+    goes_on(&hearth, &claim).await;
+    let request = HibernateRequest {
+        claim_id: claim.clone(),
+        epoch: 1,
+        tier: Tier::Memory.into(),
+        ..HibernateRequest::default()
+    };
+    hearth.claims().await.hibernate(request).await.unwrap();
+    sink(&hearth, &claim).await;
+    is_on_disk(&hearth, &sandbox).await;
+    goes_on(&hearth, &claim).await;
+    // And a sleeping one is released like any other.
+    sink(&hearth, &claim).await;
+    hearth.release(&claim).await;
+    eventually("all of it is gone", || async {
+        !image(&hearth, &sandbox).exists() && !hearth.census().containers.contains(&sandbox)
+    })
+    .await;
+    hearth.finish().await;
+}
+
+/// Everything of the node ends, its run directories go, and all starts anew: what a reboot does.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_the_disk_survives_a_reboot() {
+    let mut hearth = Hearth::start().await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, answer) = hearth.claim("python").await;
+    count(&hearth, &claim).await;
+    let (before, process) = counted(&hearth, &claim).await;
+    sink(&hearth, &claim).await;
+    is_on_disk(&hearth, &answer.sandbox_id).await;
+    hearth.reboot().await;
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
+    try_resume(&hearth, &claim).await.unwrap();
+    let (after, same) = counted(&hearth, &claim).await;
+    assert_eq!(same, process);
+    assert!(after >= before && after < before + 50, "{before} → {after}");
+    goes_on(&hearth, &claim).await;
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_image_is_data_loss_and_one_that_does_not_fit_is_kept() {
+    let mut hearth = Hearth::start().await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, answer) = hearth.claim("python").await;
+    count(&hearth, &claim).await;
+    sink(&hearth, &claim).await;
+    is_on_disk(&hearth, &answer.sandbox_id).await;
+
+    // hearth-init is replaced by another build: gVisor would refuse what it has open.
+    let init = hearth.path("init");
+    std::fs::copy(crate::hearthd::static_init(), &init).unwrap();
+    let set = |hearth: &mut Hearth, path: &Path| {
+        hearth.set("runtime.init", &path.display().to_string());
+    };
+    hearth.kill();
+    set(&mut hearth, &init);
+    hearth.restart().await;
+    let refused = try_resume(&hearth, &claim).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("flags"), "{refused}");
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
+    hearth.kill();
+    set(&mut hearth, &crate::hearthd::static_init());
+    hearth.restart().await;
+    goes_on(&hearth, &claim).await;
+
+    sink(&hearth, &claim).await;
+    is_on_disk(&hearth, &answer.sandbox_id).await;
+    let pages = image(&hearth, &answer.sandbox_id).join("pages.img");
+    let mut content = std::fs::read(&pages).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&pages, content).unwrap();
+    let lost = try_resume(&hearth, &claim).await.unwrap_err();
+    assert!(lost.message().contains("DATA_LOSS"), "{lost}");
+    let view = hearth.get(&claim).await;
+    assert_eq!(view.state(), ClaimState::Failed);
+    assert_eq!(view.status_reason, "DATA_LOSS");
+    hearth.release(&claim).await;
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_it_runs_on_and_is_told_which_bound() {
+    let hearth = Hearth::start_with(&[("hibernation.quota_bytes", "33554432")]).await;
+    hearth.set_pools(vec![pool("python", 2, 4)]).await;
+    hearth.warm("python", 2).await;
+    let (claim, _) = hearth.claim("python").await;
+    count(&hearth, &claim).await;
+    let refused = try_sink(&hearth, &claim).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("quota_bytes"), "{refused}");
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Claimed);
+    goes_on(&hearth, &claim).await;
+    hearth.finish().await;
+
+    let hearth = Hearth::start_with(&[("hibernation.quota_bytes", "0")]).await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, _) = hearth.claim("python").await;
+    let refused = try_sink(&hearth, &claim).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused}");
+    hearth.finish().await;
+}
+
+/// hearthd dies at moments spread over checkpoints, sealing, shedding and restores.
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_in_the_middle_of_checkpoints_and_restores_loses_nothing() {
+    const KILLS: u64 = 12;
+    let mut hearth = Hearth::start().await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, answer) = hearth.claim("python").await;
+    count(&hearth, &claim).await;
+    let (mut least, process) = counted(&hearth, &claim).await;
+    for round in 0..KILLS {
+        let callers = async {
+            loop {
+                // hearthd dies under these: an error is as good as an answer.
+                let _answer = try_sink(&hearth, &claim).await;
+                let _answer = try_resume(&hearth, &claim).await;
+            }
+        };
+        let moment = Duration::from_millis(20 + round * 173 % 1_400);
+        let _cut_short = tokio::time::timeout(moment, callers).await;
+        hearth.kill();
+        hearth.restart().await;
+        eventually("it is known", || async {
+            let state = hearth.get(&claim).await.state();
+            [ClaimState::Claimed, ClaimState::Hibernated].contains(&state)
+        })
+        .await;
+        let (now, same) = counted(&hearth, &claim).await;
+        assert_eq!(same, process, "round {round}");
+        // What was told stands: a count that somebody has seen is never undone.
+        assert!(now >= least, "round {round}: {least} → {now}");
+        goes_on(&hearth, &claim).await;
+        least = counted(&hearth, &claim).await.0;
+        eventually("no image is left over", || async {
+            !image(&hearth, &answer.sandbox_id).exists()
+        })
+        .await;
+    }
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sleeps_long_sinks_to_the_disk() {
+    let hearth = Hearth::start_with(&[("hibernation.sink_after_seconds", "1")]).await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, answer) = hearth.claim("python").await;
+    count(&hearth, &claim).await;
+    let request = HibernateRequest {
+        claim_id: claim.clone(),
+        epoch: 1,
+        ..HibernateRequest::default()
+    };
+    hearth.claims().await.hibernate(request).await.unwrap();
+    eventually("it is on the disk", || async {
+        manifest(&hearth, &answer.sandbox_id).exists()
+    })
+    .await;
+    is_on_disk(&hearth, &answer.sandbox_id).await;
+    let (_, metrics) = hearth.admin_page("/metrics");
+    assert!(metrics.contains("hearth_sinks_total{cause=\"age\"} 1"));
+    goes_on(&hearth, &claim).await;
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_rounds_to_the_disk_and_back_leave_nothing_behind() {
+    const ROUNDS: u64 = 15;
+    let hearth = Hearth::start().await;
+    hearth.set_pools(vec![pool("python", 3, 6)]).await;
+    hearth.warm("python", 3).await;
+    let mut claims = Vec::new();
+    for _ in 0..3 {
+        let (claim, _) = hearth.claim("python").await;
+        count(&hearth, &claim).await;
+        let forks = ["sh", "-c", "while :; do sleep 0.02; done"];
+        hearth.start_detached(&claim, &forks).await;
+        claims.push(claim);
+    }
+    for _ in 0..ROUNDS {
+        let sinks = claims.iter().map(|claim| try_sink(&hearth, claim));
+        for sunk in futures::future::join_all(sinks).await {
+            sunk.unwrap();
+        }
+        let wakes = claims.iter().map(|claim| try_resume(&hearth, claim));
+        for woken in futures::future::join_all(wakes).await {
+            woken.unwrap();
+        }
+        for claim in &claims {
+            assert!(counted(&hearth, claim).await.0 > 0);
+        }
+    }
+    eventually("no image is left", || async {
+        size(&hearth.path("data/hibernated")) == 0
+            || std::fs::read_dir(hearth.path("data/hibernated"))
+                .unwrap()
+                .count()
+                == 0
+    })
+    .await;
+    hearth.finish().await;
+}
