@@ -15,6 +15,8 @@ mod neighbours;
 mod noises;
 #[path = "node/peer.rs"]
 mod peer;
+#[path = "node/sleep.rs"]
+mod sleep;
 
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::{ExecRequest, ExecStart, Pool, exec_request, exec_response};
@@ -45,6 +47,12 @@ async fn main() {
         code::section(&mut report).await;
         if only.is_some() {
             return report.write("node-code");
+        }
+    }
+    if wanted("sleep") {
+        sleep::section(&mut report).await;
+        if only.is_some() {
+            return report.write("node-sleep");
         }
     }
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;

@@ -200,6 +200,19 @@ while True:
   say "$(ctl exec "$CLAIM" -- cat /tmp/n) after $(seconds $(($(now) - began))), woken by its use"
   sleep 0.5
   say "$(ctl exec "$CLAIM" -- cat /tmp/n): it goes on"
+
+  title "And on the disk: no RAM at all, a reboot would do it no harm"
+  typed "hearthctl hibernate $short --tier disk"
+  began=$(now)
+  ctl hibernate "$CLAIM" --tier disk | told
+  say "sealed and durable after $(seconds $(($(now) - began))); $(du -sm "$ROOT/data/hibernated" | cut -f1) MB on the disk"
+  for _ in $(seq 100); do [ -n "$(find /sys/fs/cgroup -maxdepth 5 -type d -name "$sandbox" -print -quit)" ] || break; sleep 0.05; done
+  say "asleep: no process, no cgroup of it is left"
+  typed "hearthctl exec $short -- cat /tmp/n"
+  began=$(now)
+  say "$(ctl exec "$CLAIM" -- cat /tmp/n) after $(seconds $(($(now) - began))), restored by its use"
+  sleep 0.5
+  say "$(ctl exec "$CLAIM" -- cat /tmp/n): it goes on"
 }
 # What a sandbox has in RAM, MB.
 resident() {
