@@ -16,6 +16,7 @@
 //! | 12 | Before recovery has finished nothing is being made or destroyed, and no claim waits for a member. |
 //! | 13 | A half-open breaker's probe is being made. |
 //! | 14 | Only a claim whose sandbox is being frozen or thawed has requests that wait for that. |
+//! | 15 | A drained node has no unclaimed member, and no claim waits for one. |
 
 use super::claims::{Claim, Stage};
 use super::ids::{Now, SandboxId};
@@ -70,7 +71,10 @@ impl Node {
         )?;
         let declared = self.pools.contains_key(&sandbox.pool);
         let pool_less = sandbox.owner == Owner::Pool && !declared && !self.conditions.recovering;
-        ensure(!pool_less, 11, "a member of no pool", id)
+        ensure(!pool_less, 11, "a member of no pool", id)?;
+        let drained = self.conditions.draining && !self.conditions.recovering;
+        let unclaimed = drained && sandbox.owner == Owner::Pool;
+        ensure(!unclaimed, 15, "an unclaimed member", id)
     }
 
     fn operation_fits(&self, sandbox: &Sandbox) -> bool {
@@ -173,6 +177,7 @@ impl Node {
             let idle = pool.queue.len() > 0 && self.sandboxes.next_member(name).is_some();
             ensure(!idle, 5, "a warm member beside a claim that waits", name)?;
         }
+        ensure(queued == 0 || !self.conditions.draining, 15, "waits", "all")?;
         let waiting = self.claims.values();
         let waiting = waiting.filter(|claim| matches!(claim.stage, Stage::Queued { .. }));
         ensure(
@@ -241,6 +246,8 @@ impl Node {
         }
         let rests_until = self.residing.rests_until;
         wanted.extend(rests_until.map(|at| (at, Timer::FreezeAgain)));
+        let drain = self.drain.as_ref().and_then(|drain| drain.timer);
+        wanted.extend(drain.map(|at| (at, Timer::Drain)));
         wanted.extend(self.sampling.next_at.map(|at| (at, Timer::Sample)));
         wanted.extend(self.listing.next_at.map(|at| (at, Timer::Relist)));
         wanted

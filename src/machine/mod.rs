@@ -18,6 +18,7 @@ mod claiming;
 mod claims;
 mod conditions;
 mod declaring;
+mod draining;
 mod fence;
 mod hibernating;
 mod inspect;

@@ -5,6 +5,7 @@
 mod code;
 mod command_line;
 mod crash;
+mod drain;
 mod hearthd;
 mod hostile;
 mod identity;
