@@ -5,7 +5,7 @@ use super::Phase;
 use super::work::Workers;
 use crate::machine::event::{ExitCause, FreezeCause, Notice, SinkCause, ThawCause};
 use crate::machine::spec::WaitingOn;
-use crate::machine::view::{BreakerView, PoolView};
+use crate::machine::view::{BreakerView, DrainView, PoolView};
 use crate::runtime::Reclaimed;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -36,6 +36,9 @@ pub(super) struct Metrics {
     sinks: IntCounterVec,
     restores: IntCounterVec,
     memory_short: IntCounter,
+    draining: IntGauge,
+    drain_claims: IntGauge,
+    claims_evicted: IntCounter,
     batch_events: Histogram,
     queue: IntGauge,
     channels: IntGauge,
@@ -213,6 +216,15 @@ impl Metrics {
                 "hearth_memory_short_total",
                 "Looks that found the node short of memory",
             )?,
+            draining: gauge("hearth_draining", "1 while the node is drained")?,
+            drain_claims: gauge(
+                "hearth_drain_claims",
+                "Claims that the drain waits for; 0 without one",
+            )?,
+            claims_evicted: counter(
+                "hearth_claims_evicted_total",
+                "Claims that a drain's deadline released",
+            )?,
             batch_events,
             queue: gauge("hearth_driver_queue_length", "Calls waiting for the driver")?,
             channels: gauge("hearth_guest_channels_open", "Open guest channels")?,
@@ -240,6 +252,13 @@ impl Metrics {
         self.batch_events.observe(f64::from(events));
         self.queue.set(count(queue));
         self.channels.set(count(workers.guests.count()));
+    }
+
+    /// The drain as it stands.
+    pub(super) fn drain(&self, drain: Option<DrainView>) {
+        self.draining.set(i64::from(drain.is_some()));
+        self.drain_claims
+            .set(drain.map_or(0, |it| i64::from(it.claims)));
     }
 
     /// Orphans that are left alone.
@@ -306,6 +325,7 @@ impl Metrics {
                 .with_label_values(&[cause_label(*cause)])
                 .inc(),
             Notice::ClaimExpired { .. } => self.claims_expired.inc(),
+            Notice::ClaimEvicted { .. } => self.claims_evicted.inc(),
             Notice::ClaimFailed { cause, .. } => self
                 .claims_failed
                 .with_label_values(&[cause_label(*cause)])
@@ -344,6 +364,8 @@ impl Metrics {
             | Notice::SinkFailed { .. }
             | Notice::RestoreFailed { .. } => {}
             Notice::BreakerClosed { .. }
+            | Notice::DrainBegun { .. }
+            | Notice::DrainEnded
             | Notice::OrphanFound { .. }
             | Notice::Recovered { .. } => {}
         }
@@ -355,6 +377,7 @@ fn freeze_label(cause: FreezeCause) -> &'static str {
         FreezeCause::Surplus => "surplus",
         FreezeCause::Idle => "idle",
         FreezeCause::Pressure => "pressure",
+        FreezeCause::Drain => "drain",
         FreezeCause::Asked(WaitingOn::Unspecified) => "asked",
         FreezeCause::Asked(WaitingOn::Human) => "waiting_on_human",
         FreezeCause::Asked(WaitingOn::Model) => "waiting_on_model",

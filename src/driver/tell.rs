@@ -18,6 +18,9 @@ pub(super) fn tell(notice: &Notice) {
             cause,
         } => warn!(%pool, %sandbox, ?cause, "a member ended by itself"),
         Notice::ClaimExpired { claim } => info!(%claim, "claim expired"),
+        Notice::ClaimEvicted { claim } => warn!(%claim, "claim released by the drain's deadline"),
+        Notice::DrainBegun { asked } => info!(?asked, "the node is drained: no new claims"),
+        Notice::DrainEnded => info!("the drain is undone: claims are taken again"),
         Notice::ClaimFailed { claim, cause } => {
             warn!(%claim, ?cause, "the claim's sandbox ended by itself");
         }

@@ -4,7 +4,7 @@
 
 use super::{BATCHES_IN_FLIGHT, Batch, Journal, JournalEvent};
 use crate::machine::ids::{ClaimId, Now, SandboxId, Ticket};
-use crate::machine::record::{ClaimRecord, Op, Records, SandboxRecord};
+use crate::machine::record::{ClaimRecord, DrainRecord, Op, Records, SandboxRecord};
 use crate::machine::spec::{Fence, PoolSet};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,6 +18,7 @@ pub struct MemoryRecords {
     tombstones: BTreeMap<ClaimId, Now>,
     pools: PoolSet,
     fence: Option<Fence>,
+    drain: Option<DrainRecord>,
     next_sequence: u64,
 }
 
@@ -33,6 +34,8 @@ impl MemoryRecords {
             Op::DeleteTombstone(id) => drop(self.tombstones.remove(&id)),
             Op::PutPools(set) => self.pools = set,
             Op::PutFence(fence) => self.fence = Some(fence),
+            Op::PutDrain(drain) => self.drain = Some(drain),
+            Op::DeleteDrain => self.drain = None,
             Op::PutSequence(next) => self.next_sequence = next,
         }
     }
@@ -45,6 +48,7 @@ impl MemoryRecords {
             tombstones: self.tombstones.iter().map(|(id, at)| (*id, *at)).collect(),
             pools: self.pools.clone(),
             fence: self.fence.clone(),
+            drain: self.drain,
             next_sequence: self.next_sequence,
         }
     }

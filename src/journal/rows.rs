@@ -47,6 +47,8 @@ impl<'t> Rows<'t> {
             Op::DeleteTombstone(id) => delete(&mut self.tombstones, &claim_key(*id)),
             Op::PutPools(set) => put(&mut self.pools, "set", set),
             Op::PutFence(fence) => put(&mut self.meta, "fence", fence),
+            Op::PutDrain(drain) => put(&mut self.meta, "drain", drain),
+            Op::DeleteDrain => delete(&mut self.meta, "drain"),
             Op::PutSequence(next) => put(&mut self.meta, "sequence", next),
         }
     }
@@ -131,6 +133,7 @@ pub(super) fn read_records(txn: &ReadTransaction) -> Result<Records, StoreError>
         tombstones,
         pools: get(&pools, "pools", "set")?.unwrap_or_default(),
         fence: get(&meta, META_NAME, "fence")?,
+        drain: get(&meta, META_NAME, "drain")?,
         next_sequence: get(&meta, META_NAME, "sequence")?.unwrap_or_default(),
     })
 }

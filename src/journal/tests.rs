@@ -14,9 +14,10 @@ mod upgrade;
 use super::fakes::MemoryRecords;
 use super::*;
 use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
-use crate::machine::record::{ClaimRecord, Owner, Residency, SandboxRecord};
+use crate::machine::record::{ClaimRecord, DrainRecord, Owner, Residency, SandboxRecord};
 use crate::machine::spec::{
-    ContentDigest, Fence, Holder, PoolSet, PoolSpec, Readiness, Resources, Template, UpdateStrategy,
+    ContentDigest, DrainMode, DrainRequest, Fence, Holder, PoolSet, PoolSpec, Readiness, Resources,
+    Template, UpdateStrategy,
 };
 use crate::machine::view::Source;
 use std::path::PathBuf;
@@ -169,12 +170,24 @@ fn fence(epoch: u64) -> Fence {
     }
 }
 
+fn drain(minutes: u64) -> DrainRecord {
+    DrainRecord {
+        asked: DrainRequest {
+            mode: DrainMode::Hibernate,
+            deadline_ms: Some(minutes * 60_000),
+        },
+        since: Now(1_760_000_005_000),
+    }
+}
+
 /// One of every kind.
 fn every_op() -> Vec<Op> {
     vec![
         Op::PutSequence(64),
         Op::PutPools(pools(3)),
         Op::PutFence(fence(12)),
+        Op::DeleteDrain,
+        Op::PutDrain(drain(30)),
         Op::PutSandbox(sandbox(1, Owner::Pool)),
         Op::PutSandbox(sandbox(2, Owner::Claimed(claim_id(5)))),
         Op::PutSandbox(sandbox(3, Owner::Releasing)),
@@ -210,6 +223,8 @@ fn random_ops(random: &mut Random) -> Vec<Op> {
             8 => Op::PutTombstone(claim_id(id), Now(random.next())),
             9 => Op::DeleteTombstone(claim_id(id)),
             10 => Op::PutSequence(random.next()),
+            11 => Op::PutDrain(drain(id)),
+            12 => Op::DeleteDrain,
             _ if id < 20 => Op::PutPools(pools(id)),
             _ => Op::PutFence(fence(random.next())),
         }

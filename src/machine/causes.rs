@@ -13,6 +13,8 @@ pub enum FreezeCause {
     Pressure,
     /// Its caller asked for it.
     Asked(WaitingOn),
+    /// The node is drained.
+    Drain,
 }
 
 /// Why a sandbox goes to the disk; for logs and counters.

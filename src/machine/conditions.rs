@@ -1,10 +1,10 @@
 //! What the node may do at all, from what it has been told of the world around it.
 
-use super::limits::RETRY_MS;
+use super::limits::{DRAIN_RETRY_MS, RETRY_MS};
 use super::refusal::Refusal;
 use super::view::Phase;
 
-/// Four independent facts, and the questions that combine them.
+/// Five independent facts, and the questions that combine them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conditions {
     /// The runtime has not been listed since the start: nothing destructive, no new claims.
@@ -15,6 +15,8 @@ pub(super) struct Conditions {
     pub(super) reserve_reached: bool,
     /// hearthd is going away.
     pub(super) shutting_down: bool,
+    /// The node is drained: no new claims, no creations.
+    pub(super) draining: bool,
 }
 
 impl Conditions {
@@ -25,6 +27,7 @@ impl Conditions {
             runtime_available: false,
             reserve_reached: false,
             shutting_down: false,
+            draining: false,
         }
     }
 
@@ -48,6 +51,10 @@ impl Conditions {
     /// May a claim take a place in the journal or in a queue?
     pub(super) fn may_claim(&self) -> Result<(), Refusal> {
         self.serving()?;
+        if self.draining {
+            let retry_ms = DRAIN_RETRY_MS;
+            return Err(Refusal::NodeDraining { retry_ms });
+        }
         match self.reserve_reached {
             true => Err(Refusal::DiskReserve { retry_ms: RETRY_MS }),
             false => Ok(()),
@@ -59,7 +66,7 @@ impl Conditions {
     }
 
     pub(super) fn may_create(&self) -> bool {
-        self.may_destroy() && !self.reserve_reached
+        self.may_destroy() && !self.reserve_reached && !self.draining
     }
 
     /// May hearth freeze or thaw by its own decision? Needs no containerd.

@@ -129,7 +129,7 @@ impl Node {
     }
 
     /// Everything of a pool that belongs to no claim: those being made, those not settled, then the oldest first.
-    fn unclaimed(&self, name: &PoolName) -> Vec<SandboxId> {
+    pub(super) fn unclaimed(&self, name: &PoolName) -> Vec<SandboxId> {
         let tally = self.sandboxes.tally(name);
         let asleep = tally.frozen.iter().chain(&tally.shifting);
         let claimable: BTreeSet<_> = tally.warm.iter().chain(asleep).collect();

@@ -4,7 +4,7 @@ pub use super::causes::{CheckpointFailure, FreezeCause, RestoreFailure, SinkCaus
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::record::Op;
 use super::refusal::Refusal;
-use super::spec::{ClaimRequest, Fence, PoolSet, Template, Tier, WaitingOn};
+use super::spec::{ClaimRequest, DrainRequest, Fence, PoolSet, Template, Tier, WaitingOn};
 use super::view::{Answer, ClaimView};
 use std::sync::Arc;
 
@@ -36,6 +36,12 @@ pub enum Call {
     SetPools(Fence, PoolSet),
     /// Pools.GetPools.
     GetPools,
+    /// Node.Drain: begins one, or changes the one under way. Answered when that is durable.
+    Drain(DrainRequest),
+    /// Node.Undrain.
+    Undrain,
+    /// How far the drain is. For the stream of Node.Drain.
+    GetDrain,
     /// Which sandbox serves an acknowledged claim? For Sandboxes.*: one that sleeps is woken first.
     Locate(ClaimId),
     /// The whole state. For the dump, Node.Info and Node.Orphans.
@@ -337,6 +343,18 @@ pub enum Notice {
         /// Claim.
         claim: ClaimId,
     },
+    /// A drain's deadline took a claim.
+    ClaimEvicted {
+        /// Claim.
+        claim: ClaimId,
+    },
+    /// A drain has begun, or was changed.
+    DrainBegun {
+        /// As asked for.
+        asked: DrainRequest,
+    },
+    /// A drain was undone.
+    DrainEnded,
     /// A claim's sandbox ended by itself.
     ClaimFailed {
         /// Claim.

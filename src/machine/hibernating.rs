@@ -185,6 +185,7 @@ impl Node {
     pub(super) fn locate(&mut self, request: RequestId, claim: ClaimId, out: &mut Out<'_>) {
         let woken = self.held_sandbox(claim).and_then(|sandbox| {
             self.sampling.used(sandbox, out.now());
+            self.drain_used(sandbox);
             self.wake(claim, sandbox, Waker::Locate(request), out)
         });
         if let Err(refusal) = woken {
@@ -205,6 +206,9 @@ impl Node {
         if !shifting && !on_disk && !self.is_frozen(sandbox) {
             self.answer_waker(claim, sandbox, waker, out);
             return Ok(());
+        }
+        if operation != Some(Operation::Thaw) {
+            self.may_wake()?;
         }
         let sleepers = &mut self.residing.sleepers;
         sleepers.join(claim, |waiting| waiting.to_wake.push(waker))?;

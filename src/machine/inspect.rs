@@ -58,6 +58,7 @@ impl Node {
             claims: self.claim_views(),
             tombstones: self.tombstones.len(),
             orphans: self.orphans.iter().copied().collect(),
+            drain: self.drain_view(),
         };
         out.answer(request, Answer::Node(Box::new(view)), out.ticket());
     }

@@ -17,6 +17,7 @@
 //! | 13 | A half-open breaker's probe is being made. |
 //! | 14 | Only a claim whose sandbox is on its way to sleep or back has requests that wait for that. |
 //! | 15 | Only a claim's sandbox is on the disk. |
+//! | 16 | A drained node has no unclaimed member, and no claim waits for one. |
 
 use super::claims::{Claim, Stage};
 use super::ids::{Now, SandboxId};
@@ -74,7 +75,10 @@ impl Node {
         ensure(claimed || !on_disk, 15, "on the disk for nobody", id)?;
         let declared = self.pools.contains_key(&sandbox.pool);
         let pool_less = sandbox.owner == Owner::Pool && !declared && !self.conditions.recovering;
-        ensure(!pool_less, 11, "a member of no pool", id)
+        ensure(!pool_less, 11, "a member of no pool", id)?;
+        let drained = self.conditions.draining && !self.conditions.recovering;
+        let unclaimed = drained && sandbox.owner == Owner::Pool;
+        ensure(!unclaimed, 16, "an unclaimed member", id)
     }
 
     fn operation_fits(&self, sandbox: &Sandbox) -> bool {
@@ -184,6 +188,7 @@ impl Node {
             let idle = pool.queue.len() > 0 && self.sandboxes.next_member(name).is_some();
             ensure(!idle, 5, "a warm member beside a claim that waits", name)?;
         }
+        ensure(queued == 0 || !self.conditions.draining, 16, "waits", "all")?;
         let waiting = self.claims.values();
         let waiting = waiting.filter(|claim| matches!(claim.stage, Stage::Queued { .. }));
         ensure(
@@ -253,6 +258,8 @@ impl Node {
         let rests_until = self.residing.rests_until;
         wanted.extend(rests_until.map(|at| (at, Timer::FreezeAgain)));
         wanted.extend(self.sinking.next_at.map(|at| (at, Timer::Sink)));
+        let drain = self.drain.as_ref().and_then(|drain| drain.timer);
+        wanted.extend(drain.map(|at| (at, Timer::Drain)));
         wanted.extend(self.sampling.next_at.map(|at| (at, Timer::Sample)));
         wanted.extend(self.listing.next_at.map(|at| (at, Timer::Relist)));
         wanted

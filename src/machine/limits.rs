@@ -75,6 +75,10 @@ pub const PRESSED_STEP_BYTES: u64 = 256 << 20;
 pub const PRESSED_REST_MS: u64 = 60_000;
 /// Shortest `idle_after`, milliseconds.
 pub const IDLE_AFTER_MIN_MS: u64 = 1_000;
+/// Told to callers of a drained node as the time to retry after, milliseconds: a drain takes minutes.
+pub const DRAIN_RETRY_MS: u64 = 10_000;
+/// Longest deadline of a drain, milliseconds (30 days).
+pub const DRAIN_DEADLINE_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// Refill estimate told to callers before any creation was measured, milliseconds.
 pub const REFILL_ESTIMATE_MS: u64 = 500;
 /// A failed destruction is tried again after this, milliseconds; doubles up to [`DESTROY_RETRY_MAX_MS`], for ever:

@@ -19,6 +19,7 @@ mod claiming;
 mod claims;
 mod conditions;
 mod declaring;
+mod draining;
 mod fence;
 mod hibernating;
 mod inspect;

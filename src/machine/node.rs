@@ -6,12 +6,13 @@
 //!
 //! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry), `hibernating` (Hibernate, Resume, waking on
 //! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure), `sinking` (to the disk and back),
-//! `declaring` (SetPools), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
+//! `declaring` (SetPools), `draining` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
 //! `listing`, `witness` (restart, and what the outside shows), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
 //! tests from what the machine does.
 
 use super::claims::Claim;
 use super::conditions::Conditions;
+use super::draining::Drain;
 use super::event::{Call, Effect, Event, Step};
 use super::fence::Fencing;
 use super::ids::{ClaimId, NodeTag, Now, PoolName, RequestId, SandboxId};
@@ -94,6 +95,8 @@ pub struct Node {
     pub(super) residing: Residing,
     pub(super) sampling: Sampling,
     pub(super) sinking: Sinking,
+    /// The drain under way.
+    pub(super) drain: Option<Drain>,
     pub(super) timers: Timers,
     /// Some pool's status changed in this step.
     pub(super) pools_changed: bool,
@@ -136,6 +139,7 @@ impl Node {
             }
             Event::Tick => {}
         }
+        self.drain_on(out);
         self.start_destructions(out);
         self.start_creations(out);
         self.balance_running(out);
@@ -169,6 +173,9 @@ impl Node {
             Call::Resume(fence, claim) => self.resume(request, fence, claim, out),
             Call::SetPools(fence, set) => self.set_pools(request, fence, set, out),
             Call::DestroyOrphans(named) => self.destroy_orphans(request, &named, out),
+            Call::Drain(asked) => self.begin_drain(request, asked, out),
+            Call::Undrain => self.undrain(request, out),
+            Call::GetDrain => self.get_drain(request, out),
             Call::Get(claim) => self.get(request, claim, out),
             Call::List { pool, after, limit } => self.list(request, pool, after, limit, out),
             Call::GetPools => self.get_pools(request, out),
@@ -187,6 +194,7 @@ impl Node {
                 Timer::Witness(sandbox) => self.ask(sandbox, out),
                 Timer::Relist => self.relist(out),
                 Timer::FreezeAgain => self.residing.rests_until = None,
+                Timer::Drain => self.drain_overdue(out),
                 Timer::Sample => self.sample(out),
                 Timer::Refill | Timer::Quiet | Timer::Sink => {}
             }

@@ -1,7 +1,7 @@
 //! What is durable: the records of the journal, keyed, one each. `journal` encodes them; `recovery` reads them back.
 
 use super::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
-use super::spec::{ContentDigest, Fence, Holder, PoolSet};
+use super::spec::{ContentDigest, DrainRequest, Fence, Holder, PoolSet};
 use super::view::Source;
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,15 @@ pub struct ClaimRecord {
     pub failed: Option<String>,
 }
 
+/// A drain under way. It goes on over restarts until it is undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRecord {
+    /// As asked for.
+    pub asked: DrainRequest,
+    /// When it began. Its deadline counts from then.
+    pub since: Now,
+}
+
 /// One thing to make durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -105,6 +114,10 @@ pub enum Op {
     PutPools(PoolSet),
     /// The largest epoch seen and whose it is.
     PutFence(Fence),
+    /// The node is drained.
+    PutDrain(DrainRecord),
+    /// The drain is undone.
+    DeleteDrain,
     /// No sequence number at or beyond this has been used. Reserved in blocks, ahead of use.
     PutSequence(u64),
 }
@@ -122,6 +135,8 @@ pub struct Records {
     pub pools: PoolSet,
     /// The largest epoch seen.
     pub fence: Option<Fence>,
+    /// The drain under way.
+    pub drain: Option<DrainRecord>,
     /// First sequence number that is free.
     pub next_sequence: u64,
 }

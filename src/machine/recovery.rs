@@ -7,7 +7,7 @@
 //! | being made (at the crash) | anything | undone: an intent without a result |
 //! | member | alive | its guest is asked: holds nothing → adopted; holds a claim → never back to the pool; silent → asked again, given up after [`WITNESS_TRIES`](super::limits::WITNESS_TRIES) (it is nobody's) |
 //! | member, frozen | frozen | adopted at once: it is thawed before a guest is told anything, so it was never used |
-//! | member no pool wants now | alive | undone |
+//! | member no pool wants now, or any while the node is drained | alive | undone |
 //! | claimed, on the disk | anything | stays so: what runs or is left outside is shed |
 //! | claimed, confirmed | alive | adopted at once, asleep if it is frozen |
 //! | claimed, not confirmed | alive | its guest is asked: holds the claim → confirmed; holds nothing → its caller was never told, a retry takes the same sandbox; silent → asked again, for ever |
@@ -122,12 +122,14 @@ impl Node {
             residing: Residing::default(),
             sampling: Sampling::default(),
             sinking: Sinking::default(),
+            drain: None,
             timers: Timers::default(),
             pools_changed: false,
         };
         for id in node.claims.keys().copied().collect::<Vec<_>>() {
             node.start_expiry(id);
         }
+        node.resume_drain(records.drain);
         node
     }
 
@@ -138,10 +140,10 @@ impl Node {
                 .claims
                 .get(&claim)
                 .is_some_and(|claim| matches!(claim.stage, Stage::Held { .. })),
-            _ => self
-                .pools
-                .get(&sandbox.pool)
-                .is_some_and(|pool| pool.keeps(sandbox.generation)),
+            _ => {
+                let pool = self.pools.get(&sandbox.pool);
+                !self.conditions.draining && pool.is_some_and(|pool| pool.keeps(sandbox.generation))
+            }
         };
         judge(sandbox, certain, seen)
     }

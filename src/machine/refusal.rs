@@ -251,6 +251,12 @@ pub enum Refusal {
         /// Milliseconds.
         retry_ms: u64,
     },
+    /// The node is drained: it takes no new claims, and wakes nothing that it put to sleep for that.
+    #[error("the node is drained")]
+    NodeDraining {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
     /// containerd cannot be reached.
     #[error("containerd is unreachable")]
     RuntimeUnavailable {

@@ -86,7 +86,7 @@ impl Node {
     }
 
     /// Released: remembered, the sandbox destroyed. Who still waited for it is told so.
-    fn end_claim(&mut self, id: ClaimId, out: &mut Out<'_>) {
+    pub(super) fn end_claim(&mut self, id: ClaimId, out: &mut Out<'_>) {
         let Some(claim) = self.remove_claim(id, out) else {
             return;
         };

@@ -129,7 +129,7 @@ impl Node {
     pub(super) fn keep_sampling(&mut self) {
         let sleepy = |pool: &super::pools::Pool| pool.template.idle_after_ms > 0;
         let wanted = self.conditions.may_shift()
-            && (self.watches_memory() || self.pools.values().any(sleepy));
+            && (self.watches_memory() || self.drain_looks() || self.pools.values().any(sleepy));
         match (wanted, self.sampling.next_at) {
             (true, None) => {
                 let at = self.now.plus(SAMPLE_MS);
@@ -153,7 +153,7 @@ impl Node {
         self.sampling.next_at = None;
         let counts = |it: &&Sandbox| match (it.owner, it.residency) {
             (Owner::Claimed(_), Residency::Running) => {
-                self.watches_memory() || idle_after_ms(it) > 0
+                self.watches_memory() || self.drain_looks() || idle_after_ms(it) > 0
             }
             (_, Residency::Running | Residency::Frozen) => self.watches_memory(),
             _ => false,
@@ -166,7 +166,8 @@ impl Node {
             .collect();
         let sleepy = |it: &Sandbox| idle_after_ms(it) > 0;
         let policy = self.settings.memory;
-        let always = policy.budget_bytes > 0 || self.sandboxes.iter().any(sleepy);
+        let always =
+            policy.budget_bytes > 0 || self.drain_looks() || self.sandboxes.iter().any(sleepy);
         if !sandboxes.is_empty() {
             out.push(Effect::Sample {
                 sandboxes,
@@ -192,6 +193,7 @@ impl Node {
                 self.sampling.note(sample, out.now());
             }
         }
+        self.drain_looked(samples);
         if !self.conditions.may_shift() || self.residing.rests_until.is_some() {
             return;
         }
@@ -250,7 +252,7 @@ impl Node {
     }
 
     /// Its claim is acknowledged.
-    fn is_held(&self, sandbox: &Sandbox) -> bool {
+    pub(super) fn is_held(&self, sandbox: &Sandbox) -> bool {
         let Owner::Claimed(claim) = sandbox.owner else {
             return false;
         };

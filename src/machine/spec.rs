@@ -190,6 +190,26 @@ pub enum Tier {
     Disk,
 }
 
+/// What a drain does with the claims that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DrainMode {
+    /// Waits until they end by themselves.
+    Wait,
+    /// Puts their sandboxes to sleep: those with no stream open at once, the others at the deadline.
+    Hibernate,
+    /// Releases at the deadline those that are left.
+    Evict,
+}
+
+/// A drain as asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// What happens to claims.
+    pub mode: DrainMode,
+    /// Milliseconds from its beginning to its deadline; `None`: it has none.
+    pub deadline_ms: Option<u64>,
+}
+
 /// Who calls, as far as fencing is concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {

@@ -18,6 +18,8 @@ pub(super) enum Timer {
     Relist,
     /// hearth may begin freezes again.
     FreezeAgain,
+    /// The drain's deadline.
+    Drain,
     /// What sandboxes use is looked at again.
     Sample,
     /// A frozen sandbox goes to the disk.

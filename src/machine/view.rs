@@ -1,7 +1,7 @@
 //! What callers see: answers and views.
 
 use super::ids::{ClaimId, Now, PoolName, SandboxId};
-use super::spec::{Holder, PoolSpec};
+use super::spec::{DrainMode, Holder, PoolSpec};
 use serde::{Deserialize, Serialize};
 
 /// How the sandbox of a claim came to be.
@@ -153,6 +153,36 @@ impl Phase {
     }
 }
 
+/// How far a drain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum DrainState {
+    /// It goes on.
+    Draining,
+    /// Its deadline has passed, and something is still there.
+    Overdue,
+    /// Nothing runs any more: no claim is awake, nothing else is there.
+    Drained,
+}
+
+/// A drain under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DrainView {
+    /// What happens to claims.
+    pub mode: DrainMode,
+    /// How far it is.
+    pub state: DrainState,
+    /// When it began.
+    pub since: Now,
+    /// `None`: it has none.
+    pub deadline: Option<Now>,
+    /// Claims it waits for: those with a sandbox, in mode Hibernate only those that are awake.
+    pub claims: u32,
+    /// Claims whose sandboxes sleep.
+    pub hibernated: u32,
+    /// Sandboxes that belong to no claim and are not gone yet.
+    pub unclaimed: u32,
+}
+
 /// The node in one look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeView {
@@ -173,6 +203,8 @@ pub struct NodeView {
     /// Found outside without a record, ordered by id. Those of this node's tag are being destroyed, the others are left
     /// alone until `Call::DestroyOrphans` names them.
     pub orphans: Vec<SandboxId>,
+    /// The drain under way.
+    pub drain: Option<DrainView>,
 }
 
 /// The answer to a call.
@@ -220,6 +252,8 @@ pub enum Answer {
         /// has restarted (environment and working directory are inherited inside, so nothing depends on it there).
         template: Option<std::sync::Arc<super::spec::Template>>,
     },
+    /// To Drain, Undrain and GetDrain: the drain under way.
+    Drain(Option<DrainView>),
     /// To Inspect and DestroyOrphans.
     Node(Box<NodeView>),
 }

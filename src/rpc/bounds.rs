@@ -83,6 +83,8 @@ pub const IMAGE_BOUND: Duration = Duration::from_secs(30 * 60);
 pub const STATS_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two answers of WatchPools: changes in between are told together.
 pub const POOLS_PAUSE: Duration = Duration::from_millis(50);
+/// Node.Drain looks again after so long even if no pool has changed.
+pub const DRAIN_LOOK: Duration = Duration::from_secs(1);
 /// Taken off a caller's deadline (a tenth of it, at most this), so that the answer is there before the caller has gone.
 pub const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 /// What ended streams have to tell their clients so, before the connections are cut.

@@ -369,14 +369,6 @@ impl Claims for ClaimsService {
     }
 }
 
-/// A method that is in the protos and not served yet.
-pub fn unserved(method: &str) -> Status {
-    Refusal::Unsupported {
-        what: method.to_owned(),
-    }
-    .into()
-}
-
 /// `None`: of another pool than asked for.
 fn changed(
     core: &Core,

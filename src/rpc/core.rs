@@ -94,6 +94,7 @@ pub fn unexpected(answer: &Answer) -> Refusal {
         Answer::PoolsSet { .. } => "PoolsSet",
         Answer::Pools { .. } => "Pools",
         Answer::Located { .. } => "Located",
+        Answer::Drain(_) => "Drain",
         Answer::Node(_) => "Node",
     };
     Refusal::Internal {

@@ -10,9 +10,10 @@ use crate::driver::{
 use crate::machine::event::Call;
 use crate::machine::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
 use crate::machine::refusal::Refusal;
-use crate::machine::spec::{ClaimRequest, Fence, OnEmpty, PoolSet};
+use crate::machine::spec::{ClaimRequest, DrainRequest, Fence, OnEmpty, PoolSet};
 use crate::machine::view::{
-    Answer, BreakerView, ClaimState, ClaimView, Grant, NodeView, PoolView, SandboxView, Source,
+    Answer, BreakerView, ClaimState, ClaimView, DrainState, DrainView, Grant, NodeView, PoolView,
+    SandboxView, Source,
 };
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,7 @@ struct State {
     tombstones: BTreeSet<ClaimId>,
     sequence: u64,
     orphans: Vec<SandboxId>,
+    drain: Option<(DrainRequest, Now)>,
     images: Vec<ImageInfo>,
     watchers: Vec<Watcher>,
     changes: u64,
@@ -323,6 +325,26 @@ impl State {
         self.pools.pools.iter().map(view).collect()
     }
 
+    /// Claims are there or not; nothing sleeps.
+    fn drain_view(&self) -> Option<DrainView> {
+        let (asked, since) = self.drain?;
+        let deadline = asked.deadline_ms.map(|ms| since.plus(ms));
+        let claims = u32::try_from(self.claims.len()).unwrap();
+        Some(DrainView {
+            mode: asked.mode,
+            state: match (claims, deadline.is_some_and(|at| at <= now())) {
+                (0, _) => DrainState::Drained,
+                (_, true) => DrainState::Overdue,
+                (_, false) => DrainState::Draining,
+            },
+            since,
+            deadline,
+            claims,
+            hibernated: 0,
+            unclaimed: 0,
+        })
+    }
+
     fn node(&self) -> NodeView {
         let sandbox = |held: &Held| SandboxView {
             id: held.view.sandbox.unwrap(),
@@ -341,6 +363,7 @@ impl State {
             claims: Vec::new(),
             tombstones: self.tombstones.len(),
             orphans: self.orphans.clone(),
+            drain: self.drain_view(),
         }
     }
 
@@ -371,6 +394,17 @@ impl State {
                 self.held(claim)?.view.state = ClaimState::Claimed;
                 Ok(Answer::Resumed)
             }
+            Call::Drain(asked) => {
+                if self.drain.is_none_or(|(under_way, _)| under_way != asked) {
+                    self.drain = Some((asked, now()));
+                }
+                Ok(Answer::Drain(self.drain_view()))
+            }
+            Call::Undrain => {
+                self.drain = None;
+                Ok(Answer::Drain(None))
+            }
+            Call::GetDrain => Ok(Answer::Drain(self.drain_view())),
             Call::Get(claim) => Ok(Answer::Claim(Box::new(self.held(claim)?.view.clone()))),
             Call::List { pool, after, limit } => {
                 let fits = |view: &ClaimView| {

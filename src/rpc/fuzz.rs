@@ -82,7 +82,7 @@ const REQUESTS: &[(&str, Check)] = &[
         with(data, check::interrupt_code)
     }),
     ("InfoRequest", decoded::<api::InfoRequest>),
-    ("DrainRequest", decoded::<api::DrainRequest>),
+    ("DrainRequest", |data| with(data, |r| check::drain(&r))),
     ("UndrainRequest", decoded::<api::UndrainRequest>),
     ("ListImagesRequest", decoded::<api::ListImagesRequest>),
     ("GetPoolsRequest", decoded::<api::GetPoolsRequest>),

@@ -151,8 +151,8 @@ pub static METHODS: [Method; 31] = [
     Method::new("/hearth.v1.Pools/GetPools", VIEWER, Lane::Reads),
     Method::new("/hearth.v1.Pools/WatchPools", VIEWER, Lane::Watches).endless(),
     Method::new("/hearth.v1.Node/Info", VIEWER, Lane::Reads),
-    Method::new("/hearth.v1.Node/Drain", ADMIN, Lane::Reads).changes(),
-    Method::new("/hearth.v1.Node/Undrain", ADMIN, Lane::Reads).changes(),
+    Method::new("/hearth.v1.Node/Drain", ADMIN, Lane::Watches).endless().loud().changes(),
+    Method::new("/hearth.v1.Node/Undrain", ADMIN, Lane::Reads).loud().changes(),
     Method::new("/hearth.v1.Node/Orphans", ADMIN, Lane::Reads).changes(),
     Method::new("/hearth.v1.Node/ListImages", VIEWER, Lane::Reads),
     Method::new("/hearth.v1.Node/ImportImage", ADMIN, Lane::Streams).unbounded().loud().changes(),
@@ -200,10 +200,8 @@ mod tests {
         for (path, method) in served {
             let row = find(&path);
             assert_eq!(row.path, path, "{path} has no row");
-            // UNIMPLEMENTED streams answer at once.
             let streams = method.server_streaming() || method.client_streaming();
-            let unserved = row.name == "Node/Drain";
-            assert_eq!(row.bound.is_none(), streams && !unserved, "{path}");
+            assert_eq!(row.bound.is_none(), streams, "{path}");
             let inside = path.starts_with("/hearth.v1.Sandboxes/");
             assert_eq!(row.access == Access::Holder, inside, "{path}");
             assert_ne!(row.access, Access::Anyone, "{path}");

@@ -28,6 +28,7 @@ mod connection;
 mod content;
 mod core;
 mod door;
+mod draining;
 mod exec;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -3,9 +3,10 @@
 use super::answers::Answers;
 use super::caller::Caller;
 use super::check;
-use super::claims::unserved;
 use super::core::{Core, unexpected};
+use super::draining;
 use super::images;
+use super::view;
 use crate::api::node_server::Node;
 use crate::api::*;
 use crate::machine::event::Call;
@@ -55,7 +56,7 @@ impl Node for NodeService {
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         let core = &self.0;
-        let view = self.view(Call::Inspect).await?;
+        let node = self.view(Call::Inspect).await?;
         // Unreachable is told by an empty version and by the phase.
         let versions = core.door.versions().await.unwrap_or_default();
         let handler = |(name, can): (String, crate::driver::Capabilities)| RuntimeHandler {
@@ -71,22 +72,30 @@ impl Node for NodeService {
             cgroup_version: core.config.cgroup_version,
             started_at: Some(core.config.started_at.into()),
             node_tag: core.config.node_tag.to_string(),
-            phase: view.phase.to_owned(),
-            epoch: view.epoch,
-            sandboxes: u32::try_from(view.sandboxes.len()).unwrap_or(u32::MAX),
+            phase: node.phase.to_owned(),
+            epoch: node.epoch,
+            sandboxes: u32::try_from(node.sandboxes.len()).unwrap_or(u32::MAX),
             max_sandboxes: core.config.max_sandboxes,
+            drain: node.drain.map(|drain| view::drain(&*core.door, drain)),
         }))
     }
 
-    async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
-        Err(unserved("Drain"))
+    async fn drain(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<Self::DrainStream>, Status> {
+        let asked = check::drain(request.get_ref())?;
+        Caller::of(&request)?.trail.about(format!("{asked:?}"));
+        let stream = draining::drain(Arc::clone(&self.0), asked).await?;
+        Ok(Response::new(stream))
     }
 
     async fn undrain(
         &self,
         _: Request<UndrainRequest>,
     ) -> Result<Response<UndrainResponse>, Status> {
-        Err(unserved("Undrain"))
+        draining::read(&self.0, Call::Undrain).await?;
+        Ok(Response::new(UndrainResponse {}))
     }
 
     async fn orphans(

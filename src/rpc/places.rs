@@ -31,11 +31,13 @@ pub enum Kind {
     ImportImage,
     /// Node.PullImage.
     PullImage,
+    /// Node.Drain.
+    Drain,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Exec,
         Kind::RunCode,
         Kind::ReadFile,
@@ -46,6 +48,7 @@ impl Kind {
         Kind::WatchPools,
         Kind::ImportImage,
         Kind::PullImage,
+        Kind::Drain,
     ];
 
     /// The label.
@@ -62,6 +65,7 @@ impl Kind {
             Kind::WatchPools => "watch_pools",
             Kind::ImportImage => "import_image",
             Kind::PullImage => "pull_image",
+            Kind::Drain => "drain",
         }
     }
 }

@@ -155,6 +155,8 @@ pub fn entry(refusal: &Refusal) -> Entry {
             Entry::new(Unavailable, "STARTING", "hearthd recovers its sandboxes: retry").retry(*retry_ms),
         Refusal::ShuttingDown { retry_ms } =>
             Entry::new(Unavailable, "SHUTTING_DOWN", "claims live on: retry when hearthd is back").retry(*retry_ms),
+        Refusal::NodeDraining { retry_ms } =>
+            Entry::new(Unavailable, "NODE_DRAINING", "claim on another node; claims that are there live on, and Node.Undrain ends it").retry(*retry_ms),
         Refusal::RuntimeUnavailable { retry_ms } =>
             Entry::new(Unavailable, "RUNTIME_UNAVAILABLE", "warm claims and releases go on: retry when containerd is back").retry(*retry_ms),
         Refusal::GuestUnavailable { sandbox, retry_ms } =>

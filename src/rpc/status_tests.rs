@@ -54,6 +54,7 @@ refusals! {
     Refusal::GenerationConflict { .. } => Refusal::GenerationConflict { what: text("of"), current: 7 },
     Refusal::Starting { .. } => Refusal::Starting { retry_ms: 1 },
     Refusal::ShuttingDown { .. } => Refusal::ShuttingDown { retry_ms: 1 },
+    Refusal::NodeDraining { .. } => Refusal::NodeDraining { retry_ms: 1 },
     Refusal::RuntimeUnavailable { .. } => Refusal::RuntimeUnavailable { retry_ms: 1 },
     Refusal::GuestUnavailable { .. } => Refusal::GuestUnavailable { sandbox: SandboxId::new(NodeTag(0), 0).unwrap(), retry_ms: 1 },
     Refusal::InsideNotFound { .. } => Refusal::InsideNotFound { detail: text("detail") },

@@ -3,8 +3,10 @@
 use super::door::Door;
 use crate::api;
 use crate::machine::ids::Now;
-use crate::machine::spec::{PoolSpec, UpdateStrategy};
-use crate::machine::view::{BreakerView, ClaimState, ClaimView, PoolView, Source};
+use crate::machine::spec::{DrainMode, PoolSpec, UpdateStrategy};
+use crate::machine::view::{
+    BreakerView, ClaimState, ClaimView, DrainState, DrainView, PoolView, Source,
+};
 use std::time::{Duration, SystemTime};
 
 /// Hearth time as a timestamp.
@@ -84,6 +86,29 @@ pub fn pool(door: &dyn Door, view: PoolView) -> api::PoolView {
             frozen: view.frozen,
             hibernated: view.hibernated,
         }),
+    }
+}
+
+/// A drain.
+pub fn drain(door: &dyn Door, view: DrainView) -> api::DrainStatus {
+    let state = match view.state {
+        DrainState::Draining => api::DrainState::Draining,
+        DrainState::Overdue => api::DrainState::Overdue,
+        DrainState::Drained => api::DrainState::Drained,
+    };
+    let mode = match view.mode {
+        DrainMode::Wait => api::DrainMode::Wait,
+        DrainMode::Hibernate => api::DrainMode::Hibernate,
+        DrainMode::Evict => api::DrainMode::Evict,
+    };
+    api::DrainStatus {
+        state: state.into(),
+        mode: mode.into(),
+        claims: view.claims,
+        hibernated: view.hibernated,
+        unclaimed: view.unclaimed,
+        since: Some(timestamp(door, view.since)),
+        deadline: view.deadline.map(|at| timestamp(door, at)),
     }
 }
 

@@ -6,6 +6,7 @@ mod code;
 mod command_line;
 mod crash;
 mod disk;
+mod drain;
 mod hearthd;
 mod hostile;
 mod identity;

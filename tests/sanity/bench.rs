@@ -22,7 +22,7 @@ const BEGUN: Duration = Duration::from_millis(200);
 /// A file that every sandbox of the suite has.
 const FILE: &str = "/tmp/hearth-sanity";
 /// Calls that never end by themselves: their first answer is enough.
-const ENDLESS: [&str; 2] = ["Claims/Watch", "Pools/WatchPools"];
+const ENDLESS: [&str; 3] = ["Claims/Watch", "Pools/WatchPools", "Node/Drain"];
 
 /// What came of a call.
 #[derive(Debug)]
@@ -185,6 +185,8 @@ pub struct Bench {
     set: SetPoolsRequest,
     /// Claims that the current row may have made.
     fresh: Vec<String>,
+    /// The current row may have begun a drain.
+    drained: bool,
 }
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
@@ -211,6 +213,7 @@ impl Bench {
             claim: uuid::Uuid::new_v4().to_string(),
             set: SetPoolsRequest::default(),
             fresh: Vec::new(),
+            drained: false,
         };
         bench.set = SetPoolsRequest {
             generation: set.generation,
@@ -269,6 +272,7 @@ impl Bench {
         if ["Claims/Claim", "Claims/ClaimBatch", "Claims/Release"].contains(&rpc) {
             self.fresh.push(uuid::Uuid::new_v4().to_string());
         }
+        self.drained |= rpc == "Node/Drain";
         self.messages(rpc)
     }
 
@@ -354,6 +358,7 @@ impl Bench {
             "Node/Info" => InfoRequest {}.encode_to_vec(),
             "Node/Drain" => DrainRequest {
                 deadline: seconds(1),
+                mode: DrainMode::Wait.into(),
             }
             .encode_to_vec(),
             "Node/Undrain" => UndrainRequest {}.encode_to_vec(),
@@ -472,10 +477,14 @@ impl Bench {
 
     /// Gives back what the row may have taken.
     pub async fn tidy(&mut self) {
-        if self.fresh.is_empty() {
+        if self.fresh.is_empty() && !self.drained {
             return;
         }
         tokio::time::sleep(BEGUN).await;
+        if std::mem::take(&mut self.drained) {
+            let mut node = NodeClient::new(self.channel.clone());
+            node.undrain(UndrainRequest {}).await.unwrap();
+        }
         for claim_id in std::mem::take(&mut self.fresh) {
             self.release(claim_id).await;
         }

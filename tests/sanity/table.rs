@@ -51,7 +51,6 @@ type Row = (&'static str, Mutation, Expect);
 
 /// A claim that is not there.
 const OTHER_CLAIM: &str = "00000000-0000-4000-8000-00000000dead";
-const UNSERVED: Expect = Refused("UNIMPLEMENTED", "UNSUPPORTED");
 const UNKNOWN: Expect = Refused("NOT_FOUND", "CLAIM_UNKNOWN");
 const STALE: Expect = Refused("ABORTED", "EPOCH_STALE");
 const OK_OR_UNKNOWN: Expect = OneOf(&[("OK", ""), ("NOT_FOUND", "INSIDE_NOT_FOUND")]);
@@ -235,9 +234,11 @@ pub static TABLE: &[Row] = &[
     ("Pools/WatchPools", Valid, Ok),
 
     ("Node/Info", Valid, Ok),
-    ("Node/Drain", Valid, UNSERVED),
-    ("Node/Drain", Without("deadline"), UNSERVED),
-    ("Node/Undrain", Valid, UNSERVED),
+    ("Node/Drain", Valid, Ok),
+    ("Node/Drain", Without("deadline"), Ok),
+    ("Node/Drain", Without("mode"), Ok),
+    ("Node/Drain", UnknownEnum("mode"), Field("mode")),
+    ("Node/Undrain", Valid, Ok),
     ("Node/Orphans", Valid, Ok),
     ("Node/Orphans", Without("destroy"), Ok),
     ("Node/Orphans", Text("destroy", "../../x"), Field("destroy[0]")),

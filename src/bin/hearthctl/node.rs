@@ -3,6 +3,7 @@
 //! Owns how they look.
 
 use crate::App;
+use crate::drain;
 use crate::failure::Failure;
 use crate::output::{self, Field, Format, Mood};
 use hearth::api::{InfoRequest, InfoResponse, OrphansRequest, StatsRequest, StatsResponse};
@@ -42,6 +43,10 @@ fn info_text(app: &App, info: &InfoResponse) -> String {
             ),
             ("epoch", info.epoch.to_string()),
             ("node tag", info.node_tag.clone()),
+            (
+                "drain",
+                info.drain.as_ref().map_or("no".to_owned(), drain::line),
+            ),
             ("started", output::relative(started, SystemTime::now(), "-")),
         ],
     );
@@ -87,6 +92,7 @@ fn info_value(info: &InfoResponse) -> serde_json::Value {
         "epoch": info.epoch,
         "sandboxes": info.sandboxes,
         "max_sandboxes": info.max_sandboxes,
+        "drain": info.drain.as_ref().map(drain::value),
     })
 }
 

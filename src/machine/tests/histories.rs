@@ -76,6 +76,11 @@ enum Action {
         fate: u8,
     },
     ShutDown,
+    Drain {
+        mode: DrainMode,
+        deadline_ms: u64,
+    },
+    Undrain,
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -106,6 +111,11 @@ fn action() -> impl Strategy<Value = Action> {
         20 => Just(Flush),
         20 => Just(Commit),
         2 => (0..4usize, any::<u8>()).prop_map(|(commits, fate)| Crash { commits, fate }),
+        1 => (
+            prop::sample::select(vec![DrainMode::Wait, DrainMode::Hibernate, DrainMode::Evict]),
+            prop::sample::select(vec![0, 3_000, 30_000]),
+        ).prop_map(|(mode, deadline_ms)| Drain { mode, deadline_ms }),
+        2 => Just(Undrain),
         1 => prop::bool::weighted(0.1).prop_map(|down| if down { ShutDown } else { Flush }),
     ]
 }
@@ -224,6 +234,11 @@ fn act(world: &mut World, action: Action) {
         }
         Action::Crash { commits, fate } => world.crash(commits, fate),
         Action::ShutDown => world.tell(Event::ShuttingDown),
+        Action::Drain { mode, deadline_ms } => {
+            let deadline_ms = Some(deadline_ms);
+            world.call(Call::Drain(DrainRequest { mode, deadline_ms }));
+        }
+        Action::Undrain => world.call(Call::Undrain),
     }
 }
 
@@ -242,6 +257,16 @@ fn live(actions: Vec<Action>) -> World {
     }
     world.flush();
     world.heal();
+    // A drain comes to its end whatever was before; and so does its undoing.
+    let mode = match world.requests % 3 {
+        0 => DrainMode::Evict,
+        1 => DrainMode::Hibernate,
+        _ => DrainMode::Wait,
+    };
+    let deadline_ms = 0;
+    act(&mut world, Action::Drain { mode, deadline_ms });
+    world.rest();
+    act(&mut world, Action::Undrain);
     act(&mut world, Action::TakeOver { allocator: 0 });
     act(
         &mut world,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod contract;
+mod draining;
 mod failures;
 mod fixtures;
 mod histories;

@@ -6,6 +6,7 @@ use crate::machine::ids::*;
 use crate::machine::node::Node;
 use crate::machine::record::Owner;
 use crate::machine::refusal::Refusal;
+use crate::machine::spec::{DrainMode, DrainRequest};
 use crate::machine::view::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,8 @@ pub struct Sent {
     pub stale: bool,
     /// The claim had been granted, then released, both answered, before it was sent.
     pub spent: bool,
+    /// A claim asked for the first time while the node was drained, as all had been told.
+    pub unwanted: bool,
 }
 
 /// An acknowledged claim.
@@ -41,6 +44,14 @@ pub struct Promises {
     had_by: BTreeMap<SandboxId, ClaimId>,
     /// Sandboxes that ended by themselves.
     ended: BTreeSet<SandboxId>,
+    /// Claims ever asked for.
+    asked: BTreeSet<ClaimId>,
+    /// Of the latest look, milliseconds.
+    now: u64,
+    /// A drain was answered, and nobody has asked to undo it since.
+    draining: bool,
+    /// Drains with mode Evict that may be in force, and the first moment at which each may take claims.
+    evicting: BTreeMap<RequestId, Now>,
     /// Largest epoch a mutating call was answered under.
     epoch: u64,
 }
@@ -56,7 +67,26 @@ impl Promises {
             Call::SetPools(fence, _) => (Some(fence.epoch), None),
             _ => (None, None),
         };
+        self.evict_due(now);
+        match &call {
+            Call::Drain(DrainRequest {
+                mode: DrainMode::Evict,
+                deadline_ms,
+            }) => {
+                let at = now.plus(deadline_ms.expect("rpc sees to it"));
+                self.evicting.insert(request, at);
+            }
+            Call::Undrain => self.draining = false,
+            _ => {}
+        }
         let sent = Sent {
+            unwanted: match &call {
+                Call::Claim(_, asked) => {
+                    let first = self.asked.insert(asked.claim_id);
+                    first && self.draining
+                }
+                _ => false,
+            },
             stale: epoch.is_some_and(|epoch| epoch < self.epoch),
             spent: claim.is_some_and(|claim| self.released.contains(&claim)),
             call: call.clone(),
@@ -122,12 +152,39 @@ impl Promises {
                 self.released.insert(*claim);
             }
             (Call::Renew(_, claim, _), answer) => self.renewed(*claim, answer),
+            // What was asked for later may be in force instead.
+            (Call::Drain(asked), Ok(_)) => {
+                let undone = self
+                    .open
+                    .values()
+                    .any(|it| matches!(it.call, Call::Undrain));
+                self.draining = !undone;
+                if asked.mode != DrainMode::Evict {
+                    self.superseded(request);
+                }
+            }
+            (Call::Undrain, Ok(_)) => self.superseded(request),
             _ => {}
+        }
+    }
+
+    /// No drain with mode Evict that was asked for before is in force any more.
+    fn superseded(&mut self, request: RequestId) {
+        self.evict_due(Now(self.now));
+        self.evicting.retain(|it, _| *it > request);
+    }
+
+    /// A deadline that has passed may have taken any claim.
+    pub fn evict_due(&mut self, now: Now) {
+        self.now = now.0;
+        if self.evicting.values().any(|at| *at <= now) {
+            self.let_go.extend(self.acknowledged.keys());
         }
     }
 
     fn granted(&mut self, sent: &Sent, grant: &Grant) {
         assert!(!sent.spent, "a released claim was granted: {grant:?}");
+        assert!(!sent.unwanted, "a drained node took a claim: {grant:?}");
         let had_by = self.had_by.entry(grant.sandbox).or_insert(grant.claim);
         assert_eq!(
             *had_by, grant.claim,

@@ -1,7 +1,7 @@
 //! What a journal holds, in memory.
 
 use crate::machine::ids::{ClaimId, Now, SandboxId};
-use crate::machine::record::{ClaimRecord, Op, Records, SandboxRecord};
+use crate::machine::record::{ClaimRecord, DrainRecord, Op, Records, SandboxRecord};
 use crate::machine::spec::{Fence, PoolSet};
 use std::collections::BTreeMap;
 
@@ -12,6 +12,7 @@ pub struct Store {
     pub tombstones: BTreeMap<ClaimId, Now>,
     pub pools: PoolSet,
     pub fence: Option<Fence>,
+    pub drain: Option<DrainRecord>,
     pub next_sequence: u64,
 }
 
@@ -26,6 +27,8 @@ impl Store {
             Op::DeleteTombstone(id) => drop(self.tombstones.remove(&id)),
             Op::PutPools(set) => self.pools = set,
             Op::PutFence(fence) => self.fence = Some(fence),
+            Op::PutDrain(drain) => self.drain = Some(drain),
+            Op::DeleteDrain => self.drain = None,
             Op::PutSequence(next) => self.next_sequence = next,
         }
     }
@@ -37,6 +40,7 @@ impl Store {
             tombstones: self.tombstones.iter().map(|(id, at)| (*id, *at)).collect(),
             pools: self.pools.clone(),
             fence: self.fence.clone(),
+            drain: self.drain,
             next_sequence: self.next_sequence,
         }
     }

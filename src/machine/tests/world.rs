@@ -181,6 +181,7 @@ impl World {
                     }
                 }
             }
+            self.promises.evict_due(self.now);
             self.promises.check(&self.node, self.now);
         }
         match must_commit {
@@ -689,6 +690,7 @@ impl World {
         self.now = self.now.plus(u64::from(fate) * 10);
         self.ticket = Ticket(0);
         self.node = Node::recover(SETTINGS, self.store.records(), self.now);
+        self.promises.evict_due(self.now);
         self.node.check_invariants().unwrap();
         self.promises.check(&self.node, self.now);
         if self.reachable {
@@ -736,6 +738,7 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
+        let drain = self.node.drain_view();
         let full = |name: &PoolName, pool: &crate::machine::pools::Pool| {
             let tally = self.node.sandboxes.tally(name);
             let enough = tally.claimable() >= usize::try_from(pool.spec.min_warm).unwrap();
@@ -746,7 +749,10 @@ impl World {
                 && it.operation == crate::machine::sandboxes::Operation::Idle
         };
         self.promises.open() == 0
-            && self.node.pools.iter().all(|(name, pool)| full(name, pool))
+            && match drain {
+                Some(drain) => drain.mode == DrainMode::Wait || drain.state == DrainState::Drained,
+                None => self.node.pools.iter().all(|(name, pool)| full(name, pool)),
+            }
             && self.node.sandboxes.iter().all(settled)
             && self.node.reaper.iter().next().is_none()
     }
@@ -790,6 +796,7 @@ impl World {
             assert_eq!(durable, *there);
         }
         assert_eq!(records.tombstones.len(), self.node.tombstones.len());
+        assert_eq!(records.drain.is_some(), self.node.drain_view().is_some());
     }
 }
 

@@ -17,7 +17,7 @@ pub use code::{interrupt_code, run_code};
 pub use inside::{
     ExecRules, connect, exec_input, exec_start, list_files, piece, read_file, stats, write_file,
 };
-pub use node::{archive_name, image, orphans};
+pub use node::{archive_name, drain, image, orphans};
 pub use pool::set_pools;
 
 use super::bounds;

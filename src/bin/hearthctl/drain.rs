@@ -1,0 +1,105 @@
+//! `drain`, `undrain`.
+//!
+//! Owns how a drain's progress looks: a line for each change, an object for each change with `-o json`.
+
+use crate::App;
+use crate::claims::word;
+use crate::cli::DrainMode;
+use crate::failure::{Exit, Failure};
+use crate::output::{self, Format};
+use hearth::api::{self, DrainRequest, DrainState, DrainStatus, UndrainRequest};
+use std::time::{Duration, SystemTime};
+
+/// `drain`
+pub async fn begin(
+    app: &App,
+    mode: DrainMode,
+    deadline: Option<Duration>,
+    no_wait: bool,
+) -> Result<(), Failure> {
+    let link = app.link().await?;
+    let mode = match mode {
+        DrainMode::Wait => api::DrainMode::Wait,
+        DrainMode::Hibernate => api::DrainMode::Hibernate,
+        DrainMode::Evict => api::DrainMode::Evict,
+    };
+    let request = link.call(DrainRequest {
+        mode: mode.into(),
+        deadline: deadline.and_then(output::to_proto),
+    });
+    let mut steps = link.node().drain(request).await?.into_inner();
+    while let Some(step) = steps.message().await? {
+        let status = step.status.unwrap_or_default();
+        output::print(&match app.format() {
+            Format::Table => format!("{}\n", line(&status)),
+            Format::Name => format!("{}\n", state(&status)),
+            format => output::record(format, &value(&status))?,
+        })?;
+        match status.state() {
+            DrainState::Drained => return Ok(()),
+            DrainState::Undrained => {
+                return Err(Failure::new(Exit::Refused, "the drain was undone"));
+            }
+            DrainState::Overdue if mode == api::DrainMode::Wait => {
+                let left = format!("the deadline passed, {} claims are left", status.claims);
+                return Err(Failure::new(Exit::Retry, left).hint(
+                    "the node takes no claims; `hearthctl drain --mode evict --deadline 0` releases them, `hearthctl undrain` ends the drain",
+                ));
+            }
+            _ if no_wait => return Ok(()),
+            _ => {}
+        }
+    }
+    Err(Failure::new(
+        Exit::Retry,
+        "hearthd ended the progress; the drain goes on",
+    ))
+}
+
+/// `undrain`
+pub async fn undo(app: &App) -> Result<(), Failure> {
+    let link = app.link().await?;
+    link.node().undrain(link.call(UndrainRequest {})).await?;
+    output::print(&match app.format() {
+        Format::Table | Format::Name => "undrained\n".to_owned(),
+        format => output::document(format, &serde_json::json!({ "state": "undrained" }))?,
+    })
+}
+
+fn state(status: &DrainStatus) -> String {
+    word(status.state().as_str_name(), "DRAIN_STATE_")
+}
+
+/// "draining (hibernate): 3 claims left, 2 asleep, 4 sandboxes going, deadline in 9m"
+pub fn line(status: &DrainStatus) -> String {
+    if status.state() == DrainState::Undrained {
+        return state(status);
+    }
+    let mut parts = vec![format!("{} claims left", status.claims)];
+    if status.hibernated > 0 {
+        parts.push(format!("{} asleep", status.hibernated));
+    }
+    if status.unclaimed > 0 {
+        parts.push(format!("{} sandboxes going", status.unclaimed));
+    }
+    let deadline = output::time(status.deadline.as_ref());
+    if deadline.is_some() && status.state() == DrainState::Draining {
+        let when = output::relative(deadline, SystemTime::now(), "-");
+        parts.push(format!("deadline {when}"));
+    }
+    let mode = word(status.mode().as_str_name(), "DRAIN_MODE_");
+    format!("{} ({mode}): {}", state(status), parts.join(", "))
+}
+
+/// For programs.
+pub fn value(status: &DrainStatus) -> serde_json::Value {
+    serde_json::json!({
+        "state": state(status),
+        "mode": word(status.mode().as_str_name(), "DRAIN_MODE_"),
+        "claims": status.claims,
+        "hibernated": status.hibernated,
+        "unclaimed": status.unclaimed,
+        "since": output::time(status.since.as_ref()).map(output::rfc3339),
+        "deadline": output::time(status.deadline.as_ref()).map(output::rfc3339),
+    })
+}

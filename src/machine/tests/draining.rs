@@ -1,0 +1,291 @@
+//! Drain and Undrain, rule by rule.
+
+use super::fixtures::*;
+use super::rig::Rig;
+use crate::machine::event::*;
+use crate::machine::limits::*;
+use crate::machine::refusal::Refusal;
+use crate::machine::spec::*;
+use crate::machine::view::*;
+
+fn drain(rig: &mut Rig, mode: DrainMode, deadline_ms: Option<u64>) -> DrainView {
+    let request = rig.call(Call::Drain(DrainRequest { mode, deadline_ms }));
+    match rig.ok(request) {
+        Answer::Drain(Some(view)) => view,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn look(rig: &mut Rig) -> Option<DrainView> {
+    let request = rig.call(Call::GetDrain);
+    match rig.ok(request) {
+        Answer::Drain(view) => view,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn state(rig: &mut Rig) -> DrainState {
+    look(rig).expect("no drain").state
+}
+
+fn undrain(rig: &mut Rig) {
+    let request = rig.call(Call::Undrain);
+    assert_eq!(rig.ok(request), Answer::Drain(None));
+}
+
+const REFUSED: Refusal = Refusal::NodeDraining {
+    retry_ms: DRAIN_RETRY_MS,
+};
+
+/// One claim that is held, and two members.
+fn served() -> Rig {
+    let mut rig = Rig::with(&[pool("py", 2, 8)]);
+    rig.granted(ask(1));
+    rig.create_all();
+    rig
+}
+
+/// A look that finds claim 1's sandbox busy, or not.
+fn sampled(rig: &mut Rig, busy: bool) {
+    rig.advance(SAMPLE_MS);
+    let samples = std::mem::take(&mut rig.sampling).into_iter();
+    let samples = samples.map(|id| Sample {
+        id,
+        cpu_nanoseconds: 0,
+        memory_bytes: 0,
+        busy,
+    });
+    let samples: Vec<_> = samples.collect();
+    assert!(!samples.is_empty(), "nobody looked");
+    rig.send(Event::Sampled {
+        samples,
+        pressure_permille: 0,
+    });
+}
+
+#[test]
+fn a_drained_node_takes_no_claims_and_destroys_what_nobody_has() {
+    let rig = &mut served();
+    let begun = drain(rig, DrainMode::Wait, None);
+    assert_eq!((begun.claims, begun.unclaimed), (1, 2));
+    assert_eq!(begun.state, DrainState::Draining);
+    assert_eq!(rig.destroying.len(), 2);
+    for on_empty in [
+        OnEmpty::Fail,
+        OnEmpty::Cold,
+        OnEmpty::Wait { timeout_ms: 1000 },
+    ] {
+        let asked = ClaimRequest { on_empty, ..ask(2) };
+        let refused = rig.claim(asked);
+        assert_eq!(rig.refusal(refused), REFUSED);
+    }
+    rig.destroy_all();
+    assert!(rig.creating.is_empty(), "nothing is made");
+    // Who is there is served as before.
+    let again = rig.claim(ask(1));
+    assert_eq!(rig.grant(again).claim, id(1));
+    let renewed = rig.renew(1, 1000);
+    assert!(matches!(rig.ok(renewed), Answer::Renewed { .. }));
+    let located = rig.locate(1);
+    assert!(matches!(rig.ok(located), Answer::Located { .. }));
+    rig.release(1);
+    assert_eq!(state(rig), DrainState::Draining, "it is being destroyed");
+    rig.destroy_all();
+    assert_eq!(state(rig), DrainState::Drained);
+    undrain(rig);
+    rig.create_all();
+    assert_eq!(rig.pool("py").warm, 2);
+    rig.granted(ask(3));
+}
+
+#[test]
+fn who_waits_when_the_drain_begins_is_refused_and_who_is_being_served_is_served() {
+    let rig = &mut Rig::with(&[pool("py", 0, 8)]);
+    let cold = rig.claim(ClaimRequest {
+        on_empty: OnEmpty::Cold,
+        ..ask(1)
+    });
+    let waits = rig.claim(ClaimRequest {
+        on_empty: OnEmpty::Wait { timeout_ms: 60_000 },
+        ..ask(2)
+    });
+    let made_for_it = rig.creating.clone();
+    assert_eq!(made_for_it.len(), 2);
+    drain(rig, DrainMode::Wait, None);
+    assert_eq!(rig.refusal(waits), REFUSED);
+    rig.create_all();
+    rig.guests_confirm();
+    assert_eq!(rig.grant(cold).source, Source::Cold);
+    assert_eq!(rig.destroying, vec![made_for_it[1]]);
+}
+
+#[test]
+fn the_same_drain_again_joins_and_another_one_replaces_it() {
+    let rig = &mut served();
+    let first = drain(rig, DrainMode::Wait, Some(60_000));
+    rig.advance(5_000);
+    let joined = drain(rig, DrainMode::Wait, Some(60_000));
+    assert_eq!(
+        (joined.since, joined.deadline),
+        (first.since, first.deadline)
+    );
+    assert!(rig.persisted.is_empty(), "nothing new is durable");
+    let replaced = drain(rig, DrainMode::Evict, Some(60_000));
+    assert_eq!(replaced.since, rig.now);
+    undrain(rig);
+    assert!(!rig.persisted.is_empty());
+    undrain(rig);
+    assert!(rig.persisted.is_empty(), "there was none");
+}
+
+#[test]
+fn waiting_goes_on_after_the_deadline() {
+    let rig = &mut served();
+    drain(rig, DrainMode::Wait, Some(1000));
+    rig.destroy_all();
+    rig.advance(1000);
+    assert_eq!(state(rig), DrainState::Overdue);
+    assert_eq!(rig.state(1), Some(ClaimState::Claimed));
+    rig.release(1);
+    rig.destroy_all();
+    assert_eq!(state(rig), DrainState::Drained);
+}
+
+#[test]
+fn eviction_releases_at_the_deadline_and_not_before() {
+    let rig = &mut served();
+    drain(rig, DrainMode::Evict, Some(1000));
+    rig.destroy_all();
+    rig.advance(999);
+    assert_eq!(rig.state(1), Some(ClaimState::Claimed));
+    rig.advance(1);
+    assert_eq!(rig.state(1), None);
+    assert!(rig.notices.contains(&Notice::ClaimEvicted { claim: id(1) }));
+    let gone = rig.call(Call::Get(id(1)));
+    assert!(matches!(rig.refusal(gone), Refusal::ClaimReleased { .. }));
+    rig.destroy_all();
+    assert_eq!(state(rig), DrainState::Drained);
+}
+
+#[test]
+fn hibernation_waits_for_streams_until_the_deadline() {
+    let rig = &mut served();
+    drain(rig, DrainMode::Hibernate, Some(60_000));
+    rig.destroy_all();
+    sampled(rig, true);
+    assert!(rig.freezing.is_empty(), "it is in use");
+    sampled(rig, false);
+    assert_eq!(rig.freezing.len(), 1);
+    rig.freeze_all();
+    assert_eq!(rig.state(1), Some(ClaimState::Hibernated));
+    let view = look(rig).unwrap();
+    assert_eq!((view.claims, view.hibernated), (0, 1));
+    assert_eq!(view.state, DrainState::Drained);
+    // What the drain has put to sleep stays so.
+    for woken in [rig.locate(1), rig.resume(1)] {
+        assert_eq!(rig.refusal(woken), REFUSED);
+    }
+    undrain(rig);
+    let woken = rig.locate(1);
+    rig.thaw_all();
+    assert!(matches!(rig.ok(woken), Answer::Located { .. }));
+
+    drain(rig, DrainMode::Hibernate, Some(10_000));
+    sampled(rig, true);
+    rig.advance(10_000);
+    assert_eq!(rig.freezing.len(), 1, "the deadline has passed");
+}
+
+#[test]
+fn a_use_after_the_look_is_not_cut_off() {
+    let rig = &mut Rig::with(&[pool("py", 6, 8)]);
+    (1..=6).for_each(|claim| drop(rig.granted(ask(claim))));
+    rig.create_all();
+    drain(rig, DrainMode::Hibernate, None);
+    sampled(rig, false);
+    assert_eq!(rig.freezing.len(), NODE_PARALLEL_FREEZES, "a few at a time");
+    let used = rig.locate(6);
+    assert!(matches!(rig.ok(used), Answer::Located { .. }));
+    rig.freeze_all();
+    assert_eq!(rig.state(6), Some(ClaimState::Claimed));
+    assert_eq!(rig.state(5), Some(ClaimState::Hibernated));
+    sampled(rig, false);
+    rig.freeze_all();
+    assert_eq!(rig.state(6), Some(ClaimState::Hibernated));
+}
+
+#[test]
+fn a_freeze_that_fails_is_tried_again_after_a_rest() {
+    let rig = &mut served();
+    drain(rig, DrainMode::Hibernate, Some(0));
+    rig.advance(0);
+    let sandbox = rig.freezing.remove(0);
+    rig.send(Event::Frozen(sandbox, Err("deadline".to_owned())));
+    assert!(rig.freezing.is_empty(), "not at once");
+    assert_eq!(rig.state(1), Some(ClaimState::Claimed));
+    rig.advance(FREEZE_PAUSE_MS);
+    assert_eq!(rig.freezing, vec![sandbox]);
+}
+
+#[test]
+fn a_restart_goes_on_with_the_drain() {
+    let rig = &mut served();
+    let sandbox = rig.view(1).unwrap().sandbox.unwrap();
+    let begun = drain(rig, DrainMode::Evict, Some(60_000));
+    let before: Vec<_> = rig.store.sandboxes.keys().copied().collect();
+    rig.restart();
+    let after = look(rig).unwrap();
+    assert_eq!((after.since, after.deadline), (begun.since, begun.deadline));
+    let refused = rig.claim(ask(2));
+    assert!(matches!(rig.refusal(refused), Refusal::Starting { .. }));
+    rig.connect(&before);
+    assert_eq!(rig.destroying.len(), 2, "members stay unwanted");
+    assert!(!rig.destroying.contains(&sandbox));
+    let refused = rig.claim(ask(2));
+    assert_eq!(rig.refusal(refused), REFUSED);
+    rig.destroy_all();
+    // The deadline passes while hearthd is away.
+    rig.now = rig.now.plus(60_000);
+    rig.restart();
+    rig.connect(&[sandbox]);
+    rig.advance(0);
+    assert_eq!(rig.destroying, vec![sandbox]);
+    rig.destroy_all();
+    assert_eq!(state(rig), DrainState::Drained);
+    undrain(rig);
+    rig.restart();
+    rig.connect(&[]);
+    assert_eq!(look(rig), None);
+    rig.create_all();
+    assert_eq!(rig.pool("py").warm, 2);
+}
+
+#[test]
+fn members_that_recovery_would_prove_are_unwanted_on_a_drained_node() {
+    let rig = &mut served();
+    let before: Vec<_> = rig.store.sandboxes.keys().copied().collect();
+    rig.restart();
+    drain(rig, DrainMode::Wait, None);
+    assert!(
+        rig.destroying.is_empty(),
+        "not before recovery has finished"
+    );
+    rig.connect(&before);
+    assert_eq!(rig.destroying.len(), 2);
+    assert!(rig.witnessing.is_empty());
+}
+
+#[test]
+fn a_claim_that_nobody_was_told_of_does_not_hold_a_drain_up() {
+    let rig = &mut served();
+    rig.store.claims.get_mut(&id(1)).unwrap().confirmed = false;
+    let before: Vec<_> = rig.store.sandboxes.keys().copied().collect();
+    rig.restart();
+    rig.connect(&before);
+    rig.witness(Held::Nothing);
+    drain(rig, DrainMode::Wait, None);
+    let again = rig.claim(ask(1));
+    assert_eq!(rig.refusal(again), REFUSED);
+    rig.destroy_all();
+    assert_eq!(state(rig), DrainState::Drained);
+}
