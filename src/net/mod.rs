@@ -10,6 +10,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+pub mod fakes;
+mod settings;
+
+pub use settings::NetSettings;
+
 /// Why something could not be done to a sandbox's network. The sandbox is then not handed out (design, MUST 8).
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NetError {
