@@ -10,6 +10,7 @@ mod callers;
 mod dev;
 mod host;
 mod log;
+mod network;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod privileges;
@@ -261,6 +262,7 @@ async fn start(
         journal_events,
         runtime: connected.runtime,
         runtime_events: connected.events,
+        network: network::build(config, opened.identity.tag).await,
         connector: Arc::new(connector),
         reclaim: config.memory.swap() != Ok(Swap::None),
         clock: Arc::new(BootClock::new(opened.start, boottime)),

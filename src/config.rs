@@ -5,9 +5,11 @@
 
 mod api;
 mod load;
+mod network;
 pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
 mod memory;
 pub use memory::{Memory, Swap};
+pub use network::{Network, prefix, resolver};
 
 pub use load::{ConfigError, Problem, Sources, load};
 
@@ -33,6 +35,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// Memory: the swap that frozen sandboxes go to, and when the node counts as short of it.
     pub memory: Memory,
+    /// The network of sandboxes.
+    pub network: Network,
     /// Bounds.
     pub limits: Limits,
     /// The audit log.
@@ -127,6 +131,7 @@ impl Default for Config {
             containerd: Containerd::default(),
             runtime: Runtime::default(),
             memory: Memory::default(),
+            network: Network::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             log: Log::default(),
@@ -251,6 +256,7 @@ impl Config {
             found.push(("limits.shutdown_seconds", "must be 1 to 600".into()));
         }
         found.extend(self.memory.problems());
+        found.extend(self.network.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));
         }

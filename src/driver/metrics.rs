@@ -52,10 +52,11 @@ const STATES: [&str; 7] = [
     "outdated",
 ];
 
-const CAUSES: [ExitCause; 3] = [
+const CAUSES: [ExitCause; 4] = [
     ExitCause::Exited,
     ExitCause::OutOfMemory,
     ExitCause::GuestLost,
+    ExitCause::NetworkLost,
 ];
 
 const PHASES: [Phase; 4] = [
@@ -79,6 +80,7 @@ fn cause_label(cause: ExitCause) -> &'static str {
         ExitCause::Exited => "exited",
         ExitCause::OutOfMemory => "oom",
         ExitCause::GuestLost => "guest_lost",
+        ExitCause::NetworkLost => "network_lost",
     }
 }
 

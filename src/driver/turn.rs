@@ -6,6 +6,7 @@ use super::guests::Guests;
 use super::handle::Door;
 use super::inbox::{Asked, Inbox, inbox};
 use super::metrics::{Metrics, ResidencyMetrics};
+use super::network::Networks;
 use super::residency::Residencies;
 use super::tell::tell;
 use super::visits::Visits;
@@ -18,7 +19,7 @@ use crate::machine::ids::Ticket;
 use crate::machine::limits;
 use crate::machine::node::Node;
 use crate::machine::record::Op;
-use crate::runtime::{CreateSpec, RuntimeEvent};
+use crate::runtime::RuntimeEvent;
 use prometheus::Registry;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +89,7 @@ pub(super) fn build(
         parts.reclaim,
         ResidencyMetrics::register(registry)?,
     ));
+    let networks = Arc::new(Networks::new(parts.network, registry)?);
     let visits = Visits::default();
     let watches = Arc::new(ClaimWatches::new(
         parts.start_nonce,
@@ -101,6 +103,7 @@ pub(super) fn build(
         guests: guests.clone(),
         visits: visits.clone(),
         runtime: parts.runtime.clone(),
+        networks: networks.clone(),
         watches: watches.clone(),
         phase: phase.subscribe(),
         pools_changed: pools_changed.subscribe(),
@@ -113,7 +116,14 @@ pub(super) fn build(
         runtime_events: parts.runtime_events,
         events,
         inbox,
-        workers: Workers::new(parts.runtime, guests, events_in, residencies, visits),
+        workers: Workers::new(
+            parts.runtime,
+            guests,
+            events_in,
+            residencies,
+            visits,
+            networks,
+        ),
         flights: Flights::default(),
         gate: Gate::default(),
         ticket: Ticket(0),
@@ -367,23 +377,18 @@ impl Driver {
                 generation,
                 template,
                 ..
-            } => {
-                self.workers.create(CreateSpec {
-                    id: sandbox,
-                    pool,
-                    generation,
-                    template,
-                });
-            }
+            } => self.workers.create(sandbox, pool, generation, template),
             Effect::Destroy { sandbox, .. } => self.workers.destroy(sandbox),
             Effect::Personalize {
                 sandbox,
                 claim,
                 request,
                 thaw,
+                network,
             } => {
                 let (what, span) = self.flights.assigned(request, sandbox, self.ticket);
-                self.workers.personalize(span, (sandbox, thaw), claim, what);
+                let first = (thaw, network);
+                self.workers.personalize(span, sandbox, first, claim, what);
             }
             Effect::Witness { sandbox } => self.workers.witness(sandbox),
             Effect::List { round } => self.list(round),
@@ -406,7 +411,10 @@ impl Driver {
 
     fn list(&mut self, round: u64) {
         // An older question that is still unanswered would be answered in vain.
-        if let Some(before) = self.listing.replace(self.workers.list(round)) {
+        let recovering = self.node.phase() == Phase::Recovering;
+        let wanted = recovering.then(|| self.node.network_policies());
+        let listing = self.workers.list(round, wanted);
+        if let Some(before) = self.listing.replace(listing) {
             before.abort();
         }
     }

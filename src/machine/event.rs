@@ -1,6 +1,7 @@
 //! What the machine is told, and what it asks for.
 
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
+use super::network::NetworkPolicy;
 use super::record::Op;
 use super::refusal::Refusal;
 use super::spec::{ClaimRequest, Fence, PoolSet, Template, Tier, WaitingOn};
@@ -81,6 +82,9 @@ pub enum ExitCause {
     OutOfMemory,
     /// The guest channel broke its rules or fell silent for good.
     GuestLost,
+    /// Its network interface is gone: its policy can't be in force. Told by the reconciliation after a restart, before
+    /// the listing it belongs to.
+    NetworkLost,
 }
 
 /// What the runtime shows of one sandbox.
@@ -233,6 +237,9 @@ pub enum Effect {
         /// It is frozen, or a freeze or thaw of it is out: it is thawed first, and a freeze that has not begun never
         /// does.
         thaw: bool,
+        /// The claim's own network policy, where another one is in force: put in force before the guest is told
+        /// anything. Where that fails the member is lost, as with a guest that does not answer.
+        network: Option<Arc<NetworkPolicy>>,
     },
     /// Stop a sandbox's processes; ends with `Event::Frozen`. Overtaken by a later personalization, thaw or destruction
     /// of the same sandbox: then it need not happen.

@@ -16,6 +16,7 @@
 //! | 12 | Before recovery has finished nothing is being made or destroyed, and no claim waits for a member. |
 //! | 13 | A half-open breaker's probe is being made. |
 //! | 14 | Only a claim whose sandbox is being frozen or thawed has requests that wait for that. |
+//! | 15 | A pool whose template gives an interface has no unclaimed member without one, and no claim waits with a policy that its pool's sandboxes can't have. |
 
 use super::claims::{Claim, Stage};
 use super::ids::{Now, SandboxId};
@@ -68,6 +69,8 @@ impl Node {
             "an id not reserved",
             id,
         )?;
+        let closed = sandbox.owner == Owner::Pool && self.lacks_interface(id);
+        ensure(!closed, 15, "a member without an interface", id)?;
         let declared = self.pools.contains_key(&sandbox.pool);
         let pool_less = sandbox.owner == Owner::Pool && !declared && !self.conditions.recovering;
         ensure(!pool_less, 11, "a member of no pool", id)
@@ -167,6 +170,11 @@ impl Node {
                         && matches!(&claim.stage, Stage::Queued { pending } if pending.place == place)
                 });
                 ensure(there, 4, "a place without its claim", id)?;
+            }
+            for (_, id) in pool.queue.iter() {
+                let network = self.claims.get(&id).map(|it| it.terms.network.as_deref());
+                let served = network.is_none_or(|network| pool.may_have(network).is_ok());
+                ensure(served, 15, "a claim waits for what can't be", id)?;
             }
             queued += pool.queue.len();
             ensure(pool.queue.len() <= WAITERS_PER_POOL, 4, "bound", name)?;

@@ -24,6 +24,7 @@ mod inspect;
 mod invariants;
 mod lifecycle;
 mod listing;
+mod networking;
 mod out;
 mod pools;
 mod queueing;

@@ -187,5 +187,6 @@ fn reason(cause: ExitCause) -> &'static str {
         ExitCause::Exited => "SANDBOX_EXITED",
         ExitCause::OutOfMemory => "OOM",
         ExitCause::GuestLost => "GUEST_LOST",
+        ExitCause::NetworkLost => "NETWORK_LOST",
     }
 }

@@ -75,6 +75,7 @@ impl Node for NodeService {
             epoch: view.epoch,
             sandboxes: u32::try_from(view.sandboxes.len()).unwrap_or(u32::MAX),
             max_sandboxes: core.config.max_sandboxes,
+            network_unavailable: core.door.network().err().unwrap_or_default(),
         }))
     }
 

@@ -205,6 +205,12 @@ pub enum Command {
         /// The claim
         claim: String,
     },
+    /// Show what a sandbox may reach, and what was denied
+    Net {
+        /// The claim, or its sandbox
+        #[arg(value_name = "CLAIM|SANDBOX")]
+        claim: String,
+    },
     /// Show pools, claims and what they use
     Top {
         /// Live view
@@ -304,6 +310,10 @@ pub struct ClaimArgs {
     /// Host name inside
     #[arg(long)]
     pub hostname: Option<String>,
+    /// Network: none, internet, allow:RULE; with deny:RULE, publish:PORT. A rule is TARGET[@[tcp|udp][/PORTS]]: example.com,
+    /// '*.example.com@tcp/443', 192.0.2.0/24@udp/53,8000-8080 [default: the pool's]
+    #[arg(long, value_name = "POLICY", value_parser = crate::network::part)]
+    pub network: Vec<crate::network::Part>,
     /// When the pool is dry: wait for a member, at most this long
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "cold")]
     pub wait: Option<Duration>,

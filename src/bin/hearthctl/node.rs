@@ -87,6 +87,7 @@ fn info_value(info: &InfoResponse) -> serde_json::Value {
         "epoch": info.epoch,
         "sandboxes": info.sandboxes,
         "max_sandboxes": info.max_sandboxes,
+        "network_unavailable": info.network_unavailable,
     })
 }
 

@@ -5,6 +5,7 @@ mod contract;
 mod failures;
 mod fixtures;
 mod histories;
+mod networking;
 mod pools;
 mod promises;
 mod recovery;
