@@ -46,9 +46,9 @@ outside() {
   ip netns add "${name}n" && ip netns add "${name}o"
   OUTSIDE=$name
   ip -n "${name}n" link set lo up && ip -n "${name}o" link set lo up
-  ip -n "${name}n" link add up type veth peer name down netns "${name}o"
-  ip -n "${name}n" address add 11.0.0.1/24 dev up && ip -n "${name}n" link set up up
-  ip -n "${name}o" address add 11.0.0.2/24 dev down && ip -n "${name}o" link set down up
+  ip -n "${name}n" link add wire type veth peer name wire netns "${name}o"
+  ip -n "${name}n" address add 11.0.0.1/24 dev wire && ip -n "${name}n" link set wire up
+  ip -n "${name}o" address add 11.0.0.2/24 dev wire && ip -n "${name}o" link set wire up
   ip -n "${name}n" route add default via 11.0.0.2
   ip -n "${name}o" address add 11.1.1.1/32 dev lo && ip -n "${name}o" address add 11.1.1.2/32 dev lo
   ip netns exec "${name}o" python3 -c '

@@ -181,6 +181,7 @@ async fn serve(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
 struct Running {
     handle: Handle,
     managed: Option<Arc<ManagedContainerd>>,
+    network: network::Built,
     /// Tells rpc and admin to end.
     stop_serving: CancellationToken,
     /// Tells the driver to end, after them.
@@ -256,13 +257,14 @@ async fn start(
             pressure_permille: config.memory.pressure_percent * 10,
         },
     };
+    let network = network::build(config, opened.identity.tag, registry).await?;
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),
         journal: Box::new(opened.journal),
         journal_events,
         runtime: connected.runtime,
         runtime_events: connected.events,
-        network: network::build(config, opened.identity.tag).await,
+        network: network.network.clone(),
         connector: Arc::new(connector),
         reclaim: config.memory.swap() != Ok(Swap::None),
         clock: Arc::new(BootClock::new(opened.start, boottime)),
@@ -300,6 +302,7 @@ async fn start(
     Ok(Running {
         handle,
         managed,
+        network,
         stop_serving,
         stop_driver,
         rpc,
@@ -432,6 +435,7 @@ impl Running {
             if let Some(managed) = &self.managed {
                 managed.stop().await?;
             }
+            self.network.take_down().await;
             swap::take_down(config).await?;
             dev.remove(config)?;
         }

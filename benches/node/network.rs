@@ -17,7 +17,7 @@ pub async fn section(report: &mut Report) {
         ("network.enabled", "true"),
         ("network.resolvers", outside::GATEWAY),
     ];
-    let hearth = Hearth::start_inside(outside.node(), &settings).await;
+    let hearth = Hearth::start_inside(&[], outside.node(), &settings).await;
     let mut declared = pool(POOL, MEMBERS, 4 * MEMBERS);
     declared.template.as_mut().unwrap().network_policy = Some(NetworkPolicy {
         mode: NetworkMode::Allowlist.into(),

@@ -4,22 +4,60 @@ use crate::config::{self, Config};
 use crate::driver::NodeNetwork;
 use crate::machine::ids::NodeTag;
 use crate::machine::network::Cidr;
-use crate::net::NetSettings;
+use crate::net::{LinuxNetwork, NetMetrics, NetSettings};
+use prometheus::Registry;
 use std::net::{IpAddr, SocketAddr};
-use tracing::warn;
+use std::sync::Arc;
+use tracing::{info, warn};
 
 /// Where the node's own resolvers are told.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// `Err`: why sandboxes get none.
-pub(super) async fn build(config: &Config, tag: NodeTag) -> NodeNetwork {
+/// What was built: for the driver, and to be taken down at the end of `--dev`.
+pub(super) struct Built {
+    pub(super) network: NodeNetwork,
+    linux: Option<LinuxNetwork>,
+}
+
+/// The network, or why sandboxes get none.
+pub(super) async fn build(
+    config: &Config,
+    tag: NodeTag,
+    registry: &Registry,
+) -> Result<Built, prometheus::Error> {
+    let none = |why: String| Built {
+        network: Err(why),
+        linux: None,
+    };
     if !config.network.enabled {
-        return Err("network.enabled is false in hearthd's configuration".to_owned());
+        let why = "network.enabled is false in hearthd's configuration";
+        return Ok(none(why.to_owned()));
     }
-    let _settings = settings(config, tag);
-    let why = "the adapter is not there yet".to_owned();
-    warn!(why, "sandboxes get no network");
-    Err(why)
+    let metrics = NetMetrics::register(registry)?;
+    match LinuxNetwork::start(settings(config, tag), metrics).await {
+        Ok(linux) => {
+            info!("sandboxes may have a network");
+            Ok(Built {
+                network: Ok(Arc::new(linux.clone())),
+                linux: Some(linux),
+            })
+        }
+        Err(error) => {
+            warn!(%error, "sandboxes get no network");
+            Ok(none(error.to_string()))
+        }
+    }
+}
+
+impl Built {
+    /// Takes everything away, with what sandboxes still use.
+    pub(super) async fn take_down(&self) {
+        if let Some(linux) = &self.linux
+            && let Err(error) = linux.dismantle().await
+        {
+            warn!(%error, "something of the sandboxes' network is left");
+        }
+    }
 }
 
 fn settings(config: &Config, tag: NodeTag) -> NetSettings {

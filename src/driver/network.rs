@@ -16,9 +16,8 @@ use crate::machine::network::NetworkPolicy;
 use crate::machine::refusal::Refusal;
 use crate::net::{Interface, NetError, NetReport, Network, Wanted};
 use crate::runtime::SandboxNetwork;
-use prometheus::{IntCounterVec, Opts, Registry};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -32,30 +31,15 @@ pub type NodeNetwork = Result<Arc<dyn Network>, String>;
 /// The node's network as workers use it.
 pub(super) struct Networks {
     network: NodeNetwork,
-    denied: IntCounterVec,
-    /// Pools whose denied packets are shown, and how many.
-    shown: Mutex<BTreeMap<PoolName, u64>>,
     reconciling: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Networks {
-    pub(super) fn new(
-        network: NodeNetwork,
-        registry: &Registry,
-    ) -> Result<Self, prometheus::Error> {
-        let denied = IntCounterVec::new(
-            Opts::new(
-                "hearth_network_denied_packets_total",
-                "Packets of sandboxes that their network policy dropped",
-            ),
-            &["pool"],
-        )?;
-        registry.register(Box::new(denied.clone()))?;
-        Ok(Self {
+    pub(super) fn new(network: NodeNetwork) -> Arc<Self> {
+        let reconciling = Arc::default();
+        Arc::new(Self {
             network,
-            denied,
-            shown: Mutex::default(),
-            reconciling: Arc::default(),
+            reconciling,
         })
     }
 
@@ -153,27 +137,15 @@ impl Networks {
         }
     }
 
-    /// Brings the counters of denied packets up to date, for a scrape.
+    /// Has the network bring its counters of denied packets up to date, for a scrape.
     pub(super) async fn count_denied(&self) {
         let Ok(network) = &self.network else {
             return;
         };
-        let denied = match timeout(SCRAPE, network.denied()).await {
-            Ok(Ok(denied)) => denied,
-            Ok(Err(error)) => return debug!(%error, "denied packets were not counted"),
-            Err(_) => return debug!("denied packets were not counted in time"),
-        };
-        // A panic in between leaves counters that are behind; the next scrape mends them.
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for pool in shown.keys().filter(|pool| !denied.contains_key(*pool)) {
-            // It was shown.
-            let _absent = self.denied.remove_label_values(&[pool.as_str()]);
-        }
-        shown.retain(|pool, _| denied.contains_key(pool));
-        for (pool, packets) in denied {
-            let counter = self.denied.with_label_values(&[pool.as_str()]);
-            let before = shown.insert(pool, packets).unwrap_or(0);
-            counter.inc_by(packets.saturating_sub(before));
+        match timeout(SCRAPE, network.denied()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => debug!(%error, "denied packets were not counted"),
+            Err(_) => debug!("denied packets were not counted in time"),
         }
     }
 

@@ -89,8 +89,7 @@ pub(super) fn build(
         parts.reclaim,
         ResidencyMetrics::register(registry)?,
     ));
-    let networks = Arc::new(Networks::new(parts.network, registry)?);
-    let visits = Visits::default();
+    let (visits, networks) = (Visits::default(), Networks::new(parts.network));
     let watches = Arc::new(ClaimWatches::new(
         parts.start_nonce,
         parts.node.claim_views(),
@@ -282,10 +281,9 @@ impl Driver {
             }
             RuntimeEvent::Exited { id, out_of_memory } => {
                 self.workers.guests.close(id);
-                let cause = if out_of_memory {
-                    ExitCause::OutOfMemory
-                } else {
-                    ExitCause::Exited
+                let cause = match out_of_memory {
+                    true => ExitCause::OutOfMemory,
+                    false => ExitCause::Exited,
                 };
                 debug!(sandbox = %id, ?cause, "sandbox ended by itself");
                 Event::Ended(id, cause)
@@ -387,8 +385,8 @@ impl Driver {
                 network,
             } => {
                 let (what, span) = self.flights.assigned(request, sandbox, self.ticket);
-                let first = (thaw, network);
-                self.workers.personalize(span, sandbox, first, claim, what);
+                self.workers
+                    .personalize(span, sandbox, (thaw, network), claim, what);
             }
             Effect::Witness { sandbox } => self.workers.witness(sandbox),
             Effect::List { round } => self.list(round),
@@ -410,11 +408,9 @@ impl Driver {
     }
 
     fn list(&mut self, round: u64) {
+        let wanted = self.node.unreconciled();
         // An older question that is still unanswered would be answered in vain.
-        let recovering = self.node.phase() == Phase::Recovering;
-        let wanted = recovering.then(|| self.node.network_policies());
-        let listing = self.workers.list(round, wanted);
-        if let Some(before) = self.listing.replace(listing) {
+        if let Some(before) = self.listing.replace(self.workers.list(round, wanted)) {
             before.abort();
         }
     }

@@ -57,6 +57,12 @@ impl Node {
             .collect()
     }
 
+    /// The same while recovery has not ended: a listing is told only once they are in force.
+    #[must_use]
+    pub fn unreconciled(&self) -> Option<Vec<(SandboxId, PoolName, NetworkPolicy)>> {
+        self.conditions.recovering.then(|| self.network_policies())
+    }
+
     fn in_force(&self, sandbox: &Sandbox) -> NetworkPolicy {
         match sandbox.owner {
             Owner::Pool => NetworkPolicy::clone(&sandbox.network),

@@ -121,9 +121,12 @@ impl Hearth {
         Self::begin(prefix, None, settings).await
     }
 
-    /// The same in a network namespace of `ip netns`.
-    pub async fn start_inside(netns: &str, settings: &[(&str, &str)]) -> Self {
-        Self::begin(&[], Some(netns.to_owned()), settings).await
+    /// The same in a network namespace of `ip netns`, perhaps through another program.
+    pub async fn start_inside(prefix: &[String], netns: &str, settings: &[(&str, &str)]) -> Self {
+        let entered = format!("--net=/run/netns/{netns}");
+        let mut words = vec!["nsenter", &entered];
+        words.extend(prefix.iter().map(String::as_str));
+        Self::begin(&words, Some(netns.to_owned()), settings).await
     }
 
     async fn begin(prefix: &[&str], netns: Option<String>, settings: &[(&str, &str)]) -> Self {

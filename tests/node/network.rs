@@ -15,7 +15,7 @@ async fn node(outside: &Outside) -> Hearth {
         ("network.resolvers", outside::GATEWAY),
         ("network.spares", "2"),
     ];
-    Hearth::start_inside(outside.node(), &settings).await
+    Hearth::start_inside(&[], outside.node(), &settings).await
 }
 
 fn mode(mode: NetworkMode) -> NetworkPolicy {

@@ -62,9 +62,9 @@ impl Outside {
             ip(&format!("-n {netns} link set lo up"));
         }
         ip(&format!(
-            "-n {node} link add up type veth peer name down netns {there}"
+            "-n {node} link add wire type veth peer name wire netns {there}"
         ));
-        for (netns, link, address) in [(&node, "up", NODE), (&there, "down", GATEWAY)] {
+        for (netns, link, address) in [(&node, "wire", NODE), (&there, "wire", GATEWAY)] {
             ip(&format!("-n {netns} address add {address}/24 dev {link}"));
             ip(&format!("-n {netns} link set {link} up"));
         }

@@ -265,8 +265,7 @@ impl World {
                         *wanted = None;
                     }
                 }
-                let recovering = self.node.phase() == Phase::Recovering;
-                let wanted = recovering.then(|| self.node.network_policies());
+                let wanted = self.node.unreconciled();
                 self.work.push(Work::List(round, seen, wanted));
             }
             _ => {}
