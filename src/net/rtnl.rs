@@ -55,8 +55,8 @@ pub(super) struct End<'a> {
 }
 
 impl End<'_> {
-    fn header(&self, wire: &mut Wire) {
-        let flags = UP | if self.noarp { NOARP } else { 0 };
+    fn header(&self, wire: &mut Wire, up: u32) {
+        let flags = up | if self.noarp { NOARP } else { 0 };
         link_header(wire, 0, flags, flags);
     }
 
@@ -121,13 +121,14 @@ impl Requests {
     pub(super) fn veth(&mut self, mtu: u32, near: &End<'_>, far: &End<'_>) -> &mut Self {
         self.0
             .message(libc::RTM_NEWLINK, ACKED | CREATE | EXCL, |w| {
-                near.header(w);
+                near.header(w, UP);
                 near.write(w, mtu);
                 w.nest(libc::IFLA_LINKINFO, |w| {
                     w.text(IFLA_INFO_KIND, "veth");
                     w.nest(IFLA_INFO_DATA, |w| {
                         w.nest(VETH_INFO_PEER, |w| {
-                            far.header(w);
+                            // Not up yet: it is made before the two are joined, and veth_open refuses (ENOTCONN).
+                            far.header(w, 0);
                             far.write(w, mtu);
                         });
                     });
