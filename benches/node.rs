@@ -11,8 +11,13 @@ mod hearthd;
 mod measure;
 #[path = "node/neighbours.rs"]
 mod neighbours;
+#[path = "node/network.rs"]
+mod network;
 #[path = "../tests/node/noises.rs"]
 mod noises;
+#[path = "../tests/node/outside.rs"]
+#[allow(dead_code)]
+mod outside;
 #[path = "node/peer.rs"]
 mod peer;
 #[path = "node/sleep.rs"]
@@ -53,6 +58,12 @@ async fn main() {
         sleep::section(&mut report).await;
         if only.is_some() {
             return report.write("node-sleep");
+        }
+    }
+    if wanted("network") {
+        network::section(&mut report).await;
+        if only.is_some() {
+            return report.write("node-network");
         }
     }
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;

@@ -8,6 +8,7 @@ source hack/lib.sh
 WARM=${HEARTH_DEMO_WARM:-10}
 ROOT=
 DAEMON=
+OUTSIDE=
 
 title() { printf '\n%s%s%s\n' "$BOLD" "$*" "$PLAIN"; }
 typed() { printf '  %s$ %s%s\n' "$DIM" "$*" "$PLAIN"; }
@@ -33,8 +34,39 @@ leftovers() {
   pgrep -af -- "$ROOT/" | grep -v "^$$ " | sed 's/^/process /' || :
   awk -v root="$ROOT/" 'index($2, root) == 1 { print "mount " $2 }' /proc/mounts
   find /sys/fs/cgroup -maxdepth 3 -type d -name "$(basename "$ROOT")" 2>/dev/null | sed 's/^/cgroup /'
-  ip netns list 2>/dev/null | grep -i hearth | sed 's/^/netns /' || :
+  ip netns list 2>/dev/null | grep -E "hearth|^hd" | sed 's/^/netns /' || :
   [ ! -e "$ROOT" ] || find "$ROOT" -mindepth 1 ! -name hearthd.log | head -20 | sed 's/^/file /'
+}
+
+# An outside of the demo's own: a network namespace for the node, and one that plays the internet with a web server on two
+# public addresses. Nothing leaves this machine.
+outside() {
+  local name
+  name=$(basename "$ROOT") && name=hd${name##*.}
+  ip netns add "${name}n" && ip netns add "${name}o"
+  OUTSIDE=$name
+  ip -n "${name}n" link set lo up && ip -n "${name}o" link set lo up
+  ip -n "${name}n" link add wire type veth peer name wire netns "${name}o"
+  ip -n "${name}n" address add 11.0.0.1/24 dev wire && ip -n "${name}n" link set wire up
+  ip -n "${name}o" address add 11.0.0.2/24 dev wire && ip -n "${name}o" link set wire up
+  ip -n "${name}n" route add default via 11.0.0.2
+  ip -n "${name}o" address add 11.1.1.1/32 dev lo && ip -n "${name}o" address add 11.1.1.2/32 dev lo
+  ip netns exec "${name}o" python3 -c '
+import http.server
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+        self.wfile.write(b"the internet says hello\n")
+    def log_message(self, *_): pass
+http.server.HTTPServer(("0.0.0.0", 80), Page).serve_forever()' &
+  SERVER=$!
+}
+no_outside() {
+  [ -n "$OUTSIDE" ] || return 0
+  kill "$SERVER" 2>/dev/null || :
+  wait "$SERVER" 2>/dev/null || :
+  ip netns del "${OUTSIDE}n" && ip netns del "${OUTSIDE}o"
+  OUTSIDE=
 }
 
 # Ends the daemon, which ends its sandboxes and its containerd. Also after Ctrl-C in the middle.
@@ -56,6 +88,7 @@ cleanup() {
     printf '\n%sthe demo failed; the end of hearthd'\''s log:%s\n' "$RED" "$PLAIN" >&2
     tail -n 20 "$ROOT/hearthd.log" >&2
   fi
+  no_outside || :
   [ -z "$ROOT" ] || rm -rf "$ROOT"
   exit "$code"
 }
@@ -73,10 +106,11 @@ prepare() {
 start() {
   title "A node of its own: hearthd with its own containerd"
   ROOT=$(mktemp -d /tmp/hearth-demo.XXXXXX)
+  outside
   local began
   began=$(now)
-  target/release/hearthd --dev --dev-root "$ROOT" --dev-warm "$WARM" --set api.socket="$ROOT/s" \
-    --set admin.listen= --set memory.swap="$([ -e /sys/class/zram-control ] && echo zram:1GiB || echo existing)" --set log.format=text >"$ROOT/hearthd.log" 2>&1 &
+  nsenter --net="/run/netns/${OUTSIDE}n" target/release/hearthd --dev --dev-root "$ROOT" --dev-warm "$WARM" --set api.socket="$ROOT/s" \
+    --set admin.listen= --set network.enabled=true --set network.resolvers=11.0.0.2 --set memory.swap="$([ -e /sys/class/zram-control ] && echo zram:1GiB || echo existing)" --set log.format=text >"$ROOT/hearthd.log" 2>&1 &
   DAEMON=$!
   until ctl pools -o name 2>/dev/null | grep -q .; do
     kill -0 "$DAEMON" 2>/dev/null || die "hearthd ended: see below"
@@ -149,7 +183,7 @@ work() {
   took=$(printf '%s\n' "${times[@]}" | sort -g | sed -n 3p)
   say "${GREEN}answered in $(awk -v s="$took" 'BEGIN { printf "%.2f", s * 1000 }') ms (median of 5, seen by the client)${PLAIN}; python3 by exec: $(exec_time)"
 
-  title "A server inside, reached from outside through hearth (the sandbox has no network)"
+  title "A server inside, reached from outside through hearth (nobody reaches the sandbox itself)"
   typed "hearthctl exec -d $short -- python3 -m http.server 8000; hearthctl port-forward $short :8000"
   ctl exec -d "$CLAIM" -w /root -- python3 -m http.server 8000 >/dev/null
   target/release/hearthctl --socket "$ROOT/s" port-forward "$CLAIM" :8000 >"$ROOT/forward" 2>&1 &
@@ -173,6 +207,30 @@ exec_time() {
   seconds $(($(now) - began))
 }
 fetch() { python3 -c 'import sys,urllib.request as u; sys.stdout.write(u.urlopen(f"http://127.0.0.1:{sys.argv[1]}/note", timeout=2).read().decode())' "$1"; }
+
+# What a sandbox may reach.
+reach() {
+  title "What it may reach is the claim's to say; everything else is refused"
+  local claim short get='import sys, urllib.request as u
+try: print(u.urlopen("http://%s/" % sys.argv[1], timeout=2).read().decode().strip())
+except OSError as e: print("refused:", e)'
+  typed "hearthctl claim python --network allow:11.1.1.1@tcp/80"
+  claim=$(ctl claim python --network allow:11.1.1.1@tcp/80 -o json | field claim_id)
+  short=${claim:0:8}
+  local address said
+  for address in 11.1.1.1 11.1.1.2; do
+    typed "hearthctl exec $short -- python3 get.py http://$address/"
+    said=$(ctl exec "$claim" -- python3 -c "$get" "$address")
+    told <<<"$said"
+    case "$address $said" in
+    "11.1.1.1 the internet says hello" | "11.1.1.2 refused: "*) ;;
+    *) die "the policy does not hold: $address: $said" ;;
+    esac
+  done
+  typed "hearthctl net $short"
+  ctl net "$claim" | told
+  ctl release "$claim" >/dev/null
+}
 
 sleep_and_wake() {
   local short=${CLAIM:0:8}
@@ -234,6 +292,7 @@ finish() {
   local began left
   began=$(now)
   stop
+  no_outside
   left=$(leftovers)
   [ -z "$left" ] || die "left behind:"$'\n'"$left"
   have "no process, mount, cgroup, network namespace or file of it is left ($(seconds $(($(now) - began))))"
@@ -245,6 +304,7 @@ prepare
 start
 claim
 work
+reach
 sleep_and_wake
 crowd
 finish

@@ -86,6 +86,7 @@ async fn startupz(State(shared): State<Shared>) -> Response {
 
 /// Prometheus text format.
 async fn metrics(State(shared): State<Shared>) -> Response {
+    shared.handle.prepare_metrics().await;
     let mut text = Vec::new();
     match TextEncoder::new().encode(&shared.registry.gather(), &mut text) {
         Ok(()) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),

@@ -11,6 +11,7 @@ mod dev;
 mod host;
 mod images;
 mod log;
+mod network;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod privileges;
@@ -181,6 +182,7 @@ async fn serve(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
 struct Running {
     handle: Handle,
     managed: Option<Arc<ManagedContainerd>>,
+    network: network::Built,
     /// Tells rpc and admin to end.
     stop_serving: CancellationToken,
     /// Tells the driver to end, after them.
@@ -265,12 +267,14 @@ async fn start(
         },
         disk,
     };
+    let network = network::build(config, opened.identity.tag, registry).await?;
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),
         journal: Box::new(opened.journal),
         journal_events,
         runtime: connected.runtime,
         runtime_events: connected.events,
+        network: network.network.clone(),
         connector: Arc::new(connector),
         reclaim: config.memory.swap() != Ok(Swap::None),
         clock: Arc::new(BootClock::new(opened.start, boottime)),
@@ -308,6 +312,7 @@ async fn start(
     Ok(Running {
         handle,
         managed,
+        network,
         stop_serving,
         stop_driver,
         rpc,
@@ -440,6 +445,7 @@ impl Running {
             if let Some(managed) = &self.managed {
                 managed.stop().await?;
             }
+            self.network.take_down().await;
             swap::take_down(config).await?;
             images::take_down(config)?;
             dev.remove(config)?;

@@ -5,11 +5,13 @@
 
 mod api;
 mod load;
+mod network;
 pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
 mod hibernation;
 mod memory;
 pub use hibernation::Hibernation;
 pub use memory::{Memory, Swap};
+pub use network::{Network, prefix, resolver};
 
 pub use load::{ConfigError, Problem, Sources, load};
 
@@ -37,6 +39,8 @@ pub struct Config {
     pub memory: Memory,
     /// The disk tier: where images of sleeping sandboxes go.
     pub hibernation: Hibernation,
+    /// The network of sandboxes.
+    pub network: Network,
     /// Bounds.
     pub limits: Limits,
     /// The audit log.
@@ -132,6 +136,7 @@ impl Default for Config {
             runtime: Runtime::default(),
             memory: Memory::default(),
             hibernation: Hibernation::default(),
+            network: Network::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             log: Log::default(),
@@ -257,6 +262,7 @@ impl Config {
         }
         found.extend(self.memory.problems());
         found.extend(self.hibernation.problems());
+        found.extend(self.network.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));
         }

@@ -75,6 +75,7 @@ pub async fn guest_round_trip(hearth: &Hearth, count: u32, pause: Duration) -> S
             pool: PoolName::parse("floor").unwrap(),
             generation: 1,
             template: Arc::new(template()),
+            network: None,
         };
         runtime.create(&spec).await.unwrap();
         let guest = connector.connect(&runtime.stdio(id)).unwrap();
@@ -120,7 +121,7 @@ fn template() -> Template {
             disk_bytes: 1 << 30,
             open_files: 65_536,
         },
-        network_policy: "none".into(),
+        network_policy: Default::default(),
         warm_command: Vec::new(),
         readiness: Readiness {
             command: Vec::new(),

@@ -7,6 +7,7 @@ use crate::driver::Handle;
 use crate::machine::event::Call;
 use crate::machine::ids::PoolName;
 use crate::machine::limits;
+use crate::machine::network::{NetworkMode, NetworkPolicy};
 use crate::machine::spec::{
     Fence, PoolSet, PoolSpec, Readiness, Resources, Template, UpdateStrategy,
 };
@@ -94,14 +95,14 @@ impl Dev {
         }
         let set = PoolSet {
             generation: 1,
-            pools: vec![self.pool()?],
+            pools: vec![self.pool(handle.network().is_ok())?],
         };
         handle.call(Call::SetPools(fence(1), set), None).await?;
         info!(pool = POOL, warm = self.warm, "pool declared");
         Ok(())
     }
 
-    fn pool(&self) -> Result<PoolSpec, AppError> {
+    fn pool(&self, networked: bool) -> Result<PoolSpec, AppError> {
         let name = PoolName::parse(POOL).map_err(|error| AppError::Dev(error.to_string()))?;
         Ok(PoolSpec {
             name,
@@ -119,7 +120,14 @@ impl Dev {
                     disk_bytes: 1 << 30,
                     open_files: 65_536,
                 },
-                network_policy: "none".into(),
+                // Nothing until a claim brings its policy, where the node can give a network at all.
+                network_policy: NetworkPolicy {
+                    mode: match networked {
+                        true => NetworkMode::Allowlist,
+                        false => NetworkMode::None,
+                    },
+                    ..NetworkPolicy::default()
+                },
                 warm_command: Vec::new(),
                 readiness: Readiness {
                     command: vec!["python3".into(), "-c".into(), "pass".into()],

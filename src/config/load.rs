@@ -126,6 +126,7 @@ fn environment_name(key: &str) -> String {
 enum Kind {
     Text,
     Number,
+    Flag,
     Texts,
     OneOf(Vec<String>),
 }
@@ -135,6 +136,7 @@ impl fmt::Display for Kind {
         match self {
             Kind::Text => f.write_str("a string"),
             Kind::Number => f.write_str("a whole number, 0 or more"),
+            Kind::Flag => f.write_str("true or false"),
             Kind::Texts => f.write_str("a list of strings"),
             Kind::OneOf(names) => write!(f, "one of {}", names.join(", ")),
         }
@@ -170,7 +172,8 @@ fn collect_kinds(prefix: &str, value: &Json, kinds: &mut BTreeMap<String, Kind>)
         }
         Json::Number(_) => Kind::Number,
         Json::Array(_) => Kind::Texts,
-        Json::String(_) | Json::Null | Json::Bool(_) => Kind::Text,
+        Json::Bool(_) => Kind::Flag,
+        Json::String(_) | Json::Null => Kind::Text,
     };
     kinds.insert(prefix.to_owned(), kind);
 }
@@ -288,6 +291,7 @@ fn take_value(
     let fits = match kind {
         Kind::Text => value.is_str(),
         Kind::Number => whole(&value),
+        Kind::Flag => value.is_bool(),
         Kind::Texts => value
             .as_array()
             .is_some_and(|items| items.iter().all(toml::Value::is_str)),
@@ -330,6 +334,10 @@ fn take_text(
                 .filter(|item| !item.is_empty());
             toml::Value::Array(items.map(|item| item.to_owned().into()).collect())
         }
+        Some(Kind::Flag) => match text.trim().parse::<bool>() {
+            Ok(flag) => toml::Value::Boolean(flag),
+            Err(_) => toml::Value::String(text.to_owned()),
+        },
         Some(Kind::Text | Kind::OneOf(_)) | None => toml::Value::String(text.to_owned()),
     };
     take_value(place, key, value, kinds, leaves, problems);

@@ -3,6 +3,7 @@
 use super::Clock;
 use super::guests::Guests;
 use super::inbox::Lanes;
+use super::network::Networks;
 use super::visits::{Visit, Visits};
 use super::watch::ClaimWatches;
 use super::work::bounded;
@@ -12,6 +13,7 @@ use crate::machine::event::{Call, Event};
 use crate::machine::ids::{Now, SandboxId};
 use crate::machine::refusal::Refusal;
 use crate::machine::view::{Answer, ClaimView, Phase};
+use crate::net::NetReport;
 use crate::runtime::{Capabilities, ImageInfo, ImageProgress, Runtime, RuntimeError, Versions};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -67,6 +69,7 @@ pub(super) struct Door {
     pub(super) guests: Arc<Guests>,
     pub(super) visits: Visits,
     pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) networks: Arc<Networks>,
     pub(super) watches: Arc<ClaimWatches>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) pools_changed: watch::Receiver<u64>,
@@ -151,6 +154,22 @@ impl Handle {
         usage.map_err(|error| Refusal::Internal {
             detail: bounded(error.to_string()),
         })
+    }
+
+    /// What is in force for a sandbox's network, and what was denied.
+    pub async fn network_report(&self, sandbox: SandboxId) -> Result<NetReport, Refusal> {
+        self.door.networks.report(sandbox).await
+    }
+
+    /// `Err`: why templates with a network can't be served here.
+    pub fn network(&self) -> Result<(), String> {
+        self.door.networks.available()
+    }
+
+    /// Brings up to date what is only counted when somebody looks. Called before each scrape; takes half a second at
+    /// most.
+    pub async fn prepare_metrics(&self) {
+        self.door.networks.count_denied().await;
     }
 
     /// Watches claims from a resume token, or with a snapshot first. A token that is too old, or of another start of

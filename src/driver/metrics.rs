@@ -57,11 +57,12 @@ const STATES: [&str; 7] = [
     "outdated",
 ];
 
-const CAUSES: [ExitCause; 4] = [
+const CAUSES: [ExitCause; 5] = [
     ExitCause::Exited,
     ExitCause::OutOfMemory,
     ExitCause::GuestLost,
     ExitCause::DataLost,
+    ExitCause::NetworkLost,
 ];
 
 const PHASES: [Phase; 4] = [
@@ -86,6 +87,7 @@ fn cause_label(cause: ExitCause) -> &'static str {
         ExitCause::OutOfMemory => "oom",
         ExitCause::GuestLost => "guest_lost",
         ExitCause::DataLost => "data_loss",
+        ExitCause::NetworkLost => "network_lost",
     }
 }
 

@@ -16,6 +16,7 @@ mod guests;
 mod handle;
 mod inbox;
 mod metrics;
+mod network;
 mod ready;
 mod residency;
 mod shift;
@@ -30,6 +31,7 @@ mod work;
 
 pub use clock::{BootClock, Clock};
 pub use handle::{Answered, ClaimChange, ClaimWatch, Handle, Timings};
+pub use network::NodeNetwork;
 pub use turn::Driver;
 pub use visits::{Visit, Visits};
 
@@ -40,6 +42,7 @@ pub use crate::guest::{
     v1 as guest_v1,
 };
 pub use crate::machine::view::Phase;
+pub use crate::net::NetReport;
 pub use crate::runtime::{Capabilities, ImageInfo, ImageProgress, RuntimeError, Versions};
 
 use crate::guest::GuestConnector;
@@ -70,6 +73,8 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     /// What happens there by itself.
     pub runtime_events: mpsc::Receiver<RuntimeEvent>,
+    /// The network of sandboxes.
+    pub network: NodeNetwork,
     /// Opens guest channels.
     pub connector: Arc<dyn GuestConnector>,
     /// Frozen sandboxes' memory is reclaimed.

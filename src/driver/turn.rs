@@ -6,6 +6,7 @@ use super::guests::Guests;
 use super::handle::Door;
 use super::inbox::{Asked, Inbox, inbox};
 use super::metrics::{Metrics, ResidencyMetrics};
+use super::network::Networks;
 use super::residency::Residencies;
 use super::tell::{tell, translate};
 use super::visits::Visits;
@@ -18,7 +19,7 @@ use crate::machine::ids::Ticket;
 use crate::machine::limits;
 use crate::machine::node::Node;
 use crate::machine::record::Op;
-use crate::runtime::{CreateSpec, RuntimeEvent};
+use crate::runtime::RuntimeEvent;
 use prometheus::Registry;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +89,7 @@ pub(super) fn build(
         parts.reclaim,
         ResidencyMetrics::register(registry)?,
     ));
-    let visits = Visits::default();
+    let (visits, networks) = (Visits::default(), Networks::new(parts.network));
     let watches = Arc::new(ClaimWatches::new(
         parts.start_nonce,
         parts.node.claim_views(),
@@ -101,6 +102,7 @@ pub(super) fn build(
         guests: guests.clone(),
         visits: visits.clone(),
         runtime: parts.runtime.clone(),
+        networks: networks.clone(),
         watches: watches.clone(),
         phase: phase.subscribe(),
         pools_changed: pools_changed.subscribe(),
@@ -113,7 +115,14 @@ pub(super) fn build(
         runtime_events: parts.runtime_events,
         events,
         inbox,
-        workers: Workers::new(parts.runtime, guests, events_in, residencies, visits),
+        workers: Workers::new(
+            parts.runtime,
+            guests,
+            events_in,
+            residencies,
+            visits,
+            networks,
+        ),
         flights: Flights::default(),
         gate: Gate::default(),
         ticket: Ticket(0),
@@ -353,23 +362,18 @@ impl Driver {
                 generation,
                 template,
                 ..
-            } => {
-                self.workers.create(CreateSpec {
-                    id: sandbox,
-                    pool,
-                    generation,
-                    template,
-                });
-            }
+            } => self.workers.create(sandbox, pool, generation, template),
             Effect::Destroy { sandbox, .. } => self.workers.destroy(sandbox),
             Effect::Personalize {
                 sandbox,
                 claim,
                 request,
                 thaw,
+                network,
             } => {
                 let (what, span) = self.flights.assigned(request, sandbox, self.ticket);
-                self.workers.personalize(span, (sandbox, thaw), claim, what);
+                self.workers
+                    .personalize(span, sandbox, (thaw, network), claim, what);
             }
             Effect::Witness { sandbox } => self.workers.witness(sandbox),
             Effect::List { round } => self.list(round),
@@ -397,8 +401,9 @@ impl Driver {
     }
 
     fn list(&mut self, round: u64) {
+        let wanted = self.node.unreconciled();
         // An older question that is still unanswered would be answered in vain.
-        if let Some(before) = self.listing.replace(self.workers.list(round)) {
+        if let Some(before) = self.listing.replace(self.workers.list(round, wanted)) {
             before.abort();
         }
     }

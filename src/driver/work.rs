@@ -1,13 +1,16 @@
 //! The workers: each runs one effect on the outside and ends with exactly one event, whatever happens.
 
 use super::guests::Guests;
+use super::network::Networks;
 use super::ready;
 use super::residency::Residencies;
 use super::visits::Visits;
 use crate::guest::{GuestError, Personalization, v1};
-use crate::machine::event::{CreateFailure, Event, GuestFailure, Held};
-use crate::machine::ids::{ClaimId, SandboxId};
+use crate::machine::event::{CreateFailure, Event, ExitCause, GuestFailure, Held};
+use crate::machine::ids::{ClaimId, PoolName, SandboxId};
 use crate::machine::limits;
+use crate::machine::network::NetworkPolicy;
+use crate::machine::spec::Template;
 use crate::runtime::{CreateSpec, Runtime, RuntimeError};
 use futures::FutureExt;
 use std::future::Future;
@@ -35,6 +38,9 @@ const LIST_TRIES: u32 = 5;
 /// Between two tries.
 const LIST_PAUSE: Duration = Duration::from_secs(1);
 
+/// What `Node::network_policies` tells.
+type Policies = Vec<(SandboxId, PoolName, NetworkPolicy)>;
+
 /// What workers need.
 pub(super) struct Workers {
     pub(super) runtime: Arc<dyn Runtime>,
@@ -43,6 +49,7 @@ pub(super) struct Workers {
     pub(super) witnesses: Arc<Semaphore>,
     pub(super) residencies: Arc<Residencies>,
     pub(super) visits: Visits,
+    pub(super) networks: Arc<Networks>,
 }
 
 /// Cuts a text at a bound, at a character's edge.
@@ -62,6 +69,7 @@ impl Workers {
         events: mpsc::Sender<Event>,
         residencies: Arc<Residencies>,
         visits: Visits,
+        networks: Arc<Networks>,
     ) -> Self {
         Self {
             runtime,
@@ -70,6 +78,7 @@ impl Workers {
             witnesses: Arc::new(Semaphore::new(WITNESSES)),
             residencies,
             visits,
+            networks,
         }
     }
 
@@ -98,12 +107,34 @@ impl Workers {
         tokio::spawn(task.instrument(span));
     }
 
-    pub(super) fn create(&self, spec: CreateSpec) {
-        let (runtime, guests, id) = (self.runtime.clone(), self.guests.clone(), spec.id);
+    pub(super) fn create(
+        &self,
+        id: SandboxId,
+        pool: PoolName,
+        generation: u64,
+        template: Arc<Template>,
+    ) {
+        let mut spec = CreateSpec {
+            id,
+            pool,
+            generation,
+            template,
+            network: None,
+        };
+        let (runtime, guests) = (self.runtime.clone(), self.guests.clone());
+        let networks = self.networks.clone();
         let failure = CreateFailure::Template("the creation never ended".into());
         let span = tracing::info_span!("create", sandbox = %id, pool = %spec.pool);
         self.spawn(span, CREATE, Event::Created(id, Err(failure)), async move {
-            let made = ready::make(runtime.as_ref(), &guests, &spec).await;
+            let policy = &spec.template.network_policy;
+            let furnished = networks.furnish(id, &spec.pool, policy).await;
+            let made = match furnished {
+                Ok(network) => {
+                    spec.network = network;
+                    ready::make(runtime.as_ref(), &guests, &spec).await
+                }
+                Err(why) => Err(CreateFailure::Template(bounded(format!("network: {why}")))),
+            };
             match &made {
                 Ok(()) => debug!("sandbox is ready"),
                 Err(failure) => warn!(?failure, "sandbox was not made"),
@@ -114,12 +145,18 @@ impl Workers {
 
     pub(super) fn destroy(&self, id: SandboxId) {
         let (residencies, guests) = (self.residencies.clone(), self.guests.clone());
-        let visits = self.visits.clone();
+        let (visits, networks) = (self.visits.clone(), self.networks.clone());
         let otherwise = Event::Destroyed(id, Err("the destruction never ended".into()));
         let span = tracing::info_span!("destroy", sandbox = %id);
         self.spawn(span, DESTROY, otherwise, async move {
             guests.close(id);
             let destroyed = residencies.destroy(id).await;
+            let mut destroyed = destroyed.map_err(|error| error.to_string());
+            // Not before: what may still run keeps its interface, and the policy on it.
+            if destroyed.is_ok() {
+                let released = networks.release(id).await;
+                destroyed = released.map_err(|error| format!("network: {error}"));
+            }
             visits.forget(id);
             // Again: a caller that had just located the sandbox may have opened its channel meanwhile.
             guests.close(id);
@@ -127,25 +164,42 @@ impl Workers {
                 Ok(()) => debug!("sandbox is gone"),
                 Err(error) => warn!(%error, "sandbox is not known to be gone"),
             }
-            Event::Destroyed(id, destroyed.map_err(|error| bounded(error.to_string())))
+            Event::Destroyed(id, destroyed.map_err(bounded))
         });
     }
 
     pub(super) fn personalize(
         &self,
         span: Span,
-        (id, thaw): (SandboxId, bool),
+        id: SandboxId,
+        (thaw, network): (bool, Option<Arc<NetworkPolicy>>),
         claim: ClaimId,
         what: Arc<Personalization>,
     ) {
         let (guests, residencies) = (self.guests.clone(), self.residencies.clone());
+        let networks = self.networks.clone();
         let lost = GuestFailure::Lost("the personalization never ended".into());
         let otherwise = Event::Personalized(id, claim, Err(lost));
         self.spawn(span, PERSONALIZE * 2, otherwise, async move {
             let _claiming = residencies.claiming();
-            if thaw && let Err(error) = residencies.thaw(id).await {
-                let lost = GuestFailure::Lost(format!("the thaw failed: {error}"));
-                return Event::Personalized(id, claim, Err(lost));
+            let thawed = async {
+                match thaw {
+                    true => residencies.thaw(id).await,
+                    false => Ok(()),
+                }
+            };
+            let enforced = async {
+                match &network {
+                    Some(policy) => networks.apply(id, policy).await,
+                    None => Ok(()),
+                }
+            };
+            // Both before the guest is told: a secret must not reach one that may still send it where the claim forbids.
+            let (thawed, enforced) = tokio::join!(thawed, enforced);
+            let thawed = thawed.map_err(|error| format!("the thaw failed: {error}"));
+            let enforced = enforced.map_err(|error| format!("the network policy: {error}"));
+            if let Err(why) = thawed.and(enforced) {
+                return Event::Personalized(id, claim, Err(GuestFailure::Lost(why)));
             }
             let done = match guests.open(id) {
                 Ok(guest) => guest
@@ -186,17 +240,32 @@ impl Workers {
         });
     }
 
-    /// Lists the runtime. A listing that keeps failing ends with no event: the machine asks again.
-    pub(super) fn list(&self, round: u64) -> tokio::task::AbortHandle {
+    /// Lists the runtime; with `wanted` networks are reconciled before the machine learns of it. What keeps failing ends
+    /// with no event: the machine asks again.
+    pub(super) fn list(&self, round: u64, wanted: Option<Policies>) -> tokio::task::AbortHandle {
         let (runtime, events) = (self.runtime.clone(), self.events.clone());
+        let networks = self.networks.clone();
         let task = tokio::spawn(async move {
             for _ in 0..LIST_TRIES {
                 match timeout(LIST, runtime.list()).await {
                     Ok(Ok(observed)) => {
                         debug!(sandboxes = observed.len(), "runtime listed");
-                        // The driver is gone only when hearthd ends.
-                        let _ended = events.send(Event::Listed { round, observed }).await;
-                        return;
+                        let lost = match wanted.clone() {
+                            Some(wanted) => networks.reconcile(wanted, &observed).await,
+                            None => Ok(Vec::new()),
+                        };
+                        match lost {
+                            Ok(lost) => {
+                                // The driver is gone only when hearthd ends.
+                                for id in lost {
+                                    let ended = Event::Ended(id, ExitCause::NetworkLost);
+                                    let _ended = events.send(ended).await;
+                                }
+                                let _ended = events.send(Event::Listed { round, observed }).await;
+                                return;
+                            }
+                            Err(error) => warn!(error, "networks could not be reconciled"),
+                        }
                     }
                     Ok(Err(error)) => warn!(%error, "the runtime could not be listed"),
                     Err(_) => warn!("the runtime's listing hangs"),

@@ -11,7 +11,7 @@ type Bytes = &'static [u8];
 /// Small single values: schema, identity, clock, fence, sequence. One leaf, rewritten with every commit.
 pub(super) const META: TableDefinition<&str, Bytes> = TableDefinition::new("meta");
 /// The set of pools, under "set": apart from META because it can be megabytes.
-const POOLS: TableDefinition<&str, Bytes> = TableDefinition::new("pools");
+pub(super) const POOLS: TableDefinition<&str, Bytes> = TableDefinition::new("pools");
 const SANDBOXES: TableDefinition<&[u8; 12], Bytes> = TableDefinition::new("sandboxes");
 const CLAIMS: TableDefinition<&[u8; 16], Bytes> = TableDefinition::new("claims");
 const TOMBSTONES: TableDefinition<&[u8; 16], Bytes> = TableDefinition::new("tombstones");

@@ -14,6 +14,9 @@ mod upgrade;
 use super::fakes::MemoryRecords;
 use super::*;
 use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
+use crate::machine::network::{
+    Cidr, NetworkMode, NetworkPolicy, PortRange, Protocol, Rule, Target,
+};
 use crate::machine::record::{ClaimRecord, DrainRecord, Owner, Residency, SandboxRecord};
 use crate::machine::spec::{
     ContentDigest, DrainMode, DrainRequest, Fence, Holder, PoolSet, PoolSpec, Readiness, Resources,
@@ -80,6 +83,45 @@ fn claim_id(number: u64) -> ClaimId {
     ClaimId::from_u128(high << 64 | u128::from(number) | 1 << 63)
 }
 
+fn pool_policy() -> NetworkPolicy {
+    NetworkPolicy {
+        mode: NetworkMode::Internet,
+        deny: vec![Rule {
+            to: Target::Cidr(Cidr {
+                address: "2001:db8::".parse().unwrap(),
+                length: 32,
+            }),
+            protocol: None,
+            ports: Vec::new(),
+        }],
+        ..NetworkPolicy::default()
+    }
+}
+
+fn claim_policy() -> NetworkPolicy {
+    let ports = |first, last| PortRange { first, last };
+    NetworkPolicy {
+        mode: NetworkMode::Allowlist,
+        allow: vec![
+            Rule {
+                to: Target::Cidr(Cidr {
+                    address: "192.0.2.0".parse().unwrap(),
+                    length: 24,
+                }),
+                protocol: Some(Protocol::Tcp),
+                ports: vec![ports(80, 80), ports(8000, 8080)],
+            },
+            Rule {
+                to: Target::Name("*.example.com".into()),
+                protocol: Some(Protocol::Udp),
+                ports: vec![ports(443, 443)],
+            },
+        ],
+        deny: Vec::new(),
+        publish: vec![8000],
+    }
+}
+
 fn sandbox(sequence: u64, owner: Owner) -> SandboxRecord {
     SandboxRecord {
         id: sandbox_id(sequence),
@@ -88,6 +130,7 @@ fn sandbox(sequence: u64, owner: Owner) -> SandboxRecord {
         owner,
         residency: Residency::Running,
         created_at: Now(1_760_000_000_000 + sequence),
+        network: pool_policy(),
     }
 }
 
@@ -122,6 +165,7 @@ fn claim(number: u64, sandbox: u64) -> ClaimRecord {
         expires_at: Some(Now(1_760_003_601_000)),
         confirmed: false,
         failed: None,
+        network: Some(claim_policy()),
     }
 }
 
@@ -139,7 +183,7 @@ fn pools(generation: u64) -> PoolSet {
             disk_bytes: 1 << 30,
             open_files: 65_536,
         },
-        network_policy: "none".into(),
+        network_policy: pool_policy(),
         warm_command: vec!["python3".into(), "-c".into(), "import json".into()],
         readiness: Readiness {
             command: vec!["true".into()],

@@ -60,12 +60,7 @@ impl Node {
     fn admit(&self, asked: &ClaimRequest) -> Result<(), Refusal> {
         let pool = self.pools.get(&asked.pool);
         let pool = pool.ok_or_else(|| pool_unknown(&asked.pool))?;
-        if let Some(policy) = &asked.network_policy
-            && *policy != pool.template.network_policy
-        {
-            let policy = policy.clone();
-            return Err(Refusal::NetworkPolicyUnsupported { policy });
-        }
+        pool.may_have(asked.network_policy.as_ref())?;
         self.conditions.may_claim()?;
         if self.claims.len() >= CLAIMS {
             return Err(Refusal::QueueFull {
@@ -160,6 +155,7 @@ impl Node {
             claim: id,
             request: pending.first.request,
             thaw: source == Source::Thawed,
+            network: self.policy_to_apply(&terms, member),
         });
         let assignment = Assignment {
             sandbox: member,
@@ -192,11 +188,14 @@ impl Node {
         self.stop_expiry(id);
         let sandbox = assignment.sandbox;
         self.set_operation(sandbox, Operation::Personalize);
+        let claim = self.claims.get(&id);
+        let network = claim.and_then(|claim| self.policy_to_apply(&claim.terms, sandbox));
         out.push(Effect::Personalize {
             sandbox,
             claim: id,
             request: pending.first.request,
             thaw: false,
+            network,
         });
         self.change_stage(
             id,

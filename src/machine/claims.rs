@@ -18,10 +18,12 @@
 
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::limits::{COLD_WAIT_MS, JOINERS_PER_CLAIM, MAX_WAIT_MS, RETRY_MS};
+use super::network::NetworkPolicy;
 use super::record::ClaimRecord;
 use super::refusal::Refusal;
 use super::spec::{ClaimRequest, ContentDigest, Holder, OnEmpty};
 use super::view::{ClaimState, ClaimView, Grant, Source};
+use std::sync::Arc;
 
 /// What a claim asks for: its content, for ever.
 #[derive(Debug, Clone)]
@@ -31,6 +33,8 @@ pub(super) struct Terms {
     pub(super) holder: Holder,
     pub(super) content: ContentDigest,
     pub(super) ttl_ms: u64,
+    /// Its own; `None`: what the sandbox was made with.
+    pub(super) network: Option<Arc<NetworkPolicy>>,
 }
 
 impl Terms {
@@ -41,6 +45,7 @@ impl Terms {
             holder: asked.holder,
             content: asked.content,
             ttl_ms: asked.ttl_ms,
+            network: asked.network_policy.map(Arc::new),
         }
     }
 }
@@ -257,6 +262,7 @@ impl Claim {
             expires_at: assignment.expires_at,
             confirmed,
             failed,
+            network: self.terms.network.as_deref().cloned(),
         })
     }
 

@@ -106,6 +106,7 @@ impl Node {
         let same_template = pool.spec.template == spec.template;
         if !same_template {
             pool.template = Arc::new(spec.template.clone());
+            pool.network = Arc::new(spec.template.network_policy.clone());
             pool.breaker = super::breaker::Breaker::default();
         }
         pool.spec = spec;
@@ -119,10 +120,12 @@ impl Node {
                 .pools
                 .get(&name)
                 .is_some_and(|pool| !pool.keeps(generation))
+                || self.lacks_interface(id)
             {
                 self.doom(id, out);
             }
         }
+        self.refuse_policies(&name, out);
         for id in self.surplus(&name) {
             self.doom(id, out);
         }

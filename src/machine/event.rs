@@ -2,6 +2,7 @@
 
 pub use super::causes::{CheckpointFailure, FreezeCause, RestoreFailure, SinkCause, ThawCause};
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
+use super::network::NetworkPolicy;
 use super::record::Op;
 use super::refusal::Refusal;
 use super::spec::{ClaimRequest, DrainRequest, Fence, PoolSet, Template, Tier, WaitingOn};
@@ -90,6 +91,9 @@ pub enum ExitCause {
     GuestLost,
     /// Its image on the disk is damaged, or does not come back.
     DataLost,
+    /// Its network interface is gone: its policy can't be in force. Told by the reconciliation after a restart, before
+    /// the listing it belongs to.
+    NetworkLost,
 }
 
 /// What the runtime shows of one sandbox.
@@ -224,6 +228,9 @@ pub enum Effect {
         /// It is frozen, or a freeze or thaw of it is out: it is thawed first, and a freeze that has not begun never
         /// does.
         thaw: bool,
+        /// The claim's own network policy, where another one is in force: put in force before the guest is told
+        /// anything. Where that fails the member is lost, as with a guest that does not answer.
+        network: Option<Arc<NetworkPolicy>>,
     },
     /// Stop a sandbox's processes; ends with `Event::Frozen`. Overtaken by a later personalization, thaw or destruction
     /// of the same sandbox: then it need not happen.

@@ -18,6 +18,7 @@
 //! | 14 | Only a claim whose sandbox is on its way to sleep or back has requests that wait for that. |
 //! | 15 | Only a claim's sandbox is on the disk. |
 //! | 16 | A drained node has no unclaimed member, and no claim waits for one. |
+//! | 17 | A pool whose template gives an interface has no unclaimed member without one, and no claim waits with a policy that its pool's sandboxes can't have. |
 
 use super::claims::{Claim, Stage};
 use super::ids::{Now, SandboxId};
@@ -73,6 +74,8 @@ impl Node {
         let claimed = matches!(sandbox.owner, Owner::Claimed(_) | Owner::Releasing);
         let on_disk = matches!(sandbox.residency, Residency::OnDisk(_));
         ensure(claimed || !on_disk, 15, "on the disk for nobody", id)?;
+        let closed = sandbox.owner == Owner::Pool && self.lacks_interface(id);
+        ensure(!closed, 17, "a member without an interface", id)?;
         let declared = self.pools.contains_key(&sandbox.pool);
         let pool_less = sandbox.owner == Owner::Pool && !declared && !self.conditions.recovering;
         ensure(!pool_less, 11, "a member of no pool", id)?;
@@ -182,6 +185,11 @@ impl Node {
                         && matches!(&claim.stage, Stage::Queued { pending } if pending.place == place)
                 });
                 ensure(there, 4, "a place without its claim", id)?;
+            }
+            for (_, id) in pool.queue.iter() {
+                let network = self.claims.get(&id).map(|it| it.terms.network.as_deref());
+                let served = network.is_none_or(|network| pool.may_have(network).is_ok());
+                ensure(served, 17, "a claim waits for what can't be", id)?;
             }
             queued += pool.queue.len();
             ensure(pool.queue.len() <= WAITERS_PER_POOL, 4, "bound", name)?;

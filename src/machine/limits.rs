@@ -103,6 +103,12 @@ pub const PAGE: usize = 1000;
 pub const WATCH_HISTORY: usize = 4096;
 /// Watchers at once, claims and pools each.
 pub const WATCHERS: usize = 64;
+/// Rules of one network policy, allowed and denied together.
+pub const NETWORK_RULES: usize = 64;
+/// Port ranges of one rule.
+pub const NETWORK_RULE_PORTS: usize = 8;
+/// Published ports of one sandbox.
+pub const NETWORK_PUBLISHED: usize = 16;
 /// Holder field, bytes.
 pub const HOLDER_BYTES: usize = 253;
 /// Environment variables of a template or a claim.

@@ -26,6 +26,7 @@ mod inspect;
 mod invariants;
 mod lifecycle;
 mod listing;
+mod networking;
 mod out;
 mod pools;
 mod queueing;

@@ -3,6 +3,7 @@
 use super::breaker::Breaker;
 use super::ids::{ClaimId, Now};
 use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS, RETRY_MS, WAITERS_PER_POOL};
+use super::network::NetworkPolicy;
 use super::refusal::Refusal;
 use super::sandboxes::{Sandboxes, Tally};
 use super::spec::{OnEmpty, PoolSpec, Template, UpdateStrategy};
@@ -100,6 +101,8 @@ pub(super) struct Pool {
     pub(super) spec: PoolSpec,
     /// The spec's.
     pub(super) template: Arc<Template>,
+    /// The template's.
+    pub(super) network: Arc<NetworkPolicy>,
     pub(super) queue: Queue,
     pub(super) breaker: Breaker,
     pub(super) estimate: Estimate,
@@ -109,6 +112,7 @@ impl Pool {
     pub(super) fn declared(spec: PoolSpec) -> Self {
         Self {
             template: Arc::new(spec.template.clone()),
+            network: Arc::new(spec.template.network_policy.clone()),
             spec,
             queue: Queue::default(),
             breaker: Breaker::default(),

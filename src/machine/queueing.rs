@@ -14,6 +14,11 @@ use super::timers::Timer;
 impl Node {
     /// Gives a claim the oldest running member, or the oldest that is to be thawed. In a dry pool it does what was asked for: refuse, wait, or make one.
     pub(super) fn seek(&mut self, terms: Terms, pending: Pending, out: &mut Out<'_>) {
+        // The template may be another since the claim was admitted.
+        let pool = self.pools.get(&terms.pool);
+        if let Some(Err(refusal)) = pool.map(|pool| pool.may_have(terms.network.as_deref())) {
+            return refuse_all(pending.askers(), &refusal, out);
+        }
         match self.sandboxes.next_member(&terms.pool) {
             Some((member, source)) => self.assign(terms, pending, member, source, out),
             None => match self.may_wait(&terms.pool, pending.first.on_empty, out.now()) {

@@ -1,6 +1,7 @@
 //! What is durable: the records of the journal, keyed, one each. `journal` encodes them; `recovery` reads them back.
 
 use super::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
+use super::network::NetworkPolicy;
 use super::spec::{ContentDigest, DrainRequest, Fence, Holder, PoolSet};
 use super::view::Source;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,14 @@ pub struct SandboxRecord {
     pub residency: Residency,
     /// When its creation was decided.
     pub created_at: Now,
+    /// Its template's network policy: in force unless its claim has its own. Here because the template may be another
+    /// by the time of a restart.
+    #[serde(default, skip_serializing_if = "is_closed")]
+    pub network: NetworkPolicy,
+}
+
+fn is_closed(policy: &NetworkPolicy) -> bool {
+    *policy == NetworkPolicy::default()
 }
 
 /// A claim with a sandbox. Claims that wait for a member are not durable: their callers saw nothing.
@@ -84,6 +93,9 @@ pub struct ClaimRecord {
     pub confirmed: bool,
     /// The sandbox ended by itself: why.
     pub failed: Option<String>,
+    /// Its own network policy, which is in force for its sandbox; `None`: the sandbox's template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
 }
 
 /// A drain under way. It goes on over restarts until it is undone.

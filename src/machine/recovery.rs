@@ -34,6 +34,7 @@ use super::timers::Timers;
 use super::tombstones::Tombstones;
 use super::yielding::Yielding;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What a listing shows of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +159,7 @@ fn recovered_sandbox(
     Sandbox {
         id: record.id,
         template: pool.map(|pool| pool.template.clone()),
+        network: Arc::new(record.network),
         pool: record.pool,
         generation: record.generation,
         created_at: record.created_at,
@@ -218,6 +220,7 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
             holder: record.holder,
             content: record.content,
             ttl_ms,
+            network: record.network.map(Arc::new),
         },
         stage,
     }

@@ -91,6 +91,7 @@ impl Node {
             generation: pool.spec.generation,
             created_at: out.now(),
             template: Some(pool.template.clone()),
+            network: pool.network.clone(),
             owner: cold.map_or(Owner::Pool, Owner::Claimed),
             residency: Residency::Creating,
             operation: Operation::Create,

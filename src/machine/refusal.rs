@@ -217,11 +217,21 @@ pub enum Refusal {
         /// What.
         what: String,
     },
-    /// Network policy that cannot be applied to a warm member.
-    #[error("network policy {policy:?} cannot be applied")]
+    /// The claim asks for a network policy, and the pool's sandboxes have no interface that one could be applied to.
+    #[error(
+        "network policy {policy} cannot be applied: the sandboxes of pool {pool:?} have no network interface"
+    )]
     NetworkPolicyUnsupported {
-        /// As asked.
-        policy: String,
+        /// The mode asked for.
+        policy: &'static str,
+        /// The pool.
+        pool: String,
+    },
+    /// A template asks for a network, and this node gives sandboxes none.
+    #[error("this node gives sandboxes no network: {detail}")]
+    NetworkUnavailable {
+        /// Why; bounded.
+        detail: String,
     },
     /// A lower generation than the one in force.
     #[error("{what} generation is stale: the current one is {current}")]

@@ -188,5 +188,6 @@ fn reason(cause: ExitCause) -> &'static str {
         ExitCause::OutOfMemory => "OOM",
         ExitCause::GuestLost => "GUEST_LOST",
         ExitCause::DataLost => "DATA_LOSS",
+        ExitCause::NetworkLost => "NETWORK_LOST",
     }
 }

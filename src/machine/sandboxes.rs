@@ -2,6 +2,7 @@
 //! in progress each.
 
 use super::ids::{Now, PoolName, SandboxId};
+use super::network::NetworkPolicy;
 use super::record::{self, Image, Owner, SandboxRecord};
 use super::spec::Template;
 use super::view::{SandboxView, Source};
@@ -72,6 +73,8 @@ pub(super) struct Sandbox {
     pub(super) created_at: Now,
     /// What it was made from; not known of those that are older than this process and their pool's generation.
     pub(super) template: Option<Arc<Template>>,
+    /// Its template's network policy: whether it has an interface, and what is in force without a claim's own.
+    pub(super) network: Arc<NetworkPolicy>,
     pub(super) owner: Owner,
     pub(super) residency: Residency,
     pub(super) operation: Operation,
@@ -123,6 +126,7 @@ impl Sandbox {
                 (true, _, false) => record::Residency::Running,
             },
             created_at: self.created_at,
+            network: NetworkPolicy::clone(&self.network),
         }
     }
 

@@ -2,6 +2,7 @@
 //! checks what depends on its state.
 
 use super::ids::{ClaimId, PoolName};
+use super::network::NetworkPolicy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -44,8 +45,8 @@ pub struct Template {
     pub working_dir: String,
     /// Limits.
     pub resources: Resources,
-    /// Network policy: "none".
-    pub network_policy: String,
+    /// What its sandboxes may reach, unless a claim brings its own policy.
+    pub network_policy: NetworkPolicy,
     /// Run once before the member counts as warm; empty: none.
     pub warm_command: Vec<String>,
     /// The proof of readiness.
@@ -164,8 +165,8 @@ pub struct ClaimRequest {
     pub content: ContentDigest,
     /// For rule 7.
     pub on_empty: OnEmpty,
-    /// The claim asks for a network policy other than the template's.
-    pub network_policy: Option<String>,
+    /// A network policy of its own; `None`: what the template gives.
+    pub network_policy: Option<NetworkPolicy>,
 }
 
 /// Why a caller puts a sandbox to sleep, as it says itself: the closed list of `HibernateReason`.

@@ -10,6 +10,30 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+mod conntrack;
+mod enforce;
+pub mod fakes;
+mod links;
+mod linux;
+mod metrics;
+mod netlink;
+mod nft;
+mod node_side;
+mod plan;
+mod report;
+mod router;
+mod rtnl;
+mod rules;
+mod settings;
+mod spaces;
+mod state;
+mod table;
+mod worker;
+
+pub use linux::LinuxNetwork;
+pub use metrics::NetMetrics;
+pub use settings::NetSettings;
+
 /// Why something could not be done to a sandbox's network. The sandbox is then not handed out (design, MUST 8).
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NetError {

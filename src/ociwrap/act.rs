@@ -6,7 +6,7 @@ use super::{
     Clock, Invocation, WrapError, WrapperConfig,
     bundle::Spec,
     child::{self, Ended},
-    command::Verb,
+    command::{Verb, Wants},
     failure, plain_waits,
     target::Target,
 };
@@ -73,9 +73,9 @@ impl Call<'_> {
     }
 
     /// Runs runsc; `None`: it hung and was killed.
-    fn runsc(&self, disk: Option<u64>, limit: Duration) -> Result<Option<Outcome>, WrapError> {
+    fn runsc(&self, wants: Wants, limit: Duration) -> Result<Option<Outcome>, WrapError> {
         let verb = self.invocation.verb;
-        let line = self.invocation.to_runsc(self.config, disk);
+        let line = self.invocation.to_runsc(self.config, wants);
         if matches!(verb, Verb::Create | Verb::Restore) {
             // The sentry is a child of it, and inherits.
             plain_waits::insist().map_err(|source| WrapError::Child {
@@ -116,15 +116,18 @@ impl Call<'_> {
 
     /// What needs no sandbox.
     fn plain(&self) -> Result<Outcome, WrapError> {
-        let outcome = self.runsc(None, self.clock.left())?;
+        let outcome = self.runsc(Wants::default(), self.clock.left())?;
         outcome.ok_or_else(|| self.overdue())
     }
 
     /// create and restore: the spec is checked, and a sandbox that hung while it was made is ended.
     fn make(&self) -> Result<Outcome, WrapError> {
         let spec = Spec::read(self.invocation.bundle())?;
-        let disk = spec.admit(&self.config.cgroup_parent)?;
-        if let Some(outcome) = self.runsc(disk, self.clock.left())? {
+        let wants = Wants {
+            disk_bytes: spec.admit(&self.config.cgroup_parent)?,
+            network: spec.network()?,
+        };
+        if let Some(outcome) = self.runsc(wants, self.clock.left())? {
             return Ok(outcome);
         }
         if let Some(cgroup) = self.target()?.cgroup {
@@ -135,12 +138,18 @@ impl Call<'_> {
 
     /// What a frozen sandbox would only block.
     fn guarded(&self) -> Result<Outcome, WrapError> {
-        if self.target()?.is_frozen()? {
+        let target = self.target()?;
+        if target.is_frozen()? {
             return Err(WrapError::Frozen {
                 verb: self.invocation.verb.word(),
             });
         }
-        self.plain()
+        let wants = Wants {
+            network: target.network()?,
+            ..Wants::default()
+        };
+        let outcome = self.runsc(wants, self.clock.left())?;
+        outcome.ok_or_else(|| self.overdue())
     }
 
     /// Frozen or hung: the cgroup knows. containerd asks for this when it starts and would wait 5 s.
@@ -154,7 +163,7 @@ impl Call<'_> {
         if frozen {
             return Err(WrapError::Frozen { verb: "ps" });
         }
-        match self.runsc(None, self.clock.left())? {
+        match self.runsc(Wants::default(), self.clock.left())? {
             Some(outcome) => Ok(outcome),
             None if json => target.ps().map(Outcome::answer),
             None => Err(self.overdue()),
@@ -166,7 +175,7 @@ impl Call<'_> {
         let recorded = target.state()?;
         match (target.is_frozen()?, recorded) {
             (true, Some(answer)) => Ok(Outcome::answer(answer)),
-            (_, recorded) => match (self.runsc(None, self.clock.left())?, recorded) {
+            (_, recorded) => match (self.runsc(Wants::default(), self.clock.left())?, recorded) {
                 (Some(outcome), _) => Ok(outcome),
                 (None, Some(answer)) => Ok(Outcome::answer(answer)),
                 (None, None) => Err(self.overdue()),
@@ -188,7 +197,7 @@ impl Call<'_> {
             }
         }
         let share = self.clock.left() / RUNSC_SHARE;
-        let outcome = self.runsc(None, share)?;
+        let outcome = self.runsc(Wants::default(), share)?;
         match outcome {
             Some(outcome) if outcome.code == 0 && fatal => {
                 if self.leaves(&target)? {
@@ -239,12 +248,12 @@ impl Call<'_> {
         if frozen {
             self.kill_group(&target)?;
         }
-        let mut outcome = self.runsc(None, self.clock.left() / RUNSC_SHARE)?;
+        let mut outcome = self.runsc(Wants::default(), self.clock.left() / RUNSC_SHARE)?;
         if outcome.is_none() && self.invocation.switch("force") {
             self.kill_group(&target)?;
         }
         if outcome.is_none() {
-            outcome = self.runsc(None, self.clock.left())?;
+            outcome = self.runsc(Wants::default(), self.clock.left())?;
         }
         let outcome = outcome.ok_or_else(|| self.overdue())?;
         let text = outcome.message.as_deref().unwrap_or_default();

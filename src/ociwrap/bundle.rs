@@ -9,6 +9,11 @@ use super::WrapError;
 /// Annotation: bytes the sandbox may write to its root file system; the guest gets ENOSPC beyond.
 pub const DISK_ANNOTATION: &str = "dev.hearth/disk-bytes";
 
+/// Annotation: how runsc connects the sandbox. Absent: not at all.
+pub const NETWORK_ANNOTATION: &str = "dev.hearth/network";
+/// Its one value: gVisor's own network stack on what is in the spec's network namespace.
+pub const NETWORK_SANDBOX: &str = "sandbox";
+
 /// runsc obeys annotations under these names: with them a spec could leave its cgroup, change runsc's flags or join
 /// another sandbox. hearth sets none of them.
 const REFUSED: &[&str] = &["dev.gvisor.", "io.kubernetes.cri"];
@@ -46,6 +51,16 @@ impl Spec {
     pub(super) fn cgroups_path(&self) -> Option<&str> {
         let path = self.linux.as_ref().map(|linux| linux.cgroups_path.as_str());
         path.filter(|path| !path.is_empty())
+    }
+
+    /// How runsc connects it, if the spec says so.
+    pub(super) fn network(&self) -> Result<Option<&'static str>, WrapError> {
+        let annotations = self.annotations.as_ref();
+        match annotations.and_then(|all| all.get(NETWORK_ANNOTATION)) {
+            None => Ok(None),
+            Some(text) if text == NETWORK_SANDBOX => Ok(Some(NETWORK_SANDBOX)),
+            Some(text) => Err(WrapError::Network(text.clone())),
+        }
     }
 
     /// Refuses a spec that hearth could not keep hold of; else the bound on its disk.

@@ -176,6 +176,15 @@ impl Verb {
     }
 }
 
+/// What the sandbox's own spec asks of runsc.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wants {
+    /// Bounds the root's overlay.
+    pub(super) disk_bytes: Option<u64>,
+    /// runsc's `--network` in place of the node's: read by create, and again by start and restore, which connect it.
+    pub(super) network: Option<&'static str>,
+}
+
 /// One parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Invocation {
@@ -220,8 +229,8 @@ impl Invocation {
         Path::new(self.value("bundle").unwrap_or("."))
     }
 
-    /// runsc's command line. `disk_bytes` bounds the root's overlay.
-    pub(super) fn to_runsc(&self, config: &WrapperConfig, disk_bytes: Option<u64>) -> Vec<String> {
+    /// runsc's command line.
+    pub(super) fn to_runsc(&self, config: &WrapperConfig, wants: Wants) -> Vec<String> {
         let mut line = Vec::new();
         if let Some(root) = &self.root {
             line.push(format!("--root={}", root.display()));
@@ -236,7 +245,8 @@ impl Invocation {
             return vec!["--version".to_owned()];
         }
         line.push(format!("--platform={}", config.platform));
-        line.push(format!("--network={}", config.network));
+        let network = wants.network.unwrap_or(&config.network);
+        line.push(format!("--network={network}"));
         for fixed in FIXED {
             line.push((*fixed).to_owned());
         }
@@ -246,7 +256,7 @@ impl Invocation {
         } else if self.debug {
             line.push("--debug".to_owned());
         }
-        if let Some(bytes) = disk_bytes {
+        if let Some(bytes) = wants.disk_bytes {
             line.push(format!("--overlay2=root:self,size={bytes}"));
         }
         line.push(self.verb.word().to_owned());

@@ -49,6 +49,9 @@ pub enum WrapError {
         "hearth-runsc: annotation dev.hearth/disk-bytes: {0:?} is not a number of bytes above 0"
     )]
     Disk(String),
+    /// A connection that hearth does not make.
+    #[error("hearth-runsc: annotation dev.hearth/network: {0:?} is not \"sandbox\"")]
+    Network(String),
     /// A sandbox whose cgroup hearth would not find.
     #[error("hearth-runsc: cgroupsPath {path:?} is not below {parent:?}")]
     Cgroup {

@@ -32,7 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use bundle::DISK_ANNOTATION;
+pub use bundle::{DISK_ANNOTATION, NETWORK_ANNOTATION, NETWORK_SANDBOX};
 pub use config::{Deadlines, WrapperConfig};
 pub use failure::WrapError;
 

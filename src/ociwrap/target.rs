@@ -123,6 +123,12 @@ impl Target {
         Ok(Some(text))
     }
 
+    /// How runsc connects it, as its spec said when it was made.
+    pub(super) fn network(&self) -> Result<Option<&'static str>, WrapError> {
+        let record = self.record.as_ref();
+        record.map_or(Ok(None), |record| record.spec.network())
+    }
+
     /// Whether runsc has forgotten it.
     pub(super) fn is_forgotten(root: &Path, id: &str) -> bool {
         !record_path(root, id).exists()

@@ -11,7 +11,7 @@ use super::{
     WrapError, WrapperConfig,
     bundle::Spec,
     child::{self, Ended},
-    command::{self, Invocation, Verb},
+    command::{self, Invocation, Verb, Wants},
     failure,
 };
 
@@ -30,7 +30,7 @@ fn config() -> WrapperConfig {
 /// What runsc gets after the fixed global flags.
 fn mapped(line: &str) -> String {
     let invocation = parse(line).unwrap();
-    let line = invocation.to_runsc(&config(), None);
+    let line = invocation.to_runsc(&config(), Wants::default());
     let at = line
         .iter()
         .position(|word| !word.starts_with("--"))
@@ -81,7 +81,12 @@ fn maps_what_go_runc_sends() {
 #[test]
 fn adds_our_global_flags() {
     let line = "--root /r/hearth --log /b/log.json --log-format json create --bundle /b a";
-    let line = parse(line).unwrap().to_runsc(&config(), Some(4096));
+    let wants = Wants {
+        disk_bytes: Some(4096),
+        network: None,
+    };
+    let invocation = parse(line).unwrap();
+    let line = invocation.to_runsc(&config(), wants);
     for flag in [
         "--root=/r/hearth",
         "--log=/b/log.json",
@@ -95,15 +100,23 @@ fn adds_our_global_flags() {
     ] {
         assert!(line.iter().any(|word| word == flag), "{flag} in {line:?}");
     }
+    // A spec may ask for a network: create reads it, and again start, which makes the connection.
+    let network = Some(super::NETWORK_SANDBOX);
+    let wants = Wants { network, ..wants };
+    let line = invocation.to_runsc(&config(), wants);
+    assert!(line.contains(&"--network=sandbox".to_owned()), "{line:?}");
+    assert!(!line.contains(&"--network=none".to_owned()), "{line:?}");
     // Where we write the log, runsc does not.
     let kill = parse("--root /r --log /l --log-format json kill a 9").unwrap();
-    let kill = kill.to_runsc(&config(), None);
+    let kill = kill.to_runsc(&config(), Wants::default());
     assert!(
         !kill.iter().any(|word| word.starts_with("--log")),
         "{kill:?}"
     );
     assert_eq!(
-        parse("--version").unwrap().to_runsc(&config(), None),
+        parse("--version")
+            .unwrap()
+            .to_runsc(&config(), Wants::default()),
         ["--version"]
     );
 }

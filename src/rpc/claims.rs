@@ -98,8 +98,7 @@ impl ClaimsService {
             ttl_ms: claim.ttl_ms,
             content,
             on_empty: claim.on_empty,
-            // What every template gives anyway; anything else was refused.
-            network_policy: None,
+            network_policy: claim.network,
         };
         let call = Call::Claim(fence, Box::new(request));
         Ok((call, Some(Arc::new(claim.personalization))))

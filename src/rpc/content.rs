@@ -2,6 +2,8 @@
 
 use super::check::Claim;
 use super::key::{FieldDigest, NodeKey};
+use crate::api;
+use crate::machine::network::{NetworkMode, NetworkPolicy, Protocol, Target};
 use crate::machine::spec::{ContentDigest, OnEmpty};
 
 /// Keyed digests of the fields of a claim, in the order of the proto, without epoch and deadlines. Defaults are filled
@@ -48,7 +50,7 @@ pub fn digest(key: &NodeKey, claim: &Claim) -> ContentDigest {
             d.bytes(inside.hostname.as_bytes())
         }),
         field("personalization.network_policy", &|d| {
-            d.bytes(claim.network.as_str_name().as_bytes())
+            policy(d, claim.network.as_ref());
         }),
         field("on_empty", &|d| {
             d.bytes(match claim.on_empty {
@@ -60,6 +62,47 @@ pub fn digest(key: &NodeKey, claim: &Claim) -> ContentDigest {
         }),
     ];
     ContentDigest { fields }
+}
+
+/// In the form that rpc/check gives it: policies that mean the same are the same.
+fn policy(digest: &mut FieldDigest, policy: Option<&NetworkPolicy>) {
+    let mode = match policy.map(|policy| policy.mode) {
+        None => api::NetworkMode::Unspecified,
+        Some(NetworkMode::None) => api::NetworkMode::None,
+        Some(NetworkMode::Internet) => api::NetworkMode::Internet,
+        Some(NetworkMode::Allowlist) => api::NetworkMode::Allowlist,
+    };
+    // As it was before there were rules.
+    digest.bytes(mode.as_str_name().as_bytes());
+    let Some(policy) = policy.filter(|policy| policy.needs_interface()) else {
+        return;
+    };
+    for rules in [&policy.allow, &policy.deny] {
+        digest.number(rules.len() as u64);
+        for rule in rules {
+            match &rule.to {
+                Target::Cidr(cidr) => {
+                    digest.bytes(cidr.address.to_string().as_bytes());
+                    digest.number(u64::from(cidr.length));
+                }
+                Target::Name(name) => digest.bytes(name.as_bytes()),
+            }
+            digest.bytes(match rule.protocol {
+                None => b"any",
+                Some(Protocol::Tcp) => b"tcp",
+                Some(Protocol::Udp) => b"udp",
+            });
+            digest.number(rule.ports.len() as u64);
+            for ports in &rule.ports {
+                digest.number(u64::from(ports.first));
+                digest.number(u64::from(ports.last));
+            }
+        }
+    }
+    digest.number(policy.publish.len() as u64);
+    for port in &policy.publish {
+        digest.number(u64::from(*port));
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +145,17 @@ mod tests {
         digest(&NodeKey::new(&[3; 32]), &check::claim(request).unwrap())
     }
 
+    fn allowlist(cidr: &str) -> crate::api::NetworkPolicy {
+        crate::api::NetworkPolicy {
+            mode: crate::api::NetworkMode::Allowlist.into(),
+            allow: vec![crate::api::NetworkRule {
+                cidr: cidr.into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }
+    }
+
     fn inside(request: &mut ClaimRequest) -> &mut Personalization {
         request.personalization.as_mut().unwrap()
     }
@@ -109,7 +163,7 @@ mod tests {
     #[test]
     fn the_first_field_that_differs_is_named() {
         type Change = fn(&mut ClaimRequest);
-        let changes: [(&str, Change); 11] = [
+        let changes: [(&str, Change); 12] = [
             ("pool", |r| r.pool = "other".into()),
             ("holder", |r| r.holder = None),
             ("ttl", |r| {
@@ -131,7 +185,13 @@ mod tests {
             ("personalization.secrets", |r| inside(r).secrets.clear()),
             ("personalization.hostname", |r| inside(r).hostname.clear()),
             ("personalization.network_policy", |r| {
-                inside(r).network_policy = Some(crate::api::NetworkPolicy { mode: 1 });
+                inside(r).network_policy = Some(crate::api::NetworkPolicy {
+                    mode: 1,
+                    ..Default::default()
+                });
+            }),
+            ("personalization.network_policy", |r| {
+                inside(r).network_policy = Some(allowlist("192.0.2.0/24"));
             }),
             ("on_empty", |r| {
                 r.on_empty = crate::api::OnEmpty::Cold.into()
@@ -151,6 +211,16 @@ mod tests {
         assert_eq!(base, of(|r| r.ttl = Some(prost_types::Duration::default())));
         assert_eq!(base, of(|r| inside(r).files[0].mode = 0o644));
         assert_eq!(base, of(|r| r.claim_id = r.claim_id.to_uppercase()));
+        let unspecified = |r: &mut ClaimRequest| {
+            inside(r).network_policy = Some(crate::api::NetworkPolicy::default());
+        };
+        assert_eq!(base, of(unspecified));
+        let to = |cidr: &'static str| of(move |r| inside(r).network_policy = Some(allowlist(cidr)));
+        assert_eq!(to("192.0.2.77/24"), to("192.0.2.0/24"));
+        assert_eq!(
+            to("192.0.2.0/24").first_difference(&to("192.0.2.0/25")),
+            Some("personalization.network_policy")
+        );
         let waits = |seconds| {
             of(move |r| {
                 r.on_empty = crate::api::OnEmpty::Wait.into();

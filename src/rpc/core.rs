@@ -9,7 +9,7 @@ use super::places::Places;
 use crate::machine::event::Call;
 use crate::machine::ids::{ClaimId, SandboxId};
 use crate::machine::refusal::Refusal;
-use crate::machine::view::Answer;
+use crate::machine::view::{Answer, ClaimState, ClaimView};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -44,6 +44,27 @@ impl Core {
             Ok(other) => Err(unexpected(&other)),
             Err(refusal) => Err(refusal),
         };
+        self.open(caller, claim, located).await
+    }
+
+    /// The same, and one that sleeps is left asleep.
+    pub async fn find(&self, caller: &Caller, claim: ClaimId) -> Result<SandboxId, Refusal> {
+        caller.trail.about(format!("claim {claim}"));
+        let found = match self.call(Call::Get(claim)).await {
+            Ok(Answer::Claim(view)) => found(*view),
+            Ok(other) => Err(unexpected(&other)),
+            Err(refusal) => Err(refusal),
+        };
+        self.open(caller, claim, found).await
+    }
+
+    /// The sandbox, if the caller may use it.
+    async fn open(
+        &self,
+        caller: &Caller,
+        claim: ClaimId,
+        located: Result<SandboxId, Refusal>,
+    ) -> Result<SandboxId, Refusal> {
         match &caller.right {
             Right::Role(_) => located,
             Right::Open => Err(Refusal::NotAllowed {
@@ -74,6 +95,22 @@ impl Core {
         };
         let opens = sandbox.is_some_and(|sandbox| self.key.opens(token, claim, sandbox));
         if opens { refusal } else { CLOSED }
+    }
+}
+
+/// The sandbox of an acknowledged claim.
+fn found(view: ClaimView) -> Result<SandboxId, Refusal> {
+    let claim = view.id.to_string();
+    match (view.state, view.sandbox) {
+        (ClaimState::Claimed | ClaimState::Hibernated, Some(sandbox)) => Ok(sandbox),
+        (ClaimState::Failed, _) => Err(Refusal::SandboxEnded {
+            claim,
+            reason: view.reason.unwrap_or_default(),
+        }),
+        (ClaimState::Unknown, _) => Err(Refusal::ClaimRecovering { claim }),
+        (ClaimState::Pending | ClaimState::Claimed | ClaimState::Hibernated, _) => {
+            Err(Refusal::ClaimPending { claim })
+        }
     }
 }
 

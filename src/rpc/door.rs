@@ -2,8 +2,8 @@
 //! demand: a full queue, a guest that hangs, floods or lies.
 
 use crate::driver::{
-    Answered, Capabilities, ClaimWatch, Guest, Handle, ImageInfo, ImageProgress, Personalization,
-    Phase, Usage, Versions, Visit,
+    Answered, Capabilities, ClaimWatch, Guest, Handle, ImageInfo, ImageProgress, NetReport,
+    Personalization, Phase, Usage, Versions, Visit,
 };
 use crate::machine::event::Call;
 use crate::machine::ids::{Now, SandboxId};
@@ -29,6 +29,8 @@ pub trait Door: Send + Sync + 'static {
     fn guest(&self, sandbox: SandboxId) -> Result<Arc<dyn Guest>, Refusal>;
     fn visit(&self, sandbox: SandboxId) -> Visit;
     async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal>;
+    async fn network_report(&self, sandbox: SandboxId) -> Result<NetReport, Refusal>;
+    fn network(&self) -> Result<(), String>;
     async fn watch_claims(&self, resume: Option<String>) -> Result<ClaimWatch, Refusal>;
     fn pools_changed(&self) -> watch::Receiver<u64>;
     fn phase(&self) -> watch::Receiver<Phase>;
@@ -74,6 +76,14 @@ impl Door for Handle {
 
     async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal> {
         Handle::usage(self, sandbox).await
+    }
+
+    async fn network_report(&self, sandbox: SandboxId) -> Result<NetReport, Refusal> {
+        Handle::network_report(self, sandbox).await
+    }
+
+    fn network(&self) -> Result<(), String> {
+        Handle::network(self)
     }
 
     async fn watch_claims(&self, resume: Option<String>) -> Result<ClaimWatch, Refusal> {

@@ -4,7 +4,7 @@
 use super::door::{BatchCall, Door};
 use super::guest_fakes::{HostGuest, Manner};
 use crate::driver::{
-    Answered, Capabilities, ClaimChange, ClaimWatch, Guest, ImageInfo, ImageProgress,
+    Answered, Capabilities, ClaimChange, ClaimWatch, Guest, ImageInfo, ImageProgress, NetReport,
     Personalization, Phase, Timings, Usage, Versions, Visit, Visits,
 };
 use crate::machine::event::Call;
@@ -67,6 +67,8 @@ pub struct FakeDriver {
     pub running: Arc<AtomicU32>,
     pub phase: watch::Sender<Phase>,
     pub pools_changed: watch::Sender<u64>,
+    /// Why sandboxes get no network.
+    pub network: Mutex<Result<(), String>>,
 }
 
 fn now() -> Now {
@@ -93,6 +95,7 @@ impl FakeDriver {
             running: Arc::default(),
             phase: watch::Sender::new(Phase::Ready),
             pools_changed: watch::Sender::new(0),
+            network: Mutex::new(Err("the fake has none".to_owned())),
         })
     }
 
@@ -234,6 +237,15 @@ impl State {
                 pool: request.pool.to_string(),
             })?
             .clone();
+        if let Some(policy) = &request.network_policy
+            && policy.needs_interface()
+            && !pool.template.network_policy.needs_interface()
+        {
+            return Err(Refusal::NetworkPolicyUnsupported {
+                policy: policy.mode.as_str(),
+                pool: pool.name.to_string(),
+            });
+        }
         let (claimed, name) = (self.claimed(&pool.name), pool.name.to_string());
         let source = match request.on_empty {
             _ if claimed < pool.min_warm => Source::Warm,
@@ -506,6 +518,14 @@ impl Door for FakeDriver {
 
     fn visit(&self, sandbox: SandboxId) -> Visit {
         self.visits.begin(sandbox)
+    }
+
+    async fn network_report(&self, _: SandboxId) -> Result<NetReport, Refusal> {
+        Ok(NetReport::default())
+    }
+
+    fn network(&self) -> Result<(), String> {
+        self.network.lock().unwrap().clone()
     }
 
     async fn usage(&self, _: SandboxId) -> Result<Usage, Refusal> {

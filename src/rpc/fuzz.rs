@@ -59,6 +59,11 @@ const REQUESTS: &[(&str, Check)] = &[
         });
     }),
     ("StatsRequest", |data| with(data, |r| check::stats(&r))),
+    ("GetNetworkRequest", |data| {
+        with(data, |r: api::GetNetworkRequest| {
+            check::claim_id(&r.claim_id)
+        });
+    }),
     ("OrphansRequest", |data| {
         with(data, |r: api::OrphansRequest| check::orphans(&r.destroy));
     }),

@@ -129,7 +129,7 @@ pub static UNKNOWN: Method = Method {
 
 /// All of them.
 #[rustfmt::skip] // A table.
-pub static METHODS: [Method; 31] = [
+pub static METHODS: [Method; 32] = [
     Method::new("/hearth.v1.Claims/Claim", ALLOCATOR, Lane::Claims).within(bounds::CLAIM_BOUND).loud().changes(),
     Method::new("/hearth.v1.Claims/ClaimBatch", ALLOCATOR, Lane::Claims).within(bounds::CLAIM_BOUND).loud().changes(),
     Method::new("/hearth.v1.Claims/Release", ALLOCATOR, Lane::Returns).loud().changes(),
@@ -147,6 +147,7 @@ pub static METHODS: [Method; 31] = [
     Method::new("/hearth.v1.Sandboxes/ListFiles", Access::Holder, Lane::Streams).unbounded(),
     Method::new("/hearth.v1.Sandboxes/Connect", Access::Holder, Lane::Streams).unbounded().changes(),
     Method::new("/hearth.v1.Sandboxes/Stats", Access::Holder, Lane::Streams),
+    Method::new("/hearth.v1.Sandboxes/GetNetwork", Access::Holder, Lane::Streams),
     Method::new("/hearth.v1.Pools/SetPools", ADMIN, Lane::Reads).loud().changes(),
     Method::new("/hearth.v1.Pools/GetPools", VIEWER, Lane::Reads),
     Method::new("/hearth.v1.Pools/WatchPools", VIEWER, Lane::Watches).endless(),
@@ -210,6 +211,7 @@ mod tests {
                 "Sandboxes/ReadFile",
                 "Sandboxes/ListFiles",
                 "Sandboxes/Stats",
+                "Sandboxes/GetNetwork",
             ];
             let quiet = row.access == VIEWER || reads.contains(&row.name);
             assert_eq!(row.changes, !quiet, "{path}");

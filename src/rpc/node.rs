@@ -77,6 +77,7 @@ impl Node for NodeService {
             sandboxes: u32::try_from(node.sandboxes.len()).unwrap_or(u32::MAX),
             max_sandboxes: core.config.max_sandboxes,
             drain: node.drain.map(|drain| view::drain(&*core.door, drain)),
+            network_unavailable: core.door.network().err().unwrap_or_default(),
         }))
     }
 

@@ -52,6 +52,14 @@ impl Pools for PoolsService {
             .map(|(name, _)| name)
             .collect();
         let (set, epoch) = check::set_pools(request.into_inner(), &handlers)?;
+        let templates = set.pools.iter().map(|pool| &pool.template);
+        let networked =
+            |template: &crate::machine::spec::Template| template.network_policy.needs_interface();
+        if let Err(detail) = self.0.door.network()
+            && templates.into_iter().any(networked)
+        {
+            return Err(Refusal::NetworkUnavailable { detail }.into());
+        }
         caller.trail.about(format!("generation {}", set.generation));
         let names: Vec<_> = set.pools.iter().map(|pool| pool.name.clone()).collect();
         match self

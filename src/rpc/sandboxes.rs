@@ -13,6 +13,7 @@ use super::files;
 use super::guest;
 use super::incoming;
 use super::places::{Kind, Place};
+use super::view;
 use crate::api::sandboxes_server::Sandboxes;
 use crate::api::*;
 use crate::driver::{Guest, GuestError, GuestStream};
@@ -193,5 +194,16 @@ impl Sandboxes for SandboxesService {
             execs: inside.execs,
             memory_limit_bytes: usage.memory_limit_bytes,
         }))
+    }
+
+    async fn get_network(
+        &self,
+        request: Request<GetNetworkRequest>,
+    ) -> Result<Response<GetNetworkResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let claim = check::claim_id(&request.get_ref().claim_id)?;
+        let sandbox = self.0.find(&caller, claim).await?;
+        let report = self.0.door.network_report(sandbox).await?;
+        Ok(Response::new(view::network_report(report)))
     }
 }

@@ -142,9 +142,12 @@ pub fn entry(refusal: &Refusal) -> Entry {
                 .retry(*retry_ms).with("pool", pool),
         Refusal::Unsupported { what } =>
             Entry::new(Unimplemented, "UNSUPPORTED", "Node.Info tells what this node can do").with("what", what),
-        Refusal::NetworkPolicyUnsupported { policy } =>
-            Entry::new(FailedPrecondition, "NETWORK_POLICY_UNSUPPORTED", "leave the network policy to the pool's template")
-                .with("policy", policy).precondition("NETWORK_POLICY", policy),
+        Refusal::NetworkPolicyUnsupported { policy, pool } =>
+            Entry::new(FailedPrecondition, "NETWORK_POLICY_UNSUPPORTED", "give the pool's template an allowlist, which may be empty: its sandboxes then have an interface, and reach nothing until a claim brings its policy")
+                .with("policy", policy).with("pool", pool).precondition("NETWORK_POLICY", pool),
+        Refusal::NetworkUnavailable { detail: _ } =>
+            Entry::new(FailedPrecondition, "NETWORK_UNAVAILABLE", "mend what is told and start hearthd again, or give the template the network policy none; docs/network.md tells what hearthd needs")
+                .precondition("NETWORK", "node"),
         Refusal::GenerationStale { what, current } =>
             Entry::new(Aborted, "GENERATION_STALE", "read with GetPools, apply your change to it and set it under a larger generation")
                 .with("of", what).with("current", current),

@@ -2,7 +2,11 @@
 
 use super::door::Door;
 use crate::api;
+use crate::driver::NetReport;
 use crate::machine::ids::Now;
+use crate::machine::network::{
+    Cidr, NetworkMode, NetworkPolicy, PortRange, Protocol, Rule, Target,
+};
 use crate::machine::spec::{DrainMode, PoolSpec, UpdateStrategy};
 use crate::machine::view::{
     BreakerView, ClaimState, ClaimView, DrainState, DrainView, PoolView, Source,
@@ -52,6 +56,75 @@ pub fn claim(door: &dyn Door, view: ClaimView) -> api::Claim {
         source: view.source.map_or(api::Source::Unspecified, source).into(),
         claimed_at: view.claimed_at.map(|at| timestamp(door, at)),
         expires_at: view.expires_at.map(|at| timestamp(door, at)),
+    }
+}
+
+/// A network policy.
+pub fn network(policy: NetworkPolicy) -> api::NetworkPolicy {
+    let rules = |rules: Vec<Rule>| rules.into_iter().map(rule).collect();
+    let mode = match policy.mode {
+        NetworkMode::None => api::NetworkMode::None,
+        NetworkMode::Internet => api::NetworkMode::Internet,
+        NetworkMode::Allowlist => api::NetworkMode::Allowlist,
+    };
+    api::NetworkPolicy {
+        mode: mode.into(),
+        allow: rules(policy.allow),
+        deny: rules(policy.deny),
+        publish: policy.publish.into_iter().map(u32::from).collect(),
+    }
+}
+
+fn rule(rule: Rule) -> api::NetworkRule {
+    let (cidr, name) = match rule.to {
+        Target::Cidr(Cidr { address, length }) => (format!("{address}/{length}"), String::new()),
+        Target::Name(name) => (String::new(), name),
+    };
+    let protocol = match rule.protocol {
+        None => api::Protocol::Unspecified,
+        Some(Protocol::Tcp) => api::Protocol::Tcp,
+        Some(Protocol::Udp) => api::Protocol::Udp,
+    };
+    let port = |range: PortRange| api::PortRange {
+        first: range.first.into(),
+        last: range.last.into(),
+    };
+    api::NetworkRule {
+        cidr,
+        name,
+        protocol: protocol.into(),
+        ports: rule.ports.into_iter().map(port).collect(),
+    }
+}
+
+/// The network of a sandbox.
+pub fn network_report(report: NetReport) -> api::GetNetworkResponse {
+    let pinned = report
+        .pinned
+        .into_iter()
+        .map(|(name, address, seconds)| api::PinnedName {
+            name,
+            address: address.to_string(),
+            remaining: duration(Duration::from_secs(seconds)),
+        });
+    let denied = report
+        .denied
+        .into_iter()
+        .map(
+            |(protocol, address, port, packets)| api::DeniedDestination {
+                protocol,
+                address: address.to_string(),
+                port: port.into(),
+                packets,
+            },
+        );
+    api::GetNetworkResponse {
+        policy: Some(network(report.policy)),
+        interface: report.interface,
+        addresses: report.addresses.iter().map(ToString::to_string).collect(),
+        pinned: pinned.collect(),
+        denied_packets: report.denied_packets,
+        denied: denied.collect(),
     }
 }
 
@@ -135,7 +208,7 @@ fn declared(spec: PoolSpec) -> api::Pool {
                 disk_bytes: template.resources.disk_bytes,
                 open_files: template.resources.open_files,
             }),
-            network_policy: template.network_policy,
+            network_policy: Some(network(template.network_policy)),
             warm_command: template.warm_command,
             idle_after: (template.idle_after_ms > 0)
                 .then(|| duration(Duration::from_millis(template.idle_after_ms)))

@@ -61,6 +61,17 @@ pub struct CreateSpec {
     pub generation: u64,
     /// What it is.
     pub template: Arc<Template>,
+    /// What it is started in; `None`: no interface at all.
+    pub network: Option<SandboxNetwork>,
+}
+
+/// The network a sandbox is started in: gVisor reads interfaces, addresses and routes of the namespace when it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxNetwork {
+    /// The network namespace.
+    pub netns: std::path::PathBuf,
+    /// For its resolv.conf.
+    pub resolvers: Vec<std::net::IpAddr>,
 }
 
 /// The host's ends of a sandbox's stdio FIFOs, for the guest channel. Opening is the runtime's business (it must hold

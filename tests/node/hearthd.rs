@@ -101,6 +101,8 @@ pub struct Hearth {
     prefix: Vec<String>,
     child: Option<Child>,
     pub admin: String,
+    /// The network namespace it runs in, at its end too; `None`: ours.
+    netns: Option<String>,
 }
 
 impl Hearth {
@@ -116,6 +118,18 @@ impl Hearth {
 
     /// The same through another program (setpriv), which becomes it.
     pub async fn start_as(prefix: &[&str], settings: &[(&str, &str)]) -> Self {
+        Self::begin(prefix, None, settings).await
+    }
+
+    /// The same in a network namespace of `ip netns`, perhaps through another program.
+    pub async fn start_inside(prefix: &[String], netns: &str, settings: &[(&str, &str)]) -> Self {
+        let entered = format!("--net=/run/netns/{netns}");
+        let mut words = vec!["nsenter", &entered];
+        words.extend(prefix.iter().map(String::as_str));
+        Self::begin(&words, Some(netns.to_owned()), settings).await
+    }
+
+    async fn begin(prefix: &[&str], netns: Option<String>, settings: &[(&str, &str)]) -> Self {
         // Short: sockets' paths are bounded.
         let root = tempfile::Builder::new()
             .prefix("hh")
@@ -153,6 +167,7 @@ impl Hearth {
             prefix: prefix.iter().map(|word| (*word).to_owned()).collect(),
             child: None,
             admin,
+            netns,
         };
         hearth.boot(true).await;
         hearth.import(&python_archive(), IMAGE).await;
@@ -180,7 +195,16 @@ impl Hearth {
                 command.args(words).arg(hearthd);
                 command
             }
-            None => Command::new(hearthd),
+            None => match &self.netns {
+                Some(netns) => {
+                    let mut command = Command::new("nsenter");
+                    command
+                        .arg(format!("--net=/run/netns/{netns}"))
+                        .arg(hearthd);
+                    command
+                }
+                None => Command::new(hearthd),
+            },
         };
         if clear {
             command.arg("--dev").arg("--dev-root").arg(self.root.path());
@@ -506,7 +530,12 @@ impl Hearth {
     /// A page of the admin port.
     pub fn admin_page(&self, path: &str) -> (u16, String) {
         use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(&self.admin).unwrap();
+        let admin = self.admin.clone();
+        let connect = move || std::net::TcpStream::connect(admin).unwrap();
+        let mut stream = match &self.netns {
+            Some(netns) => crate::outside::within(netns, connect),
+            None => connect(),
+        };
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: hearth\r\nConnection: close\r\n\r\n"

@@ -2,7 +2,8 @@
 //! claim's secrets are after they were delivered. docs/privileges.md is this file in words.
 
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool, tool};
-use hearth::api::{Personalization, Secret};
+use crate::outside::{self, Outside};
+use hearth::api::{NetworkMode, NetworkPolicy, Personalization, Secret};
 use hearth::ociwrap::NULL_NETNS;
 use hearth::runtime::managed::{ManagedConfig, ManagedContainerd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// All that hearthd needs beside a containerd of its own right (docs/privileges.md says what for).
 const CAPABILITIES: &[&str] = &["kill"];
+/// The same where sandboxes may have a network.
+const WITH_NETWORK: &[&str] = &["kill", "net_admin", "sys_admin"];
 
 fn below(path: &Path, found: &mut Vec<(PathBuf, std::fs::Metadata)>) {
     for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
@@ -178,10 +181,8 @@ impl Drop for Ended {
     }
 }
 
-/// hearthd with exactly the capabilities that docs/privileges.md names, on a containerd that somebody else runs: a whole
-/// working life passes.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_documented_capabilities_suffice() {
+/// A containerd that somebody else runs.
+async fn foreign_containerd() -> (Ended, std::sync::Arc<ManagedContainerd>, tempfile::TempDir) {
     let root = tempfile::Builder::new()
         .prefix("hc")
         .tempdir_in("/tmp")
@@ -198,28 +199,103 @@ async fn the_documented_capabilities_suffice() {
     };
     let metrics = hearth::runtime::RuntimeMetrics::register(&prometheus::Registry::new()).unwrap();
     let containerd = ManagedContainerd::start(config, metrics).await.unwrap();
-    let _ended = Ended(root.path().display().to_string());
-    let socket = containerd.socket().display().to_string();
+    let ended = Ended(root.path().display().to_string());
+    (ended, containerd, root)
+}
 
-    let set: Vec<_> = CAPABILITIES.iter().map(|name| format!("+{name}")).collect();
+/// Words that start a program with these capabilities and no others.
+fn only(capabilities: &[&str]) -> Vec<String> {
+    let set: Vec<_> = capabilities.iter().map(|name| format!("+{name}")).collect();
     let bounding = format!("--bounding-set=-all,{}", set.join(","));
-    let prefix = [
-        "setpriv",
-        "--inh-caps=-all",
-        "--ambient-caps=-all",
-        &bounding,
-        "--",
-    ];
-    let settings = [("containerd.socket", socket.as_str())];
-    let mut hearth = Hearth::start_as(&prefix, &settings).await;
+    let words = ["setpriv", "--inh-caps=-all", "--ambient-caps=-all"];
+    let words = words.into_iter().chain([bounding.as_str(), "--"]);
+    words.map(str::to_owned).collect()
+}
+
+fn has_only(hearth: &Hearth, capabilities: &[&str]) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", hearth.pid())).unwrap();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = u64::from_str_radix(effective.unwrap().trim(), 16).unwrap();
-    assert_eq!(
-        effective.count_ones() as usize,
-        CAPABILITIES.len(),
-        "{status}"
+    let count = effective.count_ones() as usize;
+    assert_eq!(count, capabilities.len(), "{status}");
+}
+
+/// runsc's own mount, which takes more than hearthd has: whoever runs containerd owns it.
+fn unmount_null_netns(hearth: &Hearth) {
+    let netns = hearth.path("run/runsc/hearth").join(NULL_NETNS);
+    let is_mounted = || {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        mounts.contains(netns.to_str().unwrap())
+    };
+    // It may lie there more than once.
+    while is_mounted() {
+        let unmounted = std::process::Command::new("umount").arg(&netns).status();
+        assert!(unmounted.unwrap().success());
+    }
+}
+
+/// The same with a network: what docs/privileges.md names for it is enough from the first namespace to the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_capabilities_suffice_for_a_network() {
+    let (_ended, containerd, _root) = foreign_containerd().await;
+    let outside = Outside::new();
+    let socket = containerd.socket().display().to_string();
+    let settings = [
+        ("containerd.socket", socket.as_str()),
+        ("network.enabled", "true"),
+        ("network.resolvers", outside::GATEWAY),
+    ];
+    let prefix = only(WITH_NETWORK);
+    let mut hearth = Hearth::start_inside(&prefix, outside.node(), &settings).await;
+    has_only(&hearth, WITH_NETWORK);
+    let mut declared = pool("python", 1, 4);
+    declared.template.as_mut().unwrap().network_policy = Some(NetworkPolicy {
+        mode: NetworkMode::Allowlist.into(),
+        ..NetworkPolicy::default()
+    });
+    hearth.set_pools(vec![declared]).await;
+    hearth.warm("python", 1).await;
+    let id = fresh_id();
+    let mut request = claim_request(&id, "python");
+    request.personalization = Some(Personalization {
+        network_policy: Some(NetworkPolicy {
+            mode: NetworkMode::Internet.into(),
+            ..NetworkPolicy::default()
+        }),
+        ..Personalization::default()
+    });
+    hearth.claims().await.claim(request).await.unwrap();
+    let connect = format!(
+        "import socket; print(socket.create_connection(('{}', 80), 5).recv(16).decode())",
+        outside::PUBLIC
     );
+    let command = ["python3", "-c", connect.as_str()];
+    assert_eq!(hearth.run(&id, &command).await.1, "hearth\n");
+    hearth.kill();
+    hearth.restart().await;
+    assert_eq!(hearth.run(&id, &command).await.1, "hearth\n");
+    hearth.release(&id).await;
+    hearth.set_pools(Vec::new()).await;
+    eventually("every sandbox is gone", || async {
+        hearth.state()["sandboxes"].as_array().unwrap().is_empty()
+    })
+    .await;
+    unmount_null_netns(&hearth);
+    hearth.finish().await;
+    containerd.stop().await.unwrap();
+}
+
+/// hearthd with exactly the capabilities that docs/privileges.md names, on a containerd that somebody else runs: a whole
+/// working life passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_capabilities_suffice() {
+    let (_ended, containerd, _root) = foreign_containerd().await;
+    let socket = containerd.socket().display().to_string();
+    let prefix = only(CAPABILITIES);
+    let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+    let settings = [("containerd.socket", socket.as_str())];
+    let mut hearth = Hearth::start_as(&prefix, &settings).await;
+    has_only(&hearth, CAPABILITIES);
 
     hearth.set_pools(vec![pool("python", 2, 6)]).await;
     hearth.warm("python", 2).await;
@@ -265,17 +341,7 @@ async fn the_documented_capabilities_suffice() {
         hearth.state()["sandboxes"].as_array().unwrap().is_empty()
     })
     .await;
-    // runsc's own mount, which takes more than hearthd has: whoever runs containerd owns it.
-    let netns = hearth.path("run/runsc/hearth").join(NULL_NETNS);
-    let is_mounted = || {
-        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
-        mounts.contains(netns.to_str().unwrap())
-    };
-    // It may lie there more than once.
-    while is_mounted() {
-        let unmounted = std::process::Command::new("umount").arg(&netns).status();
-        assert!(unmounted.unwrap().success());
-    }
+    unmount_null_netns(&hearth);
     hearth.finish().await;
     containerd.stop().await.unwrap();
 }

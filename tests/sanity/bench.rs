@@ -352,6 +352,7 @@ impl Bench {
                 .encode_to_vec()
             }
             "Sandboxes/Stats" => StatsRequest { claim_id }.encode_to_vec(),
+            "Sandboxes/GetNetwork" => GetNetworkRequest { claim_id }.encode_to_vec(),
             "Pools/SetPools" => self.set.encode_to_vec(),
             "Pools/GetPools" => GetPoolsRequest {}.encode_to_vec(),
             "Pools/WatchPools" => WatchPoolsRequest {}.encode_to_vec(),

@@ -220,6 +220,7 @@ impl Node {
             pool: PoolName::parse("pool").unwrap(),
             generation: 1,
             template: Arc::new(template(image)),
+            network: None,
         }
     }
 
@@ -381,7 +382,7 @@ pub fn template(image: &str) -> Template {
             disk_bytes: 8 << 20,
             open_files: 65_536,
         },
-        network_policy: "none".to_owned(),
+        network_policy: Default::default(),
         warm_command: Vec::new(),
         readiness: Readiness {
             command: Vec::new(),

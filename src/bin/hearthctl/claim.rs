@@ -86,7 +86,7 @@ pub async fn request(link: &Link, args: ClaimArgs) -> Result<ClaimRequest, Failu
             files,
             secrets,
             hostname: args.hostname.unwrap_or_default(),
-            network_policy: None,
+            network_policy: crate::network::policy(args.network)?,
         }),
         on_empty: match (args.wait, args.cold) {
             (Some(_), _) => OnEmpty::Wait,

@@ -1,6 +1,7 @@
 //! The command line: what can be typed, with its help. Decides nothing.
 
 use crate::output::Format;
+use crate::parse::{claim_id, duration};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -219,6 +220,12 @@ pub enum Command {
         /// The claim
         claim: String,
     },
+    /// Show what a sandbox may reach, and what was denied
+    Net {
+        /// The claim, or its sandbox
+        #[arg(value_name = "CLAIM|SANDBOX")]
+        claim: String,
+    },
     /// Show pools, claims and what they use
     Top {
         /// Live view
@@ -332,6 +339,10 @@ pub struct ClaimArgs {
     /// Host name inside
     #[arg(long)]
     pub hostname: Option<String>,
+    /// Network: none, internet, allow:RULE; with deny:RULE, publish:PORT. A rule is TARGET[@[tcp|udp][/PORTS]]: example.com,
+    /// '*.example.com@tcp/443', 192.0.2.0/24@udp/53,8000-8080 [default: the pool's]
+    #[arg(long, value_name = "POLICY", value_parser = crate::network::part)]
+    pub network: Vec<crate::network::Part>,
     /// When the pool is dry: wait for a member, at most this long
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "cold")]
     pub wait: Option<Duration>,
@@ -452,20 +463,4 @@ pub struct BenchArgs {
     /// When the pool is dry, each claim waits for a member this long
     #[arg(long, default_value = "60s", value_parser = duration)]
     pub wait: Duration,
-}
-
-/// "30s", "5m", "1h 30m", "0".
-fn duration(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    humantime::parse_duration(text)
-        .map_err(|_| "not a duration such as 500ms, 30s, 5m or 1h".to_owned())
-}
-
-fn claim_id(text: &str) -> Result<String, String> {
-    match uuid::Uuid::try_parse(text) {
-        Ok(id) if text.len() == 36 => Ok(id.hyphenated().to_string()),
-        _ => Err("not a UUID such as 7f9c24e8-3b0c-4f5e-9a51-0d6b3a2f1c77".to_owned()),
-    }
 }

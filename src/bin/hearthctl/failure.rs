@@ -272,7 +272,12 @@ fn hint_of_reason(reason: &str) -> Option<&'static str> {
              Call as an admin that is no allocator, or as that one. Only if that allocator is gone for good: a larger --epoch takes over and fences it out"
         }
         "DISK_RESERVE" => "free space in hearth's data directory; releases still work",
-        "NETWORK_POLICY_UNSUPPORTED" => "leave the network policy to the pool's template",
+        "NETWORK_POLICY_UNSUPPORTED" => {
+            "leave --network out, or set the pool with network_policy = \"allowlist\": its sandboxes reach nothing until a claim says what"
+        }
+        "NETWORK_UNAVAILABLE" => {
+            "`hearthctl doctor` tells what is missing; [network] in hearthd's configuration"
+        }
         "GENERATION_STALE" => {
             "somebody set newer pools; leave generations out of the file, or raise them"
         }

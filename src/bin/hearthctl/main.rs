@@ -16,6 +16,7 @@ mod forward;
 mod image;
 mod link;
 mod live;
+mod network;
 mod node;
 mod output;
 mod parse;
@@ -132,6 +133,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Cp { src, dst } => Box::pin(copy::run(&app, &src, &dst)).await,
         Command::PortForward { claim, ports } => forward::run(&app, &claim, ports).await,
         Command::Stats { claim } => node::stats(&app, &claim).await,
+        Command::Net { claim } => network::net(&app, &claim).await,
         Command::Top { watch, interval } => Box::pin(top::run(&app, watch, interval)).await,
         Command::Image(command) => image::run(&app, command).await,
         Command::Node => node::info(&app).await,

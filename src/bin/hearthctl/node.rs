@@ -93,6 +93,7 @@ fn info_value(info: &InfoResponse) -> serde_json::Value {
         "sandboxes": info.sandboxes,
         "max_sandboxes": info.max_sandboxes,
         "drain": info.drain.as_ref().map(drain::value),
+        "network_unavailable": info.network_unavailable,
     })
 }
 

@@ -3,6 +3,7 @@
 //! Pure but for the environment that `KEY` alone reads.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// NAMESPACE/NAME, or NAME alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,5 +98,22 @@ pub fn place(text: &str) -> Result<Place, String> {
             })
         }
         _ => Ok(Place::Local(text.into())),
+    }
+}
+
+/// "30s", "5m", "1h 30m", "0".
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text)
+        .map_err(|_| "not a duration such as 500ms, 30s, 5m or 1h".to_owned())
+}
+
+/// A claim's UUID.
+pub fn claim_id(text: &str) -> Result<String, String> {
+    match uuid::Uuid::try_parse(text) {
+        Ok(id) if text.len() == 36 => Ok(id.hyphenated().to_string()),
+        _ => Err("not a UUID such as 7f9c24e8-3b0c-4f5e-9a51-0d6b3a2f1c77".to_owned()),
     }
 }

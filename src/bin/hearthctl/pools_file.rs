@@ -3,6 +3,7 @@
 //! Owns the file's form and how generations are raised. Pure: reads no file, asks nobody.
 
 use crate::failure::Failure;
+use crate::network::{self, PolicyEntry};
 use hearth::api::{Pool, Readiness, Resources, Template, UpdateStrategy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -59,7 +60,7 @@ struct TemplateEntry {
     #[serde(default, skip_serializing_if = "is_default")]
     working_dir: String,
     #[serde(default, skip_serializing_if = "is_default")]
-    network_policy: String,
+    network_policy: PolicyEntry,
     #[serde(default, skip_serializing_if = "is_default")]
     warm_command: Vec<String>,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -271,9 +272,7 @@ fn normal(pool: &Pool) -> Pool {
         pool.set_update_strategy(UpdateStrategy::OnReplenish);
     }
     let template = pool.template.get_or_insert_default();
-    if template.network_policy.is_empty() {
-        template.network_policy = "none".into();
-    }
+    template.network_policy = Some(network::normal(template.network_policy.take()));
     // The defaults that pools.proto promises.
     let resources = template.resources.get_or_insert_default();
     for (value, default) in [
@@ -313,7 +312,7 @@ impl PoolEntry {
                     disk_bytes: template.resources.disk.0,
                     open_files: template.resources.open_files,
                 }),
-                network_policy: template.network_policy.clone(),
+                network_policy: Some(template.network_policy.to_api()),
                 warm_command: template.warm_command.clone(),
                 readiness: Some(Readiness {
                     command: template.readiness.command.clone(),
@@ -357,7 +356,11 @@ impl From<&Pool> for PoolEntry {
                 runtime_handler: template.runtime_handler,
                 command: template.command,
                 working_dir: template.working_dir,
-                network_policy: template.network_policy,
+                network_policy: template
+                    .network_policy
+                    .as_ref()
+                    .map(PolicyEntry::from)
+                    .unwrap_or_default(),
                 warm_command: template.warm_command,
                 interpreter: template.interpreter,
                 env: template.env,

@@ -387,7 +387,10 @@ fn generations_rise_only_for_what_changed() {
     // As hearthd may tell it back: defaults written out.
     let mut stored = first.pools.clone();
     let template = stored[0].template.as_mut().unwrap();
-    template.network_policy = "none".into();
+    template.network_policy = Some(hearth::api::NetworkPolicy {
+        mode: hearth::api::NetworkMode::None.into(),
+        ..Default::default()
+    });
     template.resources.as_mut().unwrap().pids = 1024;
     let again = pools_file::plan(file(), 1, &stored);
     assert_eq!((again.generation, again.pools[0].generation), (1, 1));
@@ -452,4 +455,75 @@ fn what_doctor_reads() {
     let answer = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 11\r\n\r\nrecovering\n";
     assert_eq!(daemon::parse(answer), Some((503, "recovering\n".into())));
     assert_eq!(daemon::parse("hello"), None);
+}
+
+#[test]
+fn network_rules_as_people_write_them() {
+    use crate::network::{Part, part, policy, policy_text, rule, rule_text};
+    for (text, shown) in [
+        ("example.com", "example.com"),
+        ("*.Example.com@443", "*.example.com@443"),
+        ("192.0.2.1@tcp", "192.0.2.1/32@tcp"),
+        (
+            "192.0.2.0/24@udp/53,8000-8080",
+            "192.0.2.0/24@udp/53,8000-8080",
+        ),
+        ("2001:db8::1@/80", "2001:db8::1/128@80"),
+    ] {
+        let read = rule(text).unwrap();
+        assert_eq!(rule_text(&read), shown);
+        assert_eq!(rule(shown).unwrap(), read, "it reads what it shows");
+    }
+    for wrong in ["", "@tcp", "x@sctp", "x@tcp/0", "x@1-", "x@tcp/99999"] {
+        assert!(rule(wrong).is_err(), "{wrong}");
+    }
+    let parts = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|text| part(text).unwrap())
+            .collect::<Vec<Part>>()
+    };
+    let told = |texts: &[&str]| policy_text(policy(parts(texts)).unwrap().as_ref());
+    assert_eq!(policy(Vec::new()).unwrap(), None);
+    assert_eq!(told(&["none"]), "none");
+    assert_eq!(told(&["allow"]), "allowlist: nothing");
+    assert_eq!(
+        told(&["internet", "deny:192.0.2.1", "publish:8000"]),
+        "internet; never: 192.0.2.1/32; open to others: 8000"
+    );
+    assert_eq!(
+        told(&["allow:a.example", "allow:b.example@tcp/443"]),
+        "allowlist: a.example, b.example@tcp/443"
+    );
+    assert!(policy(parts(&["none", "internet"])).is_err());
+    assert!(policy(parts(&["publish:80"])).is_err());
+    for wrong in ["", "open", "allow:", "deny", "publish:x", "none:x"] {
+        assert!(part(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_template_with_a_network_goes_to_a_file_and_back() {
+    let with = |policy: &str| {
+        let text = FILE.replace(
+            "[pools.template]\n",
+            &format!("[pools.template]\n{policy}\n"),
+        );
+        assert_ne!(text, FILE);
+        pools_file::plan(pools_file::parse("p.toml", &text).unwrap(), 1, &[]).pools
+    };
+    for policy in [
+        "network_policy = \"internet\"",
+        "network_policy = \"allowlist\"",
+        "network_policy = { mode = \"allowlist\", allow = [\"example.com@tcp/443\"], publish = [8000] }",
+    ] {
+        let pools = with(policy);
+        let file = pools_file::PoolsFile {
+            generation: None,
+            pools: pools.iter().map(Into::into).collect(),
+        };
+        let text = toml::to_string(&file).unwrap();
+        let plan = pools_file::plan(pools_file::parse("p.toml", &text).unwrap(), 5, &pools);
+        assert_eq!(plan.changes["py"], "unchanged", "{text}");
+    }
 }

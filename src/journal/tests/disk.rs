@@ -37,7 +37,8 @@ impl SmallDisk {
             .unwrap();
         let features = if bare { "^has_journal" } else { "has_journal" };
         let image = image.to_str().unwrap();
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", "-O", features, image]);
+        let options = ["-q", "-F", "-m", "0", "-b", "4096", "-O", features];
+        run("mkfs.ext4", &[&options[..], &[image]].concat());
         let disk = Self { dir: temp_dir() };
         disk.mount_image(image);
         disk
@@ -48,6 +49,23 @@ impl SmallDisk {
             "mount",
             &["-o", "loop", image, self.path().to_str().unwrap()],
         );
+        self.bound_requests();
+    }
+
+    /// One page a request, so that each succeeds or fails as a whole. The loop driver takes a short write for a whole one
+    /// (lo_complete_rq in drivers/block/loop.c): of a request that begins where the image has blocks and ends in a hole
+    /// that can't be filled it writes the first part and reports success. An fsync then says that all is on the disk
+    /// while half a page and those after it are not, and both of redb's roots may be damaged. That is a fault of this
+    /// disk, not of fsync's promise: a real disk does not say that it wrote what it did not.
+    fn bound_requests(&self) {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let mount = self.path().to_str().unwrap();
+        let mut mounts = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>());
+        let device = mounts.find(|words| words[1] == mount).unwrap()[0].to_owned();
+        let device = device.strip_prefix("/dev/").unwrap();
+        fs::write(format!("/sys/block/{device}/queue/max_sectors_kb"), "4").unwrap();
     }
 
     fn remount(&self, image: &Path) {

@@ -1,13 +1,15 @@
-//! The encoding of schema 1, frozen: `golden/schema-1.txt` holds every row that [`every_op`] leaves, as
-//! `table key-in-hex encoding json`. A change of the machine's types that changes it must come with a step in
-//! `upgrade.rs` and a golden file of the new schema; this one stays.
+//! The encodings, frozen: `golden/schema-N.txt` holds every row that [`every_op`] leaves in schema N, as
+//! `table key-in-hex encoding json`. A change of the machine's types that changes the newest must come with a step in
+//! `upgrade.rs` and a golden file of the new schema; the older ones stay.
 
-use super::super::{mark::Mark, store, upgrade};
+use super::super::{mark::Mark, store, store::Loaded, upgrade};
 use super::*;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::fmt::Write;
 
-const GOLDEN: &str = include_str!("golden/schema-1.txt");
+const GOLDEN: &str = include_str!("golden/schema-2.txt");
+/// Before network policies had rules.
+const FIRST: &str = include_str!("golden/schema-1.txt");
 /// Rows that differ with every journal.
 const OWN: [&str; 2] = ["clock", "identity"];
 
@@ -110,7 +112,7 @@ fn load(golden: &str) -> Arc<Memory> {
 }
 
 #[test]
-fn schema_1_is_written_as_ever() {
+fn schema_2_is_written_as_ever() {
     let dir = temp_dir();
     let mut rig = open(dir.path()).unwrap();
     rig.commit(every_op());
@@ -118,16 +120,16 @@ fn schema_1_is_written_as_ever() {
     let found = dump(&journal_path(dir.path()));
     if std::env::var_os("HEARTH_GOLDEN").is_some() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/journal/tests/golden");
-        std::fs::write(path.join("schema-1.txt"), &found).unwrap();
+        std::fs::write(path.join("schema-2.txt"), &found).unwrap();
     }
     assert!(GOLDEN.lines().count() >= 10);
     assert_eq!(found, GOLDEN);
 }
 
-#[test]
-fn schema_1_is_read_as_ever() {
+/// Opens a journal with the rows of a golden file: what it holds.
+fn read(golden: &str) -> Loaded {
     let dir = temp_dir();
-    let backend = load(GOLDEN);
+    let backend = load(golden);
     let mark = Mark::open(dir.path()).unwrap();
     let opened = store::open(
         backend,
@@ -136,9 +138,45 @@ fn schema_1_is_read_as_ever() {
         Path::new("golden"),
         upgrade::STEPS,
     );
-    let (_store, loaded) = opened.unwrap();
+    opened.unwrap().1
+}
+
+#[test]
+fn schema_2_is_read_as_ever() {
+    let loaded = read(GOLDEN);
     assert_eq!(loaded.records, model(&every_op()));
     assert_eq!(loaded.identity.tag, NodeTag(0xc0ff_ee01));
+}
+
+/// The same, when no network policy but "none" could be.
+#[test]
+fn schema_1_is_read_as_ever() {
+    let loaded = read(FIRST);
+    let mut before = model(&every_op());
+    for pool in &mut before.pools.pools {
+        pool.template.network_policy = NetworkPolicy::default();
+    }
+    for sandbox in &mut before.sandboxes {
+        sandbox.network = NetworkPolicy::default();
+    }
+    for claim in &mut before.claims {
+        claim.network = None;
+    }
+    assert_eq!(loaded.records, before);
+    assert_eq!(loaded.identity.tag, NodeTag(0xc0ff_ee01));
+}
+
+/// What schema 1 could not hold is damage, not a policy to be guessed.
+#[test]
+fn another_word_than_none_is_no_policy_of_schema_1() {
+    let dir = temp_dir();
+    let changed = FIRST.replace(r#""network_policy":"none""#, r#""network_policy":"open""#);
+    assert_ne!(changed, FIRST);
+    let mark = Mark::open(dir.path()).unwrap();
+    let path = Path::new("golden");
+    let opened = store::open(load(&changed), mark, &boot("a", 1, 2), path, upgrade::STEPS);
+    let error = opened.map(drop).unwrap_err().to_string();
+    assert!(error.contains("has the network policy \"open\""), "{error}");
 }
 
 /// Values that no hearth wrote: refused by name, never guessed at.
@@ -171,13 +209,13 @@ fn what_does_not_decode_is_damage() {
         ),
         (
             "meta",
-            "736368656d61 - 00000001",
-            "736368656d61 - 0001",
+            "736368656d61 - 00000002",
+            "736368656d61 - 0002",
             "it is a redb file, but no journal of hearth",
         ),
         (
             "meta",
-            "736368656d61 - 00000001",
+            "736368656d61 - 00000002",
             "736368656d61 - 00000000",
             "it names schema 0",
         ),

@@ -1,4 +1,4 @@
-//! The schema's ladder, with made-up steps: there is only schema 1 yet.
+//! The schema's ladder, with made-up steps beyond those there are. The real ones are proved by the golden files.
 
 use super::super::rows::META;
 use super::super::store::{self, StoreError, redb_error};
@@ -16,13 +16,19 @@ fn append_to_meta(txn: &WriteTransaction, what: &str) -> Result<(), StoreError> 
     Ok(())
 }
 
+/// Done by whoever made the journal.
+const DONE: Step = ("one to two", |_| {
+    Err(StoreError::Damaged("a step was taken again".into()))
+});
 const GOOD: &[Step] = &[
-    ("one to two", |txn| append_to_meta(txn, "2")),
+    DONE,
     ("two to three", |txn| append_to_meta(txn, "3")),
+    ("three to four", |txn| append_to_meta(txn, "4")),
 ];
 const FAILING: &[Step] = &[
-    ("one to two", |txn| append_to_meta(txn, "2")),
-    ("two to three", |_| {
+    DONE,
+    ("two to three", |txn| append_to_meta(txn, "3")),
+    ("three to four", |_| {
         Err(StoreError::Damaged("step failed".into()))
     }),
 ];
@@ -50,19 +56,19 @@ fn steps_run_in_order_and_once() {
     let mut rig = open(dir.path()).unwrap();
     rig.commit(every_op());
     drop(rig);
-    assert_eq!(schema_of(STEPS), 1);
-    assert_eq!(meta(dir.path(), "schema").unwrap(), [0, 0, 0, 1]);
+    assert_eq!(schema_of(STEPS), 2);
+    assert_eq!(meta(dir.path(), "schema").unwrap(), [0, 0, 0, 2]);
     assert_eq!(open_steps(dir.path(), GOOD).unwrap(), model(&every_op()));
-    assert_eq!(meta(dir.path(), "schema").unwrap(), [0, 0, 0, 3]);
-    assert_eq!(meta(dir.path(), "steps").unwrap(), b"23");
+    assert_eq!(meta(dir.path(), "schema").unwrap(), [0, 0, 0, 4]);
+    assert_eq!(meta(dir.path(), "steps").unwrap(), b"34");
     // There already.
     assert_eq!(open_steps(dir.path(), GOOD).unwrap(), model(&every_op()));
-    assert_eq!(meta(dir.path(), "steps").unwrap(), b"23");
+    assert_eq!(meta(dir.path(), "steps").unwrap(), b"34");
 
     // Now it is a newer hearth's.
     let before = std::fs::read(journal_path(dir.path())).unwrap();
     let error = open(dir.path()).err().unwrap();
-    insta::assert_snapshot!(text(&error, dir.path()), @"DIR/journal.redb was written by a newer hearth (schema 3, this one knows 1); downgrades are refused");
+    insta::assert_snapshot!(text(&error, dir.path()), @"DIR/journal.redb was written by a newer hearth (schema 4, this one knows 2); downgrades are refused");
     assert_eq!(std::fs::read(journal_path(dir.path())).unwrap(), before);
 }
 

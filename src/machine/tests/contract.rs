@@ -5,6 +5,7 @@ use super::rig::Rig;
 use crate::machine::event::*;
 use crate::machine::ids::*;
 use crate::machine::limits::*;
+use crate::machine::network::{NetworkMode, NetworkPolicy};
 use crate::machine::record::Op;
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::*;
@@ -473,16 +474,17 @@ fn rule_7_a_cold_claim_that_waits_for_a_slot_takes_a_member_that_becomes_warm() 
 #[test]
 fn rule_8_what_cannot_be_applied_is_refused() {
     let mut rig = Rig::with(&[pool("py", 2, 4)]);
-    let policy = |policy: &str| ClaimRequest {
-        network_policy: Some(policy.to_owned()),
+    let policy = |policy: NetworkPolicy| ClaimRequest {
+        network_policy: Some(policy),
         ..ask(1)
     };
-    let refused = rig.claim(policy("internet"));
+    let refused = rig.claim(policy(mode(NetworkMode::Internet)));
     let unsupported = Refusal::NetworkPolicyUnsupported {
-        policy: "internet".to_owned(),
+        policy: "internet",
+        pool: "py".to_owned(),
     };
     assert_eq!(rig.refusal(refused), unsupported);
-    let request = rig.claim(policy("none"));
+    let request = rig.claim(policy(mode(NetworkMode::None)));
     let spent = rig.personalizing[0].0;
     rig.guest_says(GuestFailure::Refused("bad path".to_owned()));
     let detail = "bad path".to_owned();

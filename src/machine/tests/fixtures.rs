@@ -1,6 +1,7 @@
 //! Values the tests use.
 
 use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
+use crate::machine::network::{Cidr, NetworkMode, NetworkPolicy, Rule, Target};
 use crate::machine::node::{DiskPolicy, MemoryPolicy, Settings};
 use crate::machine::spec::*;
 
@@ -48,7 +49,7 @@ pub fn template(image: &str) -> Template {
             disk_bytes: 1 << 30,
             open_files: 65_536,
         },
-        network_policy: "none".to_owned(),
+        network_policy: Default::default(),
         warm_command: Vec::new(),
         readiness: Readiness {
             command: Vec::new(),
@@ -56,6 +57,37 @@ pub fn template(image: &str) -> Template {
         },
         interpreter: String::new(),
         idle_after_ms: 0,
+    }
+}
+
+/// The template with an interface that reaches nothing yet.
+pub fn networked(template: Template) -> Template {
+    Template {
+        network_policy: mode(NetworkMode::Allowlist),
+        ..template
+    }
+}
+
+/// A policy without rules.
+pub fn mode(mode: NetworkMode) -> NetworkPolicy {
+    NetworkPolicy {
+        mode,
+        ..NetworkPolicy::default()
+    }
+}
+
+/// Reaches 192.0.2.`last` and nothing else.
+pub fn reaches(last: u8) -> NetworkPolicy {
+    NetworkPolicy {
+        allow: vec![Rule {
+            to: Target::Cidr(Cidr {
+                address: core::net::Ipv4Addr::new(192, 0, 2, last).into(),
+                length: 32,
+            }),
+            protocol: None,
+            ports: Vec::new(),
+        }],
+        ..mode(NetworkMode::Allowlist)
     }
 }
 

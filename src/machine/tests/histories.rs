@@ -7,6 +7,7 @@
 use super::fixtures::*;
 use super::world::{POOLS, World};
 use crate::machine::event::{Call, Event};
+use crate::machine::network::NetworkMode;
 use crate::machine::spec::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -132,6 +133,12 @@ fn asked(world: &World, slot: usize, other_content: bool) -> ClaimRequest {
             1 => OnEmpty::Cold,
             _ => OnEmpty::Wait { timeout_ms: 8_000 },
         },
+        network_policy: match slot {
+            1 | 2 | 5 => Some(reaches(u8::try_from(slot).unwrap())),
+            6 => Some(mode(NetworkMode::Internet)),
+            7 => Some(mode(NetworkMode::None)),
+            _ => None,
+        },
         ..ask(0)
     }
 }
@@ -145,6 +152,11 @@ fn declared(world: &World, variant: u8) -> PoolSet {
             generation,
             template: Template {
                 idle_after_ms: [0, 4_000][usize::from(variant >> 6) % 2],
+                network_policy: match usize::from(variant / 5) % 3 {
+                    0 => mode(NetworkMode::Allowlist),
+                    1 => mode(NetworkMode::None),
+                    _ => mode(NetworkMode::Internet),
+                },
                 ..template(["image:1", "image:2", "image:1", "bad:1"][choice % 4])
             },
             running: [Some(1), None, Some(0)][usize::from(variant / 3) % 3],

@@ -6,6 +6,7 @@ mod draining;
 mod failures;
 mod fixtures;
 mod histories;
+mod networking;
 mod pools;
 mod promises;
 mod recovery;

@@ -3,6 +3,7 @@
 use crate::machine::claims::Stage;
 use crate::machine::event::Call;
 use crate::machine::ids::*;
+use crate::machine::network::NetworkPolicy;
 use crate::machine::node::Node;
 use crate::machine::record::Owner;
 use crate::machine::refusal::Refusal;
@@ -26,6 +27,8 @@ pub struct Sent {
 #[derive(Debug, Clone)]
 struct Acknowledged {
     grant: Grant,
+    /// Its own.
+    policy: Option<NetworkPolicy>,
     /// It may expire from then on. `None`: never.
     lives_until: Option<Now>,
     /// Renewals that have no answer: any of them may be in force.
@@ -114,6 +117,19 @@ impl Promises {
         self.open.len()
     }
 
+    /// The policy that an open request asks for.
+    pub fn policy_asked(&self, request: RequestId) -> Option<&NetworkPolicy> {
+        policy_of(&self.open.get(&request)?.call)
+    }
+
+    /// The sandboxes of acknowledged claims that must be there now, with the claims' own policies.
+    pub fn policies(&self, now: Now) -> Vec<(SandboxId, Option<&NetworkPolicy>)> {
+        let there = self.protected(now);
+        there
+            .map(|(claim, sandbox)| (sandbox, self.acknowledged[&claim].policy.as_ref()))
+            .collect()
+    }
+
     pub fn ended(&mut self, sandbox: SandboxId) {
         self.ended.insert(sandbox);
     }
@@ -194,6 +210,7 @@ impl Promises {
         let Some(known) = self.acknowledged.get_mut(&grant.claim) else {
             let known = Acknowledged {
                 grant: grant.clone(),
+                policy: policy_of(&sent.call).cloned(),
                 lives_until: grant.expires_at,
                 renewing: 0,
             };
@@ -273,6 +290,13 @@ impl Promises {
             let usable = [Some(ClaimState::Claimed), Some(ClaimState::Hibernated)];
             assert!(usable.contains(&state), "{claim}: {state:?}");
         }
+    }
+}
+
+fn policy_of(call: &Call) -> Option<&NetworkPolicy> {
+    match call {
+        Call::Claim(_, asked) => asked.network_policy.as_ref(),
+        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@ use super::promises::Promises;
 use super::store::Store;
 use crate::machine::event::*;
 use crate::machine::ids::*;
+use crate::machine::network::NetworkPolicy;
 use crate::machine::node::{DiskPolicy, MemoryPolicy, Node, Settings};
 use crate::machine::record::{Op, Owner, Residency};
 use crate::machine::refusal::Refusal;
@@ -36,21 +37,40 @@ fn stranger() -> SandboxId {
 }
 
 /// A sandbox outside.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Real {
     alive: bool,
     frozen: bool,
     /// The claim its guest was personalized for.
     held: Option<ClaimId>,
+    /// The policy it was made with: with an interface or without.
+    made_with: NetworkPolicy,
+    /// What the kernel enforces; `None`: its interface is gone.
+    in_force: Option<NetworkPolicy>,
 }
+
+impl Real {
+    fn new(alive: bool, made_with: &NetworkPolicy) -> Self {
+        Self {
+            alive,
+            frozen: false,
+            held: None,
+            made_with: made_with.clone(),
+            in_force: Some(made_with.clone()),
+        }
+    }
+}
+
+/// What must be in force after a restart.
+type Policies = Vec<(SandboxId, PoolName, NetworkPolicy)>;
 
 /// What a worker of the driver is doing.
 #[derive(Debug, Clone)]
 pub enum Work {
     Create(SandboxId, Arc<Template>),
     Destroy(SandboxId),
-    /// With a thaw first.
-    Personalize(SandboxId, ClaimId, bool),
+    /// With a thaw first; then the policy, before the guest is told.
+    Personalize(SandboxId, ClaimId, bool, Option<Arc<NetworkPolicy>>),
     Witness(SandboxId),
     Freeze(SandboxId, Ticket),
     Thaw(SandboxId),
@@ -59,7 +79,8 @@ pub enum Work {
     Restore(SandboxId),
     Sample(Vec<SandboxId>),
     /// With what a listing that began at once saw.
-    List(u64, Vec<Observed>),
+    /// After a restart networks are reconciled before it is told.
+    List(u64, Vec<Observed>, Option<Policies>),
 }
 
 #[derive(Debug, Clone)]
@@ -108,14 +129,7 @@ impl World {
             lazy: Vec::new(),
             held_back: Vec::new(),
             store: Store::default(),
-            outside: BTreeMap::from([(
-                stranger(),
-                Real {
-                    alive: true,
-                    frozen: false,
-                    held: None,
-                },
-            )]),
+            outside: BTreeMap::from([(stranger(), Real::new(true, &NetworkPolicy::default()))]),
             images: BTreeMap::new(),
             to_drop: BTreeSet::new(),
             to_sleep: BTreeMap::new(),
@@ -190,6 +204,7 @@ impl World {
         }
         self.check_members();
         self.release_effects();
+        self.check_policies();
     }
 
     /// The oldest batch becomes durable.
@@ -224,7 +239,7 @@ impl World {
                 assert_eq!(record.residency, Residency::Creating, "intent");
                 assert!(self.store.next_sequence > sandbox.sequence());
                 if sandbox.sequence() % 3 == 0 {
-                    self.appear(sandbox, true);
+                    self.appear(sandbox, true, &template.network_policy);
                 }
                 self.work.push(Work::Create(sandbox, template));
             }
@@ -240,8 +255,12 @@ impl World {
                 sandbox,
                 claim,
                 thaw,
+                network,
                 ..
-            } => self.work.push(Work::Personalize(sandbox, claim, thaw)),
+            } => {
+                let work = Work::Personalize(sandbox, claim, thaw, network);
+                self.work.push(work);
+            }
             Effect::Freeze { sandbox, after } => {
                 if self.to_sleep.get(&sandbox) == Some(&after) {
                     let record = &self.store.sandboxes[&sandbox];
@@ -277,7 +296,14 @@ impl World {
             Effect::Witness { sandbox } => self.work.push(Work::Witness(sandbox)),
             Effect::List { round } => {
                 let seen = self.look();
-                self.work.push(Work::List(round, seen));
+                // The driver gives up an older question.
+                for work in &mut self.work {
+                    if let Work::List(_, _, wanted) = work {
+                        *wanted = None;
+                    }
+                }
+                let wanted = self.node.unreconciled();
+                self.work.push(Work::List(round, seen, wanted));
             }
             _ => {}
         }
@@ -324,6 +350,10 @@ impl World {
             assert!(durable, "acknowledged, not durable: {grant:?}");
             if let Some(real) = self.outside.get(&grant.sandbox) {
                 assert_eq!(real.held, Some(grant.claim), "acknowledged, not confirmed");
+                let asked = self.promises.policy_asked(to);
+                let due = asked.unwrap_or(&real.made_with);
+                let enforced = real.in_force.as_ref();
+                assert_eq!(enforced, Some(due), "acknowledged, not enforced: {grant:?}");
             }
         }
         if let Err(Refusal::ClaimReleased { claim }) = answer {
@@ -372,12 +402,9 @@ impl World {
         assert!(self.node.sandboxes.len() <= most);
     }
 
-    fn appear(&mut self, sandbox: SandboxId, alive: bool) {
-        self.outside.entry(sandbox).or_insert(Real {
-            alive,
-            frozen: false,
-            held: None,
-        });
+    fn appear(&mut self, sandbox: SandboxId, alive: bool, network: &NetworkPolicy) {
+        let fresh = || Real::new(alive, network);
+        self.outside.entry(sandbox).or_insert_with(fresh);
     }
 
     fn look(&self) -> Vec<Observed> {
@@ -413,7 +440,7 @@ impl World {
                 }
                 self.tell(Event::Destroyed(sandbox, result));
             }
-            Work::Personalize(sandbox, claim, thaw) => {
+            Work::Personalize(sandbox, claim, thaw, network) => {
                 match thaw {
                     true => self.set_frozen(sandbox, false),
                     false => {
@@ -421,7 +448,7 @@ impl World {
                         assert!(!frozen, "a guest is told something while it is frozen");
                     }
                 }
-                self.finish_personalize(sandbox, claim, outcome);
+                self.finish_personalize(sandbox, claim, network.as_deref(), outcome);
             }
             Work::Freeze(sandbox, decided) => {
                 if self.to_sleep.get(&sandbox) != Some(&decided) {
@@ -482,13 +509,13 @@ impl World {
                 };
                 self.tell(Event::Witnessed(sandbox, held));
             }
-            Work::List(round, early) => {
+            Work::List(round, early, wanted) => {
                 // Its view is from any time between the question and the answer.
                 let observed = match self.events % 2 {
                     0 => self.look(),
                     _ => early,
                 };
-                if self.reachable {
+                if self.reachable && self.reconcile(wanted, &observed, outcome) {
                     self.tell(Event::Listed { round, observed });
                 }
             }
@@ -512,17 +539,17 @@ impl World {
 
     fn take_image(&mut self, sandbox: SandboxId) {
         if let Some(real) = self.outside.get(&sandbox) {
-            self.images.insert(sandbox, real.held);
+            self.images.insert(sandbox, real.clone());
         }
     }
 
     /// Whatever ran before is shed first.
     fn come_back(&mut self, sandbox: SandboxId) {
-        if let Some(held) = self.images.get(&sandbox).copied() {
+        if let Some(real) = self.images.get(&sandbox).cloned() {
             let fresh = Real {
                 alive: true,
                 frozen: false,
-                held,
+                ..real
             };
             self.outside.insert(sandbox, fresh);
         }
@@ -573,15 +600,63 @@ impl World {
         };
         // A failure leaves nothing, a corpse, or something that runs.
         match (&result, outcome % 3) {
-            (Ok(()), _) => self.appear(sandbox, true),
-            (Err(_), 0) => self.appear(sandbox, true),
-            (Err(_), 1) => self.appear(sandbox, false),
+            (Ok(()), _) => self.appear(sandbox, true, &template.network_policy),
+            (Err(_), 0) => self.appear(sandbox, true, &template.network_policy),
+            (Err(_), 1) => self.appear(sandbox, false, &template.network_policy),
             (Err(_), _) => {}
         }
         self.tell(Event::Created(sandbox, result));
     }
 
-    fn finish_personalize(&mut self, sandbox: SandboxId, claim: ClaimId, outcome: u8) {
+    /// After a restart the kernel is made to match before a listing is told; `false`: it could not be.
+    fn reconcile(&mut self, wanted: Option<Policies>, observed: &[Observed], outcome: u8) -> bool {
+        let Some(wanted) = wanted else {
+            return true;
+        };
+        if outcome % 3 == 1 {
+            return false;
+        }
+        for (id, _, policy) in wanted {
+            let alive = observed.iter().any(|seen| seen.id == id && seen.alive);
+            let Some(real) = self.outside.get_mut(&id) else {
+                continue;
+            };
+            if real.in_force.is_some() {
+                real.in_force = Some(policy);
+            } else if alive {
+                self.promises.ended(id);
+                self.tell(Event::Ended(id, ExitCause::NetworkLost));
+            }
+        }
+        true
+    }
+
+    /// Those who were given a sandbox with a policy have it, as long as hearthd knows what there is.
+    fn check_policies(&self) {
+        if self.node.phase() == Phase::Recovering {
+            return;
+        }
+        for (sandbox, asked) in self.promises.policies(self.now) {
+            if let Some(real) = self.outside.get(&sandbox).filter(|real| real.alive) {
+                let due = asked.unwrap_or(&real.made_with);
+                assert_eq!(real.in_force.as_ref(), Some(due), "{sandbox}");
+            }
+        }
+    }
+
+    fn finish_personalize(
+        &mut self,
+        sandbox: SandboxId,
+        claim: ClaimId,
+        network: Option<&NetworkPolicy>,
+        outcome: u8,
+    ) {
+        if let Some(policy) = network
+            && !self.enforce(sandbox, policy, outcome)
+        {
+            let lost = GuestFailure::Lost("the network policy: refused".to_owned());
+            return self.tell(Event::Personalized(sandbox, claim, Err(lost)));
+        }
         let alive = self.alive(sandbox);
         let result = match outcome % 6 {
             1 | 2 => Err(GuestFailure::Lost("no answer".to_owned())),
@@ -594,6 +669,22 @@ impl World {
             self.personalize(sandbox, claim);
         }
         self.tell(Event::Personalized(sandbox, claim, result));
+    }
+
+    /// Puts a claim's policy in force, or fails, having done so or not.
+    fn enforce(&mut self, sandbox: SandboxId, policy: &NetworkPolicy, outcome: u8) -> bool {
+        let Some(real) = self.outside.get_mut(&sandbox) else {
+            return false;
+        };
+        assert!(
+            real.made_with.needs_interface(),
+            "{sandbox} has no interface"
+        );
+        let fails = outcome % 7 == 1;
+        if real.in_force.is_some() && (!fails || outcome & 1 == 0) {
+            real.in_force = Some(policy.clone());
+        }
+        real.in_force.is_some() && !fails
     }
 
     fn personalize(&mut self, sandbox: SandboxId, claim: ClaimId) {
@@ -648,7 +739,9 @@ impl World {
         for (at, work) in std::mem::take(&mut self.work).into_iter().enumerate() {
             let happened = (usize::from(fate) >> (at % 8)) & 1 == 1;
             match work {
-                Work::Create(sandbox, _) if happened => self.appear(sandbox, at % 2 == 0),
+                Work::Create(sandbox, template) if happened => {
+                    self.appear(sandbox, at % 2 == 0, &template.network_policy);
+                }
                 Work::Destroy(sandbox) if happened => {
                     self.outside.remove(&sandbox);
                     self.images.remove(&sandbox);
@@ -659,12 +752,20 @@ impl World {
                 }
                 Work::Shed(sandbox) if happened => drop(self.outside.remove(&sandbox)),
                 Work::Restore(sandbox) if happened => self.come_back(sandbox),
-                Work::Personalize(sandbox, claim, thaw) if happened && self.alive(sandbox) => {
+                Work::Personalize(sandbox, claim, thaw, network)
+                    if happened && self.alive(sandbox) =>
+                {
                     if thaw {
                         self.set_frozen(sandbox, false);
                     }
-                    // Between the thaw and the guest's answer there is a moment too.
-                    if at % 3 != 0 || !thaw {
+                    // Between the thaw, the policy and the guest's answer there are moments too.
+                    let moment = if thaw || network.is_some() { at % 3 } else { 2 };
+                    let enforced = match network {
+                        Some(policy) if moment > 0 => self.enforce(sandbox, &policy, 0),
+                        Some(_) => false,
+                        None => true,
+                    };
+                    if moment > 1 && enforced {
                         self.personalize(sandbox, claim);
                     }
                 }
@@ -676,6 +777,15 @@ impl World {
                 Work::Thaw(sandbox) | Work::Witness(sandbox) if happened => {
                     self.set_frozen(sandbox, false);
                 }
+                _ => {}
+            }
+        }
+        // Whoever else is on the node: policies are flushed, an interface is removed.
+        for (id, real) in self.outside.iter_mut().filter(|(id, _)| **id != stranger()) {
+            let whim = id.sequence().wrapping_mul(7) + u64::from(fate);
+            match (real.made_with.needs_interface(), whim % 16) {
+                (true, 3) => real.in_force = None,
+                (true, 5 | 6) => real.in_force = real.in_force.as_ref().map(|_| reaches(66)),
                 _ => {}
             }
         }
@@ -777,6 +887,9 @@ impl World {
         for sandbox in self.node.sandboxes.iter().filter(|it| !on_disk(it)) {
             let asleep = sandbox.residency == crate::machine::sandboxes::Residency::Frozen;
             assert_eq!(self.outside[&sandbox.id].frozen, asleep, "{sandbox:?}");
+        }
+        for (id, _, policy) in self.node.network_policies() {
+            assert_eq!(self.outside[&id].in_force, Some(policy), "{id}");
         }
         let lazy = std::mem::take(&mut self.lazy);
         lazy.into_iter().for_each(|op| self.store.apply(op));

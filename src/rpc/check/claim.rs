@@ -1,13 +1,14 @@
 //! Requests of the Claims service.
 
-use super::{Fields, bounds, index, value};
+use super::{Fields, bounds, index, network, value};
 use crate::api::{
     ClaimBatchRequest, ClaimRequest, File, HibernateReason, HibernateRequest, ListClaimsRequest,
-    NetworkMode, ReleaseRequest, RenewRequest, ResumeRequest, Secret, Tier, WatchClaimsRequest,
+    ReleaseRequest, RenewRequest, ResumeRequest, Secret, Tier, WatchClaimsRequest,
 };
 use crate::driver::Personalization;
 use crate::machine::ids::{ClaimId, PoolName};
 use crate::machine::limits;
+use crate::machine::network::NetworkPolicy;
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::{self, Holder, OnEmpty};
 use std::collections::BTreeSet;
@@ -29,8 +30,8 @@ pub struct Claim {
     pub on_empty: OnEmpty,
     /// What to apply inside; modes are filled in.
     pub personalization: Personalization,
-    /// UNSPECIFIED or NONE: both are what every template gives.
-    pub network: NetworkMode,
+    /// Its own network policy; `None`: the template's.
+    pub network: Option<NetworkPolicy>,
 }
 
 /// One ClaimRequest.
@@ -43,20 +44,9 @@ pub fn claim(request: ClaimRequest) -> Result<Claim, Refusal> {
     let ttl_ms = ttl(&mut fields, request.ttl);
     let on_empty = on_empty(&mut fields, request.on_empty, request.wait_timeout);
     let mut asked = request.personalization.unwrap_or_default();
-    let policy = asked.network_policy.take().unwrap_or_default();
-    let network = NetworkMode::try_from(policy.mode);
-    fields.need(
-        network.is_ok(),
-        "personalization.network_policy.mode",
-        "is not a known value",
-    );
+    let policy = asked.network_policy.take();
+    let network = network::policy(&mut fields, "personalization.network_policy", policy);
     let personalization = personalization(&mut fields, asked);
-    // What cannot be applied is refused, never dropped; but what is wrong is told first.
-    if fields.none() && network == Ok(NetworkMode::Internet) {
-        return Err(Refusal::NetworkPolicyUnsupported {
-            policy: "internet".to_owned(),
-        });
-    }
     let claim = (|| {
         Some(Claim {
             claim_id: claim_id?,
@@ -66,7 +56,7 @@ pub fn claim(request: ClaimRequest) -> Result<Claim, Refusal> {
             ttl_ms: ttl_ms?,
             on_empty: on_empty?,
             personalization,
-            network: network.ok()?,
+            network,
         })
     })();
     fields.give(claim)

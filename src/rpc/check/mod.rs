@@ -6,6 +6,7 @@
 mod claim;
 mod code;
 mod inside;
+mod network;
 mod node;
 mod pool;
 #[cfg(test)]
@@ -61,11 +62,6 @@ impl Fields {
         value
             .map_err(|problem| self.wrong(field, problem.to_string()))
             .ok()
-    }
-
-    /// Whether nothing was wrong so far.
-    fn none(&self) -> bool {
-        self.found.is_empty()
     }
 
     /// `Ok` if nothing was wrong.

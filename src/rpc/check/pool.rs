@@ -1,15 +1,12 @@
 //! SetPools.
 
-use super::{Fields, bounds, index, value};
+use super::{Fields, bounds, index, network, value};
 use crate::api::{Pool, Readiness, Resources, SetPoolsRequest, Template, UpdateStrategy};
 use crate::machine::ids::PoolName;
 use crate::machine::limits;
 use crate::machine::refusal::Refusal;
 use crate::machine::spec;
 use std::collections::BTreeSet;
-
-/// The only network policy there is.
-const NONE: &str = "none";
 
 /// SetPools: the set, ordered by name, with defaults filled in, and the epoch. `handlers` are the runtime handlers of
 /// this node.
@@ -28,15 +25,8 @@ pub fn set_pools(
     );
     let mut pools = Vec::new();
     let mut names = BTreeSet::new();
-    let mut refused_policy = None;
     for (at, pool) in request.pools.into_iter().enumerate().take(most) {
         let at = index("pools", at);
-        let policy = pool
-            .template
-            .as_ref()
-            .map(|template| template.network_policy.clone());
-        let unserved = policy.filter(|policy| !policy.is_empty() && policy != NONE);
-        refused_policy = refused_policy.or(unserved);
         let Some(pool) = one(&mut fields, &at, pool, handlers) else {
             continue;
         };
@@ -46,10 +36,6 @@ pub fn set_pools(
             "is in this set already",
         );
         pools.push(pool);
-    }
-    match refused_policy {
-        Some(policy) if fields.none() => return Err(Refusal::NetworkPolicyUnsupported { policy }),
-        _ => {}
     }
     pools.sort_by(|a, b| a.name.cmp(&b.name));
     fields.give(Some((
@@ -166,6 +152,7 @@ fn template(
         &field("readiness"),
         asked.readiness.unwrap_or_default(),
     );
+    let network_policy = network::policy(fields, &field("network_policy"), asked.network_policy);
     let idle_after = idle_after(fields, &field("idle_after"), asked.idle_after);
     Some(spec::Template {
         image: asked.image,
@@ -174,7 +161,7 @@ fn template(
         env: asked.env,
         working_dir: asked.working_dir,
         resources,
-        network_policy: NONE.to_owned(),
+        network_policy: network_policy.unwrap_or_default(),
         warm_command: asked.warm_command,
         readiness: readiness?,
         interpreter: asked.interpreter,

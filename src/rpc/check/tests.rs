@@ -4,6 +4,7 @@ use super::*;
 use crate::api;
 use crate::driver::StreamInput;
 use crate::machine::limits;
+use crate::machine::network::{NetworkMode, NetworkPolicy};
 use crate::machine::spec;
 use bytes::Bytes;
 
@@ -221,7 +222,10 @@ fn each_field_of_a_claim() {
         }));
     }
     rows.push(row("personalization.network_policy.mode", |r| {
-        inside(r).network_policy = Some(api::NetworkPolicy { mode: 9 });
+        inside(r).network_policy = Some(api::NetworkPolicy {
+            mode: 9,
+            ..Default::default()
+        });
     }));
     for (path, change) in rows {
         let mut request = a_claim();
@@ -230,17 +234,19 @@ fn each_field_of_a_claim() {
     }
 }
 
+/// Whether it can be applied is the machine's to judge; the rules themselves are in `network_tests.rs`.
 #[test]
-fn a_policy_that_cannot_be_applied_is_refused_not_dropped() {
+fn a_claim_brings_its_policy() {
     let mut request = a_claim();
-    let mode = api::NetworkMode::Internet.into();
-    inside(&mut request).network_policy = Some(api::NetworkPolicy { mode });
-    assert!(matches!(
-        claim(request.clone()),
-        Err(Refusal::NetworkPolicyUnsupported { .. })
-    ));
-    request.epoch = 0;
-    assert_eq!(fields(claim(request)), ["epoch"]);
+    assert_eq!(claim(request.clone()).unwrap().network, None);
+    inside(&mut request).network_policy = Some(api::NetworkPolicy {
+        mode: api::NetworkMode::Internet.into(),
+        publish: vec![80],
+        ..Default::default()
+    });
+    let policy = claim(request).unwrap().network.unwrap();
+    assert_eq!(policy.mode, NetworkMode::Internet);
+    assert_eq!(policy.publish, [80]);
 }
 
 #[test]
@@ -425,7 +431,7 @@ fn a_pool_gets_its_defaults_and_its_place() {
     );
     assert_eq!((resources.pids, resources.disk_bytes), (1024, 1 << 30));
     assert_eq!(pool.template.readiness.timeout_ms, 30_000);
-    assert_eq!(pool.template.network_policy, "none");
+    assert_eq!(pool.template.network_policy, NetworkPolicy::default());
     assert_eq!(pool.update_strategy, spec::UpdateStrategy::OnReplenish);
     assert_eq!(pool.max_parallel_refills, limits::DEFAULT_PARALLEL_REFILLS);
     // What GetPools shows can be set again: equal and same.
@@ -571,11 +577,17 @@ fn the_whole_set() {
         .collect();
     assert_eq!(fields(set(many)), ["pools"]);
     let mut open = a_pool();
-    open.template.as_mut().unwrap().network_policy = "internet".into();
-    assert!(matches!(
-        set(vec![open]),
-        Err(Refusal::NetworkPolicyUnsupported { .. })
-    ));
+    let policy = |mode| api::NetworkPolicy {
+        mode,
+        ..Default::default()
+    };
+    let template = open.template.as_mut().unwrap();
+    template.network_policy = Some(policy(api::NetworkMode::Internet.into()));
+    let declared = set(vec![open.clone()]).unwrap().pools.remove(0);
+    assert_eq!(declared.template.network_policy.mode, NetworkMode::Internet);
+    open.template.as_mut().unwrap().network_policy = Some(policy(7));
+    let wrong = ["pools[0].template.network_policy.mode"];
+    assert_eq!(fields(set(vec![open])), wrong);
 }
 
 fn a_start() -> api::ExecStart {

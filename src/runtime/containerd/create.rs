@@ -22,6 +22,7 @@ use super::{
     client::{Call, Reason},
     fifo,
     image::Resolved,
+    names,
     proto::{RuncOptions, any, spec_any},
     spec,
     watch::{self, Watch},
@@ -182,7 +183,15 @@ impl ContainerdRuntime {
         let paths = fifo::paths(&self.config, sandbox.id);
         let fifos = blocking("fifos", {
             let paths = paths.clone();
-            move || fifo::make(&paths).map_err(|error| error.to_string())
+            let network = sandbox.network.clone();
+            let names = names::paths(&self.config, sandbox.id);
+            move || {
+                let fifos = fifo::make(&paths).map_err(|error| error.to_string())?;
+                if let Some(network) = network {
+                    names::write(&names, &network).map_err(|error| error.to_string())?;
+                }
+                Ok(fifos)
+            }
         });
         self.live.expect(sandbox.id, cgroup, fifos.await?);
         let text = |path: &std::path::Path| path.display().to_string();

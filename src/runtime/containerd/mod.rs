@@ -20,6 +20,7 @@ mod image;
 mod link;
 mod list;
 mod live;
+mod names;
 mod outbox;
 mod proto;
 mod residency;

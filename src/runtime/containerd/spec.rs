@@ -4,14 +4,15 @@
 //! Written as the JSON it becomes; the unit tests hold it against oci-spec's types, so that no key is misspelt.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::image::Resolved;
+use super::{image::Resolved, names};
 use crate::{
     cgroup::Version,
     machine::spec::{Resources, Template},
-    ociwrap::DISK_ANNOTATION,
+    ociwrap::{DISK_ANNOTATION, NETWORK_ANNOTATION, NETWORK_SANDBOX},
     runtime::{CreateSpec, RuntimeConfig},
 };
 
@@ -133,20 +134,36 @@ pub(super) fn build(
         },
         "root": {"path": "rootfs", "readonly": false},
         "hostname": sandbox.id.to_string(),
-        "mounts": mounts(config, &template.resources),
-        "annotations": {DISK_ANNOTATION: template.resources.disk_bytes.to_string()},
+        "mounts": mounts(config, sandbox),
+        "annotations": annotations(sandbox),
         "linux": {
             "cgroupsPath": cgroup_path(config, sandbox),
-            // The network namespace is a new, empty one; with runsc's --network=none (hearth-runsc) the sandbox sees
-            // a loopback of its own and nothing else. runsc makes one in any case; said here, so that it stays so.
             "namespaces": [
-                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, network(sandbox),
             ],
             "resources": resources(&template.resources, version),
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
         },
     })
+}
+
+/// Without a network of its own the namespace is a new, empty one; with runsc's --network=none (hearth-runsc) the sandbox
+/// sees a loopback and nothing else. runsc makes one in any case; said here, so that it stays so.
+fn network(sandbox: &CreateSpec) -> Value {
+    match &sandbox.network {
+        Some(network) => json!({"type": "network", "path": network.netns}),
+        None => json!({"type": "network"}),
+    }
+}
+
+fn annotations(sandbox: &CreateSpec) -> Value {
+    let disk = sandbox.template.resources.disk_bytes.to_string();
+    let mut annotations = json!({DISK_ANNOTATION: disk});
+    if sandbox.network.is_some() {
+        annotations[NETWORK_ANNOTATION] = json!(NETWORK_SANDBOX);
+    }
+    annotations
 }
 
 /// `/.hearth-init [--user UID:GID[,GID...]] [--interpreter NAME] [-- command...]`.
@@ -183,7 +200,8 @@ fn env(image: &[String], template: &BTreeMap<String, String>) -> Vec<String> {
 
 /// Every writable place is bounded: the root by the disk annotation, each tmpfs by its size. Their pages count as the
 /// workload's memory, as files in RAM do everywhere, so none may take more than half of it.
-fn mounts(config: &RuntimeConfig, resources: &Resources) -> Value {
+fn mounts(config: &RuntimeConfig, sandbox: &CreateSpec) -> Value {
+    let resources = &sandbox.template.resources;
     let half = resources.memory_bytes / 2;
     let size = |bytes: u64| format!("size={bytes}");
     let tmpfs = |destination: &str, mode: &str, bytes: u64, more: &[&str]| {
@@ -192,20 +210,31 @@ fn mounts(config: &RuntimeConfig, resources: &Resources) -> Value {
         options.extend([format!("mode={mode}"), size(bytes)]);
         json!({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options})
     };
-    json!([
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+    let file = |destination: &str, source: &Path| {
+        json!({"destination": destination, "type": "bind", "source": source,
+               "options": ["bind", "ro", "nosuid", "nodev", "noexec"]})
+    };
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+               "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
         tmpfs("/dev/shm", "1777", half.min(SHM_BYTES), &["noexec"]),
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}),
         // An empty /tmp would become a tmpfs of gVisor's own without a bound.
         tmpfs("/tmp", "1777", half, &[]),
         // Readable by the image's user; the files in it are 0600 and its own.
         tmpfs(SECRETS, "0755", SECRETS_BYTES, &["noexec"]),
-        {"destination": INIT, "type": "bind", "source": config.init,
-         "options": ["bind", "ro", "nosuid", "nodev"]},
-    ])
+        json!({"destination": INIT, "type": "bind", "source": config.init,
+               "options": ["bind", "ro", "nosuid", "nodev"]}),
+    ];
+    if sandbox.network.is_some() {
+        let [resolv_conf, hosts] = names::paths(config, sandbox.id);
+        mounts.push(file("/etc/resolv.conf", &resolv_conf));
+        mounts.push(file("/etc/hosts", &hosts));
+    }
+    Value::Array(mounts)
 }
 
 fn resources(resources: &Resources, version: Version) -> Value {

@@ -23,7 +23,7 @@ fn sandbox() -> CreateSpec {
             disk_bytes: 10 << 20,
             open_files: 65_536,
         },
-        network_policy: "none".into(),
+        network_policy: Default::default(),
         warm_command: Vec::new(),
         readiness: Readiness {
             command: Vec::new(),
@@ -37,6 +37,7 @@ fn sandbox() -> CreateSpec {
         pool: PoolName::parse("python").unwrap(),
         generation: 3,
         template: Arc::new(template),
+        network: None,
     }
 }
 

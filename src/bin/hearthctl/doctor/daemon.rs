@@ -68,6 +68,14 @@ async fn api(app: &App) -> Vec<Check> {
         ),
         _ => Check::fail("hearthd", found, "see hearthd's log"),
     }];
+    checks.push(match info.network_unavailable.as_str() {
+        "" => Check::ok("sandbox network", "on"),
+        why => Check::warn(
+            "sandbox network",
+            why,
+            "pools with network_policy none work; for others see [network] in hearthd's configuration, and docs/network.md",
+        ),
+    });
     if let Ok(orphans) = orphans {
         let count = orphans.into_inner().orphans.len();
         checks.push(match count {

@@ -303,7 +303,7 @@ async fn said(program: &Path, arguments: &[&str]) -> Option<String> {
 }
 
 async fn nft() -> Check {
-    const FIX: &str = "apt-get install nftables; needed once network policies are served";
+    const FIX: &str = "apt-get install nftables: it shows the rules that hearthd writes (hearthd itself does not need it)";
     let places = ["/usr/sbin/nft", "/sbin/nft"].map(PathBuf::from);
     let Some(file) = find("nft").or_else(|| places.into_iter().find(|file| executable(file)))
     else {

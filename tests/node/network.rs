@@ -1,0 +1,374 @@
+//! Network policies on a real node: gVisor's own network stack on a real netns, nftables, hearth's resolver. The packet
+//! matrix is in `tests/network`; here is what the daemon makes of it: templates, claims, sleep, deaths, leaks.
+
+use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use crate::outside::{self, Outside};
+use hearth::api::{
+    ClaimRequest, GetNetworkRequest, GetNetworkResponse, HibernateReason, HibernateRequest,
+    NetworkMode, NetworkPolicy, NetworkRule, Personalization, Pool, PortRange, Source, Tier,
+};
+
+/// hearthd in the node's namespace.
+async fn node(outside: &Outside) -> Hearth {
+    let settings = [
+        ("network.enabled", "true"),
+        ("network.resolvers", outside::GATEWAY),
+        ("network.spares", "2"),
+    ];
+    Hearth::start_inside(&[], outside.node(), &settings).await
+}
+
+fn mode(mode: NetworkMode) -> NetworkPolicy {
+    NetworkPolicy {
+        mode: mode.into(),
+        ..NetworkPolicy::default()
+    }
+}
+
+/// An allowlist of one rule.
+fn allow(rule: NetworkRule) -> NetworkPolicy {
+    NetworkPolicy {
+        allow: vec![rule],
+        ..mode(NetworkMode::Allowlist)
+    }
+}
+
+fn to(address: &str) -> NetworkRule {
+    NetworkRule {
+        cidr: address.to_owned(),
+        ..NetworkRule::default()
+    }
+}
+
+fn with_policy(name: &str, min_warm: u32, policy: NetworkPolicy) -> Pool {
+    let mut pool = pool(name, min_warm, 16);
+    pool.template.as_mut().unwrap().network_policy = Some(policy);
+    pool
+}
+
+fn request(pool: &str, policy: Option<NetworkPolicy>) -> ClaimRequest {
+    ClaimRequest {
+        personalization: Some(Personalization {
+            network_policy: policy,
+            ..Personalization::default()
+        }),
+        ..claim_request(&fresh_id(), pool)
+    }
+}
+
+/// Claims with a policy of its own: claim, sandbox, how the sandbox came.
+async fn claim(hearth: &Hearth, pool: &str, policy: NetworkPolicy) -> (String, Source) {
+    let request = request(pool, Some(policy));
+    let id = request.claim_id.clone();
+    let answer = hearth.claims().await.claim(request).await.unwrap();
+    (id, answer.into_inner().source())
+}
+
+/// Does a connection from inside get its answer?
+async fn reaches(hearth: &Hearth, claim: &str, host: &str, port: u16) -> bool {
+    let script = format!(
+        "import socket\ns = socket.create_connection(('{host}', {port}), 2)\ns.settimeout(2)\nprint(s.recv(16).decode())"
+    );
+    let (code, text) = hearth.run(claim, &["python3", "-c", &script]).await;
+    code == 0 && text == "hearth\n"
+}
+
+async fn network(hearth: &Hearth, claim: &str) -> GetNetworkResponse {
+    let request = GetNetworkRequest {
+        claim_id: claim.to_owned(),
+    };
+    let answer = hearth.sandboxes().await.get_network(request).await;
+    answer.unwrap().into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_open_what_they_say_and_nothing_else() {
+    let outside = Outside::new();
+    let hearth = node(&outside).await;
+    let listed = NetworkRule {
+        ports: vec![PortRange { first: 80, last: 0 }],
+        ..to(outside::PRIVATE)
+    };
+    hearth
+        .set_pools(vec![
+            with_policy("closed", 1, mode(NetworkMode::None)),
+            with_policy("listed", 1, allow(listed)),
+            with_policy("open", 2, mode(NetworkMode::Internet)),
+        ])
+        .await;
+    hearth.warm("closed", 1).await;
+    hearth.warm("listed", 1).await;
+    hearth.warm("open", 2).await;
+    let (closed, _) = hearth.claim("closed").await;
+    let (listed, _) = hearth.claim("listed").await;
+    let (open, _) = hearth.claim("open").await;
+    let (neighbour, _) = hearth.claim("open").await;
+    let links = "import os; print(sorted(os.listdir('/sys/class/net')) if os.path.exists('/sys/class/net') else 'none')";
+    println!(
+        "inside: {}",
+        hearth.run(&open, &["python3", "-c", links]).await.1
+    );
+    let neighbours = network(&hearth, &neighbour).await.addresses[0].clone();
+    for (target, port, expected) in [
+        (outside::PUBLIC, 80, [false, false, true]),
+        (outside::PRIVATE, 80, [false, true, false]),
+        (outside::PRIVATE, 81, [false, false, false]),
+        (outside::METADATA, 80, [false, false, false]),
+        (outside::NODE, 8080, [false, false, false]),
+        (neighbours.as_str(), 80, [false, false, false]),
+    ] {
+        for (claim, expected) in [&closed, &listed, &open].into_iter().zip(expected) {
+            let found = reaches(&hearth, claim, target, port).await;
+            assert_eq!(found, expected, "{target}:{port} from {claim}");
+        }
+    }
+    assert_eq!(network(&hearth, &closed).await.interface, "");
+    let told = network(&hearth, &open).await;
+    assert_eq!(told.policy, Some(mode(NetworkMode::Internet)));
+    assert!(
+        told.denied_packets > 0 && !told.denied.is_empty(),
+        "{told:?}"
+    );
+    let scraped = hearth.admin_page("/metrics").1;
+    let counted = "hearth_network_denied_packets_total{pool=\"open\"}";
+    assert!(scraped.contains(counted), "{scraped}");
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_brings_its_policy_to_a_member_warm_or_frozen() {
+    let outside = Outside::new();
+    let hearth = node(&outside).await;
+    let mut tiers = with_policy("python", 3, mode(NetworkMode::Allowlist));
+    tiers.running = Some(1);
+    hearth.set_pools(vec![tiers]).await;
+    hearth.warm("python", 3).await;
+    eventually("two frozen members", || async {
+        hearth.status("python").await.frozen == 2
+    })
+    .await;
+    let mut sources = Vec::new();
+    for (allowed, refused) in [
+        (outside::PUBLIC, outside::OTHER),
+        (outside::OTHER, outside::PUBLIC),
+    ] {
+        let (claim, source) = claim(&hearth, "python", allow(to(allowed))).await;
+        sources.push(source);
+        assert!(
+            reaches(&hearth, &claim, allowed, 80).await,
+            "{allowed}, {source:?}"
+        );
+        assert!(
+            !reaches(&hearth, &claim, refused, 80).await,
+            "{refused}, {source:?}"
+        );
+        // As it was, after a sleep.
+        let request = HibernateRequest {
+            claim_id: claim.clone(),
+            epoch: 1,
+            tier: Tier::Memory.into(),
+            reason: HibernateReason::WaitingOnModel.into(),
+        };
+        hearth.claims().await.hibernate(request).await.unwrap();
+        let asleep = network(&hearth, &claim).await;
+        assert_eq!(
+            asleep.policy.unwrap().allow[0].cidr,
+            format!("{allowed}/32")
+        );
+        assert!(
+            reaches(&hearth, &claim, allowed, 80).await,
+            "after its sleep"
+        );
+        assert!(
+            !reaches(&hearth, &claim, refused, 80).await,
+            "after its sleep"
+        );
+    }
+    assert_eq!(sources, [Source::Warm, Source::Thawed]);
+    // Without one it has the template's: nothing.
+    let (plain, _) = hearth.claim("python").await;
+    assert!(!reaches(&hearth, &plain, outside::PUBLIC, 80).await);
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_policy_under_the_same_claim_id_is_another_content() {
+    let outside = Outside::new();
+    let hearth = node(&outside).await;
+    let pools = vec![
+        with_policy("python", 1, mode(NetworkMode::Allowlist)),
+        with_policy("closed", 1, mode(NetworkMode::None)),
+    ];
+    hearth.set_pools(pools).await;
+    hearth.warm("python", 1).await;
+    let first = request("python", Some(allow(to("11.1.1.77/24"))));
+    let mut client = hearth.claims().await;
+    let answer = client.claim(first.clone()).await.unwrap().into_inner();
+    let same = |cidr: &str| ClaimRequest {
+        personalization: Some(Personalization {
+            network_policy: Some(allow(to(cidr))),
+            ..Personalization::default()
+        }),
+        ..first.clone()
+    };
+    let again = client
+        .claim(same("11.1.1.0/24"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(again.sandbox_id, answer.sandbox_id, "it means the same");
+    let refused = client.claim(same("11.1.1.0/25")).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::AlreadyExists);
+    assert!(refused.message().contains("personalization.network_policy"));
+    let refused = client.claim(request("closed", Some(mode(NetworkMode::Internet))));
+    let refused = refused.await.unwrap_err();
+    assert_eq!(
+        refused.code(),
+        tonic::Code::FailedPrecondition,
+        "{refused:?}"
+    );
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_outlive_hearthd_and_containerd() {
+    let outside = Outside::new();
+    let mut hearth = node(&outside).await;
+    let pool = with_policy("python", 2, mode(NetworkMode::Internet));
+    hearth.set_pools(vec![pool]).await;
+    hearth.warm("python", 2).await;
+    let (own, _) = claim(&hearth, "python", allow(to(outside::PUBLIC))).await;
+    let (plain, _) = hearth.claim("python").await;
+    let hold = async |hearth: &Hearth| {
+        assert!(reaches(hearth, &own, outside::PUBLIC, 80).await);
+        assert!(!reaches(hearth, &own, outside::OTHER, 80).await);
+        assert!(reaches(hearth, &plain, outside::OTHER, 80).await);
+        assert!(!reaches(hearth, &plain, outside::PRIVATE, 80).await);
+    };
+    hold(&hearth).await;
+    hearth.kill();
+    hearth.restart().await;
+    hold(&hearth).await;
+    let told = network(&hearth, &own).await;
+    assert_eq!(
+        told.policy.unwrap().allow,
+        [to(&format!("{}/32", outside::PUBLIC))]
+    );
+    hearth.kill_containerd();
+    eventually("containerd is back", || async {
+        hearth.phase().await.as_deref() == Some("ready")
+    })
+    .await;
+    hold(&hearth).await;
+    // And members made before serve claims after.
+    hearth.warm("python", 2).await;
+    hearth.kill();
+    hearth.restart().await;
+    hearth.warm("python", 2).await;
+    let (late, _) = claim(&hearth, "python", allow(to(outside::OTHER))).await;
+    assert!(reaches(&hearth, &late, outside::OTHER, 80).await);
+    assert!(!reaches(&hearth, &late, outside::PUBLIC, 80).await);
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_open_as_they_are_resolved_and_ports_as_they_are_published() {
+    let outside = Outside::new();
+    let hearth = node(&outside).await;
+    hearth
+        .set_pools(vec![with_policy("python", 1, mode(NetworkMode::Allowlist))])
+        .await;
+    hearth.warm("python", 1).await;
+    let policy = NetworkPolicy {
+        publish: vec![8000],
+        ..allow(NetworkRule {
+            name: "*.example.com".to_owned(),
+            ..NetworkRule::default()
+        })
+    };
+    let (claim, _) = claim(&hearth, "python", policy).await;
+    assert!(
+        !reaches(&hearth, &claim, outside::PUBLIC, 80).await,
+        "not by its address yet"
+    );
+    assert!(reaches(&hearth, &claim, outside::NAME, 80).await);
+    assert!(!reaches(&hearth, &claim, outside::OTHER_NAME, 80).await);
+    assert!(!reaches(&hearth, &claim, outside::OTHER, 80).await);
+    let told = network(&hearth, &claim).await;
+    assert_eq!(told.pinned.len(), 1, "{told:?}");
+    assert_eq!(told.pinned[0].name, outside::NAME);
+    // A server inside: open to the node where published, else through Connect only.
+    let serve = "import socket\nls = []\nfor p in (8000, 8001):\n  l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', p)); l.listen(); ls.append(l)\nimport select\nwhile True:\n  for l in select.select(ls, [], [])[0]:\n    c, _ = l.accept(); c.sendall(b'inside'); c.close()";
+    hearth
+        .start_detached(&claim, &["python3", "-c", serve])
+        .await;
+    let address = told.addresses[0].clone();
+    eventually("the published port answers", || async {
+        outside.reaches(false, &address, 8000)
+    })
+    .await;
+    assert!(!outside.reaches(false, &address, 8001));
+    hearth.finish().await;
+}
+
+/// Nothing of a sandbox's network outlives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn churn_leaves_no_network_behind() {
+    let outside = Outside::new();
+    let hearth = node(&outside).await;
+    hearth
+        .set_pools(vec![with_policy("python", 2, mode(NetworkMode::Allowlist))])
+        .await;
+    hearth.warm("python", 2).await;
+    let settled = async || {
+        hearth.warm("python", 2).await;
+        eventually("nothing is released", || async {
+            let status = hearth.status("python").await;
+            status.releasing == 0 && status.creating == 0
+        })
+        .await;
+    };
+    settled().await;
+    let fds = || {
+        std::fs::read_dir(format!("/proc/{}/fd", hearth.pid()))
+            .unwrap()
+            .count()
+    };
+    // Spares come back in their own time.
+    let mut before = outside.census();
+    eventually("the spares are there", || {
+        let now = outside.census();
+        let same = now == before;
+        before = now;
+        async move {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            same
+        }
+    })
+    .await;
+    let before_fds = fds();
+    for round in 0..20 {
+        let address = if round % 2 == 0 {
+            outside::PUBLIC
+        } else {
+            outside::OTHER
+        };
+        let request = request("python", Some(allow(to(address))));
+        let id = request.claim_id.clone();
+        eventually("a member", || async {
+            hearth.claims().await.claim(request.clone()).await.is_ok()
+        })
+        .await;
+        hearth.release(&id).await;
+    }
+    settled().await;
+    eventually("links and nftables are as before", || async {
+        outside.census() == before
+    })
+    .await;
+    eventually("descriptors are as before", || async {
+        fds() <= before_fds + 4
+    })
+    .await;
+    hearth.finish().await;
+}
