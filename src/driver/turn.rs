@@ -2,6 +2,7 @@
 
 use super::flight::Flights;
 use super::gate::Gate;
+use super::golden::Goldens;
 use super::guests::Guests;
 use super::handle::Door;
 use super::inbox::{Asked, Inbox, inbox};
@@ -88,6 +89,13 @@ pub(super) fn build(
         parts.reclaim,
         ResidencyMetrics::register(registry)?,
     ));
+    let goldens = Arc::new(Goldens::new(
+        parts.golden,
+        parts.runtime.clone(),
+        guests.clone(),
+        events_in.clone(),
+        registry,
+    )?);
     let visits = Visits::default();
     let watches = Arc::new(ClaimWatches::new(
         parts.start_nonce,
@@ -113,7 +121,14 @@ pub(super) fn build(
         runtime_events: parts.runtime_events,
         events,
         inbox,
-        workers: Workers::new(parts.runtime, guests, events_in, residencies, visits),
+        workers: Workers::new(
+            parts.runtime,
+            guests,
+            events_in,
+            residencies,
+            visits,
+            goldens,
+        ),
         flights: Flights::default(),
         gate: Gate::default(),
         ticket: Ticket(0),
@@ -247,21 +262,7 @@ impl Driver {
             Event::Personalized(sandbox, _, _) => self.flights.acknowledged(*sandbox),
             // Whoever talks to it learns at once that there is nobody.
             Event::Ended(sandbox, _) => self.workers.guests.close(*sandbox),
-            Event::Request(..)
-            | Event::Created(..)
-            | Event::Destroyed(..)
-            | Event::Frozen(..)
-            | Event::Thawed(..)
-            | Event::Checkpointed(..)
-            | Event::Shed(..)
-            | Event::Restored(..)
-            | Event::Sampled { .. }
-            | Event::Witnessed(..)
-            | Event::Listed { .. }
-            | Event::Runtime { .. }
-            | Event::Disk { .. }
-            | Event::ShuttingDown
-            | Event::Tick => {}
+            _ => {}
         }
     }
 
@@ -405,6 +406,7 @@ impl Driver {
     fn show_pools(&mut self) {
         self.metrics.pools(&self.node.pool_views());
         self.metrics.orphans(self.node.orphan_count());
+        self.metrics.images(self.node.images());
     }
 
     fn show_phase(&mut self) {

@@ -1,7 +1,7 @@
 //! The workers: each runs one effect on the outside and ends with exactly one event, whatever happens.
 
+use super::golden::Goldens;
 use super::guests::Guests;
-use super::ready;
 use super::residency::Residencies;
 use super::visits::Visits;
 use crate::guest::{GuestError, Personalization, v1};
@@ -43,6 +43,7 @@ pub(super) struct Workers {
     pub(super) witnesses: Arc<Semaphore>,
     pub(super) residencies: Arc<Residencies>,
     pub(super) visits: Visits,
+    goldens: Arc<Goldens>,
 }
 
 /// Cuts a text at a bound, at a character's edge.
@@ -62,6 +63,7 @@ impl Workers {
         events: mpsc::Sender<Event>,
         residencies: Arc<Residencies>,
         visits: Visits,
+        goldens: Arc<Goldens>,
     ) -> Self {
         Self {
             runtime,
@@ -70,6 +72,7 @@ impl Workers {
             witnesses: Arc::new(Semaphore::new(WITNESSES)),
             residencies,
             visits,
+            goldens,
         }
     }
 
@@ -99,11 +102,11 @@ impl Workers {
     }
 
     pub(super) fn create(&self, spec: CreateSpec) {
-        let (runtime, guests, id) = (self.runtime.clone(), self.guests.clone(), spec.id);
+        let (goldens, id) = (self.goldens.clone(), spec.id);
         let failure = CreateFailure::Template("the creation never ended".into());
         let span = tracing::info_span!("create", sandbox = %id, pool = %spec.pool);
         self.spawn(span, CREATE, Event::Created(id, Err(failure)), async move {
-            let made = ready::make(runtime.as_ref(), &guests, &spec).await;
+            let made = goldens.make(&spec).await;
             match &made {
                 Ok(()) => debug!("sandbox is ready"),
                 Err(failure) => warn!(?failure, "sandbox was not made"),
@@ -139,6 +142,7 @@ impl Workers {
         what: Arc<Personalization>,
     ) {
         let (guests, residencies) = (self.guests.clone(), self.residencies.clone());
+        let what = self.goldens.named(id, what);
         let lost = GuestFailure::Lost("the personalization never ended".into());
         let otherwise = Event::Personalized(id, claim, Err(lost));
         self.spawn(span, PERSONALIZE * 2, otherwise, async move {

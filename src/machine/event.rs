@@ -118,6 +118,8 @@ pub enum Event {
     Request(RequestId, Call),
     /// A creation ended. `Ok`: runs, guest answers, warm command and readiness have passed.
     Created(SandboxId, Result<(), CreateFailure>),
+    /// What is being made is a clone of its pool's golden image. Before its `Created`.
+    Cloned(SandboxId),
     /// A destruction ended. `Ok`: verified that nothing is left. `Err`: it is not known to be gone.
     Destroyed(SandboxId, Result<(), String>),
     /// The guest answered a personalization.

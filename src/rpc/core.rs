@@ -9,7 +9,7 @@ use super::places::Places;
 use crate::machine::event::Call;
 use crate::machine::ids::{ClaimId, SandboxId};
 use crate::machine::refusal::Refusal;
-use crate::machine::view::Answer;
+use crate::machine::view::{Answer, ClaimView};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -60,6 +60,29 @@ impl Core {
                 };
                 caller.trail.decided(opens, "token");
                 answer
+            }
+        }
+    }
+
+    /// A claim that the caller may use, as it stands: nobody is woken.
+    pub async fn peek(&self, caller: &Caller, claim: ClaimId) -> Result<ClaimView, Refusal> {
+        caller.trail.about(format!("claim {claim}"));
+        let view = match self.call(Call::Get(claim)).await {
+            Ok(Answer::Claim(view)) => Ok(*view),
+            Ok(other) => Err(unexpected(&other)),
+            Err(refusal) => Err(refusal),
+        };
+        match &caller.right {
+            Right::Role(_) => view,
+            Right::Open => Err(Refusal::NotAllowed {
+                detail: "this call needs the claim's access token",
+            }),
+            Right::Token(token) => {
+                let view = view.map_err(|_| CLOSED)?;
+                let sandbox = view.sandbox;
+                let opens = sandbox.is_some_and(|it| self.key.opens(token, claim, it));
+                caller.trail.decided(opens, "token");
+                if opens { Ok(view) } else { Err(CLOSED) }
             }
         }
     }

@@ -180,6 +180,17 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes every image that was there at the start and is not of these.
     async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError>;
 
+    /// Takes the golden image of a pool's generation from a sandbox that runs, whose guest has quiesced, and that nobody
+    /// has claimed; it runs on. The image of an older generation goes.
+    async fn take_golden(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        generation: u64,
+    ) -> Result<(), CheckpointFailure>;
+    /// Makes a sandbox as `create` does, from its generation's golden image. On error whatever was made stays.
+    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError>;
+
     /// Resident use of a sandbox, from its cgroup.
     async fn usage(&self, id: SandboxId) -> Result<crate::cgroup::Usage, RuntimeError>;
 

@@ -6,6 +6,7 @@ mod code;
 mod command_line;
 mod crash;
 mod disk;
+mod golden;
 mod hearthd;
 mod hostile;
 mod identity;

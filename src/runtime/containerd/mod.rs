@@ -16,6 +16,7 @@ mod client;
 mod create;
 mod destroy;
 mod fifo;
+mod golden;
 mod image;
 mod link;
 mod list;
@@ -23,6 +24,7 @@ mod live;
 mod outbox;
 mod proto;
 mod residency;
+mod room;
 mod shim;
 mod spec;
 mod versions;
@@ -263,6 +265,19 @@ impl Runtime for ContainerdRuntime {
 
     async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError> {
         self.sweep_images(keep).await
+    }
+
+    async fn take_golden(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        generation: u64,
+    ) -> Result<(), CheckpointFailure> {
+        self.make_golden(id, pool, generation).await
+    }
+
+    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {
+        self.make_clone(spec).await
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {
