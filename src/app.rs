@@ -32,7 +32,7 @@ use crate::guest::channel::{ChannelConfig, FifoConnector, GuestMetrics};
 use crate::identity;
 use crate::journal::{self, Boot, Opened, RedbJournal};
 use crate::machine::limits;
-use crate::machine::node::{DiskPolicy, MemoryPolicy, Node, Settings};
+use crate::machine::node::{MemoryPolicy, Node, Settings};
 use crate::machine::refusal::Refusal;
 use crate::rpc;
 use crate::runtime::containerd::ContainerdRuntime;
@@ -238,14 +238,7 @@ async fn start(
     };
     let connected = ContainerdRuntime::connect(runtime_config, metrics)?;
     tokio::spawn(connected.background.run());
-    let vault = images::open(config, opened.key.expose())?;
-    let disk = DiskPolicy {
-        enabled: vault.is_some(),
-        sink_after_ms: config.hibernation.sink_after_seconds * 1000,
-    };
-    if let Some(vault) = vault {
-        connected.runtime.keep_images_in(vault);
-    }
+    let disk = images::tier(config, opened.key.expose(), &connected.runtime)?;
 
     let channel = ChannelConfig {
         streams: config.limits.streams_per_sandbox,
@@ -277,6 +270,7 @@ async fn start(
         network: network.network.clone(),
         connector: Arc::new(connector),
         reclaim: config.memory.swap() != Ok(Swap::None),
+        golden: config.hibernation.golden_images == "auto",
         clock: Arc::new(BootClock::new(opened.start, boottime)),
         start_nonce: opened.start.0,
     };

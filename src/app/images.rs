@@ -2,6 +2,8 @@
 
 use super::{AppError, host};
 use crate::config::Config;
+use crate::machine::node::DiskPolicy;
+use crate::runtime::containerd::ContainerdRuntime;
 use crate::vault::{Vault, VaultConfig, image_key};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,11 +14,31 @@ fn staging(config: &Config) -> PathBuf {
     config.run_dir.join("images")
 }
 
+/// Gives the runtime a disk tier, if there is to be one; what the machine is told of it.
+///
+/// # Errors
+/// The configured key can't be used.
+pub(super) fn tier(
+    config: &Config,
+    node_key: &[u8; 32],
+    runtime: &ContainerdRuntime,
+) -> Result<DiskPolicy, AppError> {
+    let vault = open(config, node_key)?;
+    let disk = DiskPolicy {
+        enabled: vault.is_some(),
+        sink_after_ms: config.hibernation.sink_after_seconds * 1000,
+    };
+    if let Some(vault) = vault {
+        runtime.keep_images_in(vault);
+    }
+    Ok(disk)
+}
+
 /// Opens it; `None`: this node has no disk tier. One that can't be had is no reason not to serve: callers are told.
 ///
 /// # Errors
 /// The configured key can't be used.
-pub(super) fn open(config: &Config, node_key: &[u8; 32]) -> Result<Option<Vault>, AppError> {
+fn open(config: &Config, node_key: &[u8; 32]) -> Result<Option<Vault>, AppError> {
     let settings = &config.hibernation;
     if settings.quota_bytes == 0 {
         return Ok(None);

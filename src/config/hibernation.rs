@@ -21,6 +21,9 @@ pub struct Hibernation {
     pub sink_after_seconds: u64,
     /// A file of 32 bytes, mode 0600, that images are sealed with. Empty: a key made from data_dir's node.key.
     pub key_file: PathBuf,
+    /// "auto": members of a pool are cloned from an image of the first one, which stays in staging_bytes, where that is
+    /// faster; "off": all are made anew.
+    pub golden_images: String,
 }
 
 impl Default for Hibernation {
@@ -30,6 +33,7 @@ impl Default for Hibernation {
             staging_bytes: 1 << 30,
             sink_after_seconds: 0,
             key_file: PathBuf::new(),
+            golden_images: "off".into(),
         }
     }
 }
@@ -52,6 +56,12 @@ impl Hibernation {
         }
         if !(self.key_file.is_absolute() || self.key_file.as_os_str().is_empty()) {
             found.push(("hibernation.key_file", "must be an absolute path".into()));
+        }
+        if !["auto", "off"].contains(&self.golden_images.as_str()) {
+            found.push((
+                "hibernation.golden_images",
+                "must be \"auto\" or \"off\"".into(),
+            ));
         }
         found
     }

@@ -33,6 +33,8 @@ pub(super) struct Metrics {
     tombstones_early: IntCounter,
     freezes: IntCounterVec,
     thaws: IntCounterVec,
+    images: IntGauge,
+    image_bytes: IntGauge,
     sinks: IntCounterVec,
     restores: IntCounterVec,
     memory_short: IntCounter,
@@ -204,6 +206,11 @@ impl Metrics {
                 "Thaws begun, other than for claims of members",
                 &["cause"],
             )?,
+            images: gauge("hearth_images", "Sandboxes that are on the disk")?,
+            image_bytes: gauge(
+                "hearth_images_bytes",
+                "Bytes of the images of sandboxes that are on the disk, sealed",
+            )?,
             sinks: counters(
                 "hearth_sinks_total",
                 "Sandboxes that began to go to the disk",
@@ -266,6 +273,13 @@ impl Metrics {
     /// Orphans that are left alone.
     pub(super) fn orphans(&self, found: usize) {
         self.orphans.set(count(found));
+    }
+
+    /// Images on the disk: how many, and their bytes.
+    pub(super) fn images(&self, (number, bytes): (usize, u64)) {
+        self.images.set(count(number));
+        self.image_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The pools as they stand; those that are gone lose their series, so that labels stay bounded.

@@ -12,6 +12,7 @@
 mod clock;
 mod flight;
 mod gate;
+mod golden;
 mod guests;
 mod handle;
 mod inbox;
@@ -79,6 +80,8 @@ pub struct Parts {
     pub connector: Arc<dyn GuestConnector>,
     /// Frozen sandboxes' memory is reclaimed.
     pub reclaim: bool,
+    /// Members are cloned from golden images where that is faster.
+    pub golden: bool,
     /// hearth time.
     pub clock: Arc<dyn Clock>,
     /// Different at every start: tells resume tokens of watches apart.

@@ -64,7 +64,6 @@ impl Networks {
 
     /// The same before a restore, for gVisor takes the addresses off the link at each start: `policy` is the one in
     /// force (`Node::network_policies`), `made_with` that of the template. What it answers goes into the spec.
-    #[expect(dead_code, reason = "called by the restore of sandboxes on disk")]
     pub(super) async fn refurnish(
         &self,
         id: SandboxId,

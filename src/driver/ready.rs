@@ -54,6 +54,34 @@ pub(super) async fn make(
     Ok(())
 }
 
+/// Clones, connects, proves that it is ready. What its original did before is done.
+pub(super) async fn clone(
+    runtime: &dyn Runtime,
+    guests: &Guests,
+    spec: &CreateSpec,
+) -> Result<(), CreateFailure> {
+    let template = |what: String| CreateFailure::Template(bounded(what));
+    let created = runtime.create_clone(spec).await;
+    created.map_err(|error| create_failure(&error))?;
+    let guest = guests.open(spec.id);
+    let guest = guest.map_err(|error| template(format!("the guest's FIFOs: {error}")))?;
+    let answered = guest.ping(FIRST_ANSWER).await;
+    answered.map_err(|error| template(format!("hearth-init: {error}")))?;
+    let readiness = &spec.template.readiness;
+    let deadline = Instant::now() + Duration::from_millis(readiness.timeout_ms);
+    if !spec.template.interpreter.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ready = guest.interpreter(left).await;
+        ready.map_err(|error| template(format!("interpreter: {error}")))?;
+    }
+    if !readiness.command.is_empty() {
+        prove(guest.as_ref(), &readiness.command, deadline)
+            .await
+            .map_err(template)?;
+    }
+    Ok(())
+}
+
 /// Runs the readiness command until it exits 0: what the template's command starts may need a moment.
 async fn prove(guest: &dyn Guest, command: &[String], deadline: Instant) -> Result<(), String> {
     let mut pause = READINESS_PAUSE;

@@ -3,6 +3,7 @@
 
 use super::guests::Guests;
 use super::metrics::ResidencyMetrics;
+use super::network::Networks;
 use super::work::bounded;
 use crate::guest::GuestError;
 use crate::machine::event::Effect;
@@ -64,7 +65,8 @@ impl Slot {
 
 /// Of the whole node.
 pub(super) struct Residencies {
-    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) guests: Arc<Guests>,
+    pub(super) networks: Arc<Networks>,
     pub(super) guests: Arc<Guests>,
     /// Frozen ones' memory is reclaimed.
     reclaims: bool,
@@ -90,12 +92,14 @@ impl Residencies {
     pub(super) fn new(
         runtime: Arc<dyn Runtime>,
         guests: Arc<Guests>,
+        networks: Arc<Networks>,
         reclaims: bool,
         metrics: ResidencyMetrics,
     ) -> Self {
         Self {
             runtime,
             guests,
+            networks,
             reclaims,
             slots: Mutex::default(),
             places: Arc::new(Semaphore::new(RECLAIMS)),

@@ -5,6 +5,8 @@ use super::residency::{Residencies, SETTLE};
 use super::work::{Workers, bounded};
 use crate::machine::event::{CheckpointFailure, Effect, Event, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
+use crate::machine::network::NetworkPolicy;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -27,7 +29,12 @@ impl Workers {
         match effect {
             Effect::Checkpoint { sandbox, asleep } => self.checkpoint(sandbox, asleep),
             Effect::Shed { sandbox, .. } => self.shed(sandbox),
-            Effect::Restore { sandbox, pool } => self.restore(sandbox, pool),
+            Effect::Restore {
+                sandbox,
+                pool,
+                made_with,
+                in_force,
+            } => self.restore(sandbox, pool, made_with, in_force),
             Effect::GoOn { sandbox, .. } => self.thaw(sandbox),
             Effect::DropImage { sandbox, .. } => {
                 let residencies = self.residencies.clone();
@@ -67,13 +74,20 @@ impl Workers {
         });
     }
 
-    fn restore(&self, id: SandboxId, pool: PoolName) {
+    fn restore(
+        &self,
+        id: SandboxId,
+        pool: PoolName,
+        made_with: Arc<NetworkPolicy>,
+        in_force: Arc<NetworkPolicy>,
+    ) {
         let residencies = self.residencies.clone();
         let otherwise = RestoreFailure::Unavailable("the restore never ended".into());
         let span = tracing::info_span!("restore", sandbox = %id);
         let otherwise = Event::Restored(id, Err(otherwise));
         self.spawn(span, IMAGE, otherwise, async move {
-            Event::Restored(id, residencies.restore(id, &pool).await)
+            let policies = (made_with.as_ref(), in_force.as_ref());
+            Event::Restored(id, residencies.restore(id, &pool, policies).await)
         });
     }
 }
@@ -155,7 +169,12 @@ impl Residencies {
     }
 
     /// Brings it back; its guest answers, and everybody else inside waits.
-    async fn restore(&self, id: SandboxId, pool: &PoolName) -> Result<(), RestoreFailure> {
+    async fn restore(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        policies: (&NetworkPolicy, &NetworkPolicy),
+    ) -> Result<(), RestoreFailure> {
         let slot = self.slot(id);
         let _place = self.restores.acquire().await;
         let _turn = slot.turn.lock().await;
@@ -163,18 +182,20 @@ impl Residencies {
         let mut last = Ok(());
         for attempt in 1..=TRIES {
             self.guests.close(id);
-            self.refurnish(id, pool).await?;
-            last = self.runtime.restore(id, pool).await;
+            // A policy that can't be in force now is no fault of the image.
+            let furnished = self.networks.refurnish(id, pool, policies).await;
+            let network = furnished.map_err(RestoreFailure::Unavailable)?;
+            last = self.runtime.restore(id, pool, network.as_ref()).await;
             if last.is_ok() {
                 last = self.first_word(id).await;
-            } else {
-                // The runtime has tried more than once itself.
+            } else if network.is_none() || !matches!(last, Err(RestoreFailure::Lost(_))) {
+                // The runtime has tried more than once itself, unless its network has to be put back before.
                 break;
             }
             if last.is_ok() {
                 break;
             }
-            warn!(attempt, "it came back and does not answer");
+            warn!(attempt, ?last, "it did not come back, or does not answer");
         }
         match &last {
             Ok(()) => self.metrics.took("restore", began.elapsed()),
@@ -201,12 +222,5 @@ impl Residencies {
         let shed = self.runtime.shed(id).await;
         shed.map_err(|error| RestoreFailure::Unavailable(bounded(error.to_string())))?;
         Err(RestoreFailure::Lost(format!("its guest: {what}")))
-    }
-
-    /// The network's place before a restore: `Network::refurnish(id, pool, policy)` puts addresses, routes and
-    /// neighbours back, or makes the interface anew after a reboot; a policy that can't be put in force fails the restore.
-    #[allow(clippy::unused_async)]
-    async fn refurnish(&self, _id: SandboxId, _pool: &PoolName) -> Result<(), RestoreFailure> {
-        Ok(())
     }
 }

@@ -67,6 +67,7 @@ fn view(number: u128) -> ClaimView {
         source: None,
         claimed_at: None,
         expires_at: None,
+        image_bytes: 0,
     }
 }
 

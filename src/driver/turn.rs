@@ -2,6 +2,7 @@
 
 use super::flight::Flights;
 use super::gate::Gate;
+use super::golden::Goldens;
 use super::guests::Guests;
 use super::handle::Door;
 use super::inbox::{Asked, Inbox, inbox};
@@ -83,13 +84,23 @@ pub(super) fn build(
         parts.connector,
         events_in.clone(),
     ));
+    let networks = Networks::new(parts.network);
     let residencies = Arc::new(Residencies::new(
         parts.runtime.clone(),
         guests.clone(),
+        networks.clone(),
         parts.reclaim,
         ResidencyMetrics::register(registry)?,
     ));
-    let (visits, networks) = (Visits::default(), Networks::new(parts.network));
+    let visits = Visits::default();
+    let goldens = Arc::new(Goldens::new(
+        parts.golden,
+        parts.runtime.clone(),
+        guests.clone(),
+        networks.clone(),
+        events_in.clone(),
+        registry,
+    )?);
     let watches = Arc::new(ClaimWatches::new(
         parts.start_nonce,
         parts.node.claim_views(),
@@ -122,6 +133,7 @@ pub(super) fn build(
             residencies,
             visits,
             networks,
+            goldens,
         ),
         flights: Flights::default(),
         gate: Gate::default(),
@@ -257,21 +269,7 @@ impl Driver {
             Event::Personalized(sandbox, _, _) => self.flights.acknowledged(*sandbox),
             // Whoever talks to it learns at once that there is nobody.
             Event::Ended(sandbox, _) => self.workers.guests.close(*sandbox),
-            Event::Request(..)
-            | Event::Created(..)
-            | Event::Destroyed(..)
-            | Event::Frozen(..)
-            | Event::Thawed(..)
-            | Event::Checkpointed(..)
-            | Event::Shed(..)
-            | Event::Restored(..)
-            | Event::Sampled { .. }
-            | Event::Witnessed(..)
-            | Event::Listed { .. }
-            | Event::Runtime { .. }
-            | Event::Disk { .. }
-            | Event::ShuttingDown
-            | Event::Tick => {}
+            _ => {}
         }
     }
 
@@ -411,6 +409,7 @@ impl Driver {
     fn show_pools(&mut self) {
         self.metrics.pools(&self.node.pool_views());
         self.metrics.orphans(self.node.orphan_count());
+        self.metrics.images(self.node.images());
     }
 
     fn show_phase(&mut self) {

@@ -1,8 +1,8 @@
 //! The workers: each runs one effect on the outside and ends with exactly one event, whatever happens.
 
+use super::golden::Goldens;
 use super::guests::Guests;
 use super::network::Networks;
-use super::ready;
 use super::residency::Residencies;
 use super::visits::Visits;
 use crate::guest::{GuestError, Personalization, v1};
@@ -50,6 +50,7 @@ pub(super) struct Workers {
     pub(super) residencies: Arc<Residencies>,
     pub(super) visits: Visits,
     pub(super) networks: Arc<Networks>,
+    goldens: Arc<Goldens>,
 }
 
 /// Cuts a text at a bound, at a character's edge.
@@ -70,6 +71,7 @@ impl Workers {
         residencies: Arc<Residencies>,
         visits: Visits,
         networks: Arc<Networks>,
+        goldens: Arc<Goldens>,
     ) -> Self {
         Self {
             runtime,
@@ -79,6 +81,7 @@ impl Workers {
             residencies,
             visits,
             networks,
+            goldens,
         }
     }
 
@@ -121,8 +124,7 @@ impl Workers {
             template,
             network: None,
         };
-        let (runtime, guests) = (self.runtime.clone(), self.guests.clone());
-        let networks = self.networks.clone();
+        let (networks, goldens) = (self.networks.clone(), self.goldens.clone());
         let failure = CreateFailure::Template("the creation never ended".into());
         let span = tracing::info_span!("create", sandbox = %id, pool = %spec.pool);
         self.spawn(span, CREATE, Event::Created(id, Err(failure)), async move {
@@ -131,7 +133,7 @@ impl Workers {
             let made = match furnished {
                 Ok(network) => {
                     spec.network = network;
-                    ready::make(runtime.as_ref(), &guests, &spec).await
+                    goldens.make(&mut spec).await
                 }
                 Err(why) => Err(CreateFailure::Template(bounded(format!("network: {why}")))),
             };
@@ -178,6 +180,7 @@ impl Workers {
     ) {
         let (guests, residencies) = (self.guests.clone(), self.residencies.clone());
         let networks = self.networks.clone();
+        let what = self.goldens.named(id, what);
         let lost = GuestFailure::Lost("the personalization never ended".into());
         let otherwise = Event::Personalized(id, claim, Err(lost));
         self.spawn(span, PERSONALIZE * 2, otherwise, async move {

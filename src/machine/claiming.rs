@@ -334,7 +334,12 @@ impl Node {
             Some(it) if it.is_to_sleep() => Seen::Asleep,
             Some(_) => Seen::Awake,
         };
-        claim.view(seen)
+        let image = sandbox.and_then(Sandbox::image);
+        let image_bytes = image.map_or(0, |image| image.size_bytes);
+        super::view::ClaimView {
+            image_bytes,
+            ..claim.view(seen)
+        }
     }
 }
 

@@ -297,6 +297,7 @@ impl Claim {
             source: shown.map(|a| a.source),
             claimed_at: told.map(|a| a.claimed_at),
             expires_at: told.and_then(|a| a.expires_at),
+            image_bytes: 0,
         }
     }
 }

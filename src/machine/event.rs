@@ -128,6 +128,8 @@ pub enum Event {
     Request(RequestId, Call),
     /// A creation ended. `Ok`: runs, guest answers, warm command and readiness have passed.
     Created(SandboxId, Result<(), CreateFailure>),
+    /// What is being made is a clone of its pool's golden image. Before its `Created`.
+    Cloned(SandboxId),
     /// A destruction ended. `Ok`: verified that nothing is left. `Err`: it is not known to be gone.
     Destroyed(SandboxId, Result<(), String>),
     /// The guest answered a personalization.
@@ -266,6 +268,10 @@ pub enum Effect {
         sandbox: SandboxId,
         /// Its pool (cgroup parent).
         pool: PoolName,
+        /// The policy it was made with: with an interface or without.
+        made_with: Arc<NetworkPolicy>,
+        /// The policy to be in force before it runs.
+        in_force: Arc<NetworkPolicy>,
     },
     /// Let the processes of a restored sandbox go on; ends with `Event::Thawed`.
     GoOn {

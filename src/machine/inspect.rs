@@ -77,6 +77,12 @@ impl Node {
         self.claims.values().map(|it| self.view_of(it)).collect()
     }
 
+    /// Sandboxes that are on the disk, and the bytes of their images.
+    #[must_use]
+    pub fn images(&self) -> (usize, u64) {
+        self.sandboxes.images()
+    }
+
     /// Sandboxes found outside without a record.
     #[must_use]
     pub fn orphan_count(&self) -> usize {

@@ -13,6 +13,11 @@ use super::timers::Timer;
 use super::view::Source;
 
 impl Node {
+    /// What is being made is a clone.
+    pub(super) fn cloned(&mut self, id: SandboxId) {
+        self.sandboxes.change(id, |sandbox| sandbox.cloned = true);
+    }
+
     /// A creation has ended. What was decided meanwhile is done now.
     pub(super) fn created(
         &mut self,
@@ -76,7 +81,9 @@ impl Node {
                     stage: Stage::Making { pending, .. },
                 }) = self.claims.remove(&id)
                 {
-                    self.assign(terms, pending, sandbox, Source::Cold, out);
+                    let cloned = self.sandboxes.get(sandbox).is_some_and(|it| it.cloned);
+                    let source = if cloned { Source::Cloned } else { Source::Cold };
+                    self.assign(terms, pending, sandbox, source, out);
                 }
             }
             Err(failure) => {

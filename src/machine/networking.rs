@@ -63,7 +63,7 @@ impl Node {
         self.conditions.recovering.then(|| self.network_policies())
     }
 
-    fn in_force(&self, sandbox: &Sandbox) -> NetworkPolicy {
+    pub(super) fn in_force(&self, sandbox: &Sandbox) -> NetworkPolicy {
         match sandbox.owner {
             Owner::Pool => NetworkPolicy::clone(&sandbox.network),
             Owner::Releasing => NetworkPolicy::default(),

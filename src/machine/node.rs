@@ -112,6 +112,7 @@ impl Node {
         match event {
             Event::Request(request, call) => self.serve(request, call, out),
             Event::Created(sandbox, result) => self.created(sandbox, result, out),
+            Event::Cloned(sandbox) => self.cloned(sandbox),
             Event::Destroyed(sandbox, result) => self.destroyed(sandbox, result, out),
             Event::Personalized(sandbox, claim, result) => {
                 self.personalized(sandbox, claim, result, out);

@@ -175,6 +175,7 @@ fn recovered_sandbox(
             _ => Operation::Idle,
         },
         known_since: 0,
+        cloned: false,
     }
 }
 

@@ -96,6 +96,7 @@ impl Node {
             residency: Residency::Creating,
             operation: Operation::Create,
             known_since: self.listing.round,
+            cloned: false,
         };
         out.persist(Op::PutSandbox(sandbox.record()));
         out.push(Effect::Create {

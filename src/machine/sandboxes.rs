@@ -80,6 +80,8 @@ pub(super) struct Sandbox {
     pub(super) operation: Operation,
     /// The latest listing that had been asked for when it became known to run: only later ones may judge it.
     pub(super) known_since: u64,
+    /// It was made from its pool's golden image; not known of those that are older than this process.
+    pub(super) cloned: bool,
 }
 
 /// What a sandbox counts as in its pool.
@@ -127,6 +129,14 @@ impl Sandbox {
             },
             created_at: self.created_at,
             network: NetworkPolicy::clone(&self.network),
+        }
+    }
+
+    /// What it is, on the disk.
+    pub(super) fn image(&self) -> Option<Image> {
+        match self.residency {
+            Residency::OnDisk(image) => Some(image),
+            _ => None,
         }
     }
 
@@ -250,6 +260,8 @@ pub(super) struct Sandboxes {
     creating: usize,
     freezing: usize,
     sinking: usize,
+    images: usize,
+    image_bytes: u64,
 }
 
 impl Sandboxes {
@@ -291,6 +303,11 @@ impl Sandboxes {
         self.freezing
     }
 
+    /// Those that are on the disk, and the bytes of their images.
+    pub(super) fn images(&self) -> (usize, u64) {
+        (self.images, self.image_bytes)
+    }
+
     /// Checkpoints in flight on the node.
     pub(super) fn sinking(&self) -> usize {
         self.sinking
@@ -302,6 +319,8 @@ impl Sandboxes {
         self.creating += usize::from(sandbox.operation == Operation::Create);
         self.freezing += usize::from(sandbox.operation == Operation::Freeze);
         self.sinking += usize::from(sandbox.operation == Operation::Checkpoint);
+        self.images += usize::from(sandbox.image().is_some());
+        self.image_bytes += sandbox.image().map_or(0, |it| it.size_bytes);
         self.by_id.insert(sandbox.id, sandbox);
     }
 
@@ -317,11 +336,15 @@ impl Sandboxes {
         self.creating -= usize::from(sandbox.operation == Operation::Create);
         self.freezing -= usize::from(sandbox.operation == Operation::Freeze);
         self.sinking -= usize::from(sandbox.operation == Operation::Checkpoint);
+        self.images -= usize::from(sandbox.image().is_some());
+        self.image_bytes -= sandbox.image().map_or(0, |it| it.size_bytes);
         change(sandbox);
         tally.add(sandbox);
         self.creating += usize::from(sandbox.operation == Operation::Create);
         self.freezing += usize::from(sandbox.operation == Operation::Freeze);
         self.sinking += usize::from(sandbox.operation == Operation::Checkpoint);
+        self.images += usize::from(sandbox.image().is_some());
+        self.image_bytes += sandbox.image().map_or(0, |it| it.size_bytes);
         Some(sandbox)
     }
 
@@ -332,6 +355,8 @@ impl Sandboxes {
         self.creating -= usize::from(sandbox.operation == Operation::Create);
         self.freezing -= usize::from(sandbox.operation == Operation::Freeze);
         self.sinking -= usize::from(sandbox.operation == Operation::Checkpoint);
+        self.images -= usize::from(sandbox.image().is_some());
+        self.image_bytes -= sandbox.image().map_or(0, |it| it.size_bytes);
         if let Some(tally) = self.tallies.get_mut(&sandbox.pool) {
             tally.remove(&sandbox);
             if tally.total() == 0 {
@@ -344,7 +369,10 @@ impl Sandboxes {
     pub(super) fn is_sound(&self) -> bool {
         let mut anew = Self::default();
         self.iter().for_each(|sandbox| anew.insert(sandbox.clone()));
-        let counts = |it: &Self| (it.creating, it.freezing, it.sinking);
+        let counts = |it: &Self| {
+            let images = (it.images, it.image_bytes);
+            (it.creating, it.freezing, it.sinking, images)
+        };
         anew.tallies == self.tallies && counts(&anew) == counts(self)
     }
 }

@@ -259,12 +259,18 @@ impl Node {
     }
 
     pub(super) fn begin_restore(&mut self, id: SandboxId, cause: ThawCause, out: &mut Out<'_>) {
-        let Some(pool) = self.sandboxes.get(id).map(|it| it.pool.clone()) else {
+        let Some(sandbox) = self.sandboxes.get(id) else {
             return;
+        };
+        let restore = Effect::Restore {
+            sandbox: id,
+            pool: sandbox.pool.clone(),
+            made_with: sandbox.network.clone(),
+            in_force: self.in_force(sandbox).into(),
         };
         self.set_operation(id, Operation::Restore);
         self.pools_changed = true;
-        out.push(Effect::Restore { sandbox: id, pool });
+        out.push(restore);
         out.notice(Notice::RestoreStarted { cause });
         self.show_claim_of(id, out);
     }

@@ -13,6 +13,8 @@ pub enum Source {
     Cold,
     /// A frozen member that was thawed.
     Thawed,
+    /// Made for the claim from its pool's golden image.
+    Cloned,
 }
 
 /// The life of a claim as a caller sees it.
@@ -53,6 +55,8 @@ pub struct ClaimView {
     pub claimed_at: Option<Now>,
     /// `None`: never.
     pub expires_at: Option<Now>,
+    /// Bytes of its sandbox's image, if that is all there is of it.
+    pub image_bytes: u64,
 }
 
 /// The answer to an acknowledged Claim.

@@ -66,6 +66,7 @@ impl Counted {
                         crate::machine::view::Source::Warm => "warm",
                         crate::machine::view::Source::Cold => "cold",
                         crate::machine::view::Source::Thawed => "thawed",
+                        crate::machine::view::Source::Cloned => "cloned",
                     };
                     self.metrics.claim_took(self.source, &answered.timings);
                 }

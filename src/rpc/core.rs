@@ -85,6 +85,29 @@ impl Core {
         }
     }
 
+    /// A claim that the caller may use, as it stands: nobody is woken.
+    pub async fn peek(&self, caller: &Caller, claim: ClaimId) -> Result<ClaimView, Refusal> {
+        caller.trail.about(format!("claim {claim}"));
+        let view = match self.call(Call::Get(claim)).await {
+            Ok(Answer::Claim(view)) => Ok(*view),
+            Ok(other) => Err(unexpected(&other)),
+            Err(refusal) => Err(refusal),
+        };
+        match &caller.right {
+            Right::Role(_) => view,
+            Right::Open => Err(Refusal::NotAllowed {
+                detail: "this call needs the claim's access token",
+            }),
+            Right::Token(token) => {
+                let view = view.map_err(|_| CLOSED)?;
+                let sandbox = view.sandbox;
+                let opens = sandbox.is_some_and(|it| self.key.opens(token, claim, it));
+                caller.trail.decided(opens, "token");
+                if opens { Ok(view) } else { Err(CLOSED) }
+            }
+        }
+    }
+
     /// Why a claim can't be used is told to who holds its token only; others don't even learn that there is one.
     async fn told_to_holder(&self, token: &str, claim: ClaimId, refusal: Refusal) -> Refusal {
         let sandbox = match self.call(Call::Get(claim)).await {

@@ -276,6 +276,7 @@ impl State {
             source: Some(source),
             claimed_at: Some(now()),
             expires_at: expiry(request.ttl_ms),
+            image_bytes: 0,
         };
         let granted = grant(&view);
         let held = Held {

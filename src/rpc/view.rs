@@ -29,6 +29,7 @@ pub fn source(source: Source) -> api::Source {
         Source::Warm => api::Source::Warm,
         Source::Cold => api::Source::Cold,
         Source::Thawed => api::Source::Thawed,
+        Source::Cloned => api::Source::Cloned,
     }
 }
 

@@ -184,12 +184,28 @@ pub trait Runtime: Send + Sync + 'static {
     /// Destroys what runs of a sandbox, as `destroy` does, but keeps what a restore needs. Idempotent.
     async fn shed(&self, id: SandboxId) -> Result<(), RuntimeError>;
     /// Brings a sandbox back from its image, under the same id, with the same stdio paths. On error nothing of it runs.
-    /// The image stays.
-    async fn restore(&self, id: SandboxId, pool: &PoolName) -> Result<(), RestoreFailure>;
+    /// The image stays. `network`: its interface, put back just before; `None`: it was made without.
+    async fn restore(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        network: Option<&SandboxNetwork>,
+    ) -> Result<(), RestoreFailure>;
     /// Removes a sandbox's image, if it has one.
     async fn drop_image(&self, id: SandboxId) -> Result<(), RuntimeError>;
     /// Removes every image that was there at the start and is not of these.
     async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError>;
+
+    /// Takes the golden image of a pool's generation from a sandbox that runs, whose guest has quiesced, and that nobody
+    /// has claimed; it runs on. The image of an older generation goes.
+    async fn take_golden(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        generation: u64,
+    ) -> Result<(), CheckpointFailure>;
+    /// Makes a sandbox as `create` does, from its generation's golden image. On error whatever was made stays.
+    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError>;
 
     /// Resident use of a sandbox, from its cgroup.
     async fn usage(&self, id: SandboxId) -> Result<crate::cgroup::Usage, RuntimeError>;

@@ -154,6 +154,12 @@ impl Vault {
         self.config.staging.join(id.to_string())
     }
 
+    /// A place in the staging memory for something else.
+    #[must_use]
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.config.staging.join(name)
+    }
+
     fn place(&self, id: SandboxId) -> PathBuf {
         self.config.dir.join(id.to_string())
     }

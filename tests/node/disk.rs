@@ -130,6 +130,16 @@ async fn a_sandbox_goes_to_the_disk_and_comes_back_as_it_was() {
         &hearth.path("data/hibernated"),
         canary.as_bytes()
     ));
+    // To look at it wakes nobody.
+    let request = hearth::api::StatsRequest {
+        claim_id: claim.clone(),
+        host_only: true,
+    };
+    let stats = hearth.sandboxes().await.stats(request).await.unwrap();
+    assert!(stats.into_inner().image_bytes > 20 << 20);
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
+    let (_, metrics) = hearth.admin_page("/metrics");
+    assert!(metrics.contains("hearth_images 1\n"), "{metrics}");
     let staged = std::fs::read_dir(hearth.path("run/images")).unwrap();
     assert_eq!(staged.count(), 0, "nothing is left in plain");
 

@@ -7,6 +7,7 @@ mod command_line;
 mod crash;
 mod disk;
 mod drain;
+mod golden;
 mod hearthd;
 mod hostile;
 mod identity;

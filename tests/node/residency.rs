@@ -145,6 +145,7 @@ async fn a_claimed_sandbox_sleeps_and_any_use_wakes_it() {
     hibernate(&hearth, &claim).await;
     let request = StatsRequest {
         claim_id: claim.clone(),
+        ..StatsRequest::default()
     };
     let stats = hearth.sandboxes().await.stats(request).await.unwrap();
     assert!(stats.into_inner().guest_processes >= 1);

@@ -37,6 +37,7 @@ fn start(claim: &str, script: &str) -> ExecRequest {
 async fn execs(hearth: &Hearth, claim: &str) -> u32 {
     let request = StatsRequest {
         claim_id: claim.to_owned(),
+        ..StatsRequest::default()
     };
     hearth
         .sandboxes()

@@ -351,7 +351,11 @@ impl Bench {
                 }
                 .encode_to_vec()
             }
-            "Sandboxes/Stats" => StatsRequest { claim_id }.encode_to_vec(),
+            "Sandboxes/Stats" => StatsRequest {
+                claim_id,
+                ..StatsRequest::default()
+            }
+            .encode_to_vec(),
             "Sandboxes/GetNetwork" => GetNetworkRequest { claim_id }.encode_to_vec(),
             "Pools/SetPools" => self.set.encode_to_vec(),
             "Pools/GetPools" => GetPoolsRequest {}.encode_to_vec(),
@@ -541,6 +545,7 @@ impl Bench {
         };
         let request = StatsRequest {
             claim_id: self.claim.clone(),
+            ..StatsRequest::default()
         };
         let stats = SandboxesClient::new(self.channel.clone())
             .stats(request)

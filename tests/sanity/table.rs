@@ -214,6 +214,7 @@ pub static TABLE: &[Row] = &[
     ("Sandboxes/Connect", Number("start.port", 65_536), Field("start.port")),
     ("Sandboxes/Stats", Valid, Ok),
     ("Sandboxes/Stats", Without("claim_id"), Field("claim_id")),
+    ("Sandboxes/Stats", Without("host_only"), Ok),
     ("Sandboxes/Stats", Text("claim_id", OTHER_CLAIM), UNKNOWN),
     ("Sandboxes/GetNetwork", Valid, Ok),
     ("Sandboxes/GetNetwork", Without("claim_id"), Field("claim_id")),

@@ -144,6 +144,7 @@ pub async fn stats(app: &App, name: &str) -> Result<(), Failure> {
     let claim_id = link.resolve(name).await?;
     let request = link.call(StatsRequest {
         claim_id: claim_id.clone(),
+        ..StatsRequest::default()
     });
     let stats = link.sandboxes().stats(request).await?.into_inner();
     output::print(&match app.format() {
@@ -190,5 +191,7 @@ pub fn stats_value(claim_id: &str, stats: &StatsResponse) -> serde_json::Value {
         "pids": stats.pids,
         "guest_processes": stats.guest_processes,
         "execs": stats.execs,
+        "swap_bytes": stats.swap_bytes,
+        "image_bytes": stats.image_bytes,
     })
 }

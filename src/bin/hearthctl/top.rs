@@ -89,16 +89,23 @@ async fn look(link: &Link) -> Result<Look, Failure> {
     let claims = link.list("").await?;
     let live = claims
         .iter()
-        .filter(|claim| claim.state() == ClaimState::Claimed);
-    let ids: Vec<String> = live
+        .filter(|claim| matches!(claim.state(), ClaimState::Claimed | ClaimState::Hibernated));
+    let ids: Vec<(String, bool)> = live
         .take(CLAIMS)
-        .map(|claim| claim.claim_id.clone())
+        .map(|claim| {
+            (
+                claim.claim_id.clone(),
+                claim.state() == ClaimState::Hibernated,
+            )
+        })
         .collect();
     let at = Instant::now();
     let stats = futures::stream::iter(ids)
-        .map(|claim_id| async move {
+        .map(|(claim_id, asleep)| async move {
             let request = link.call(StatsRequest {
                 claim_id: claim_id.clone(),
+                // To look is no use: who sleeps is not woken.
+                host_only: asleep,
             });
             // A claim that went meanwhile, or does not answer, has no figures.
             let answer = link.sandboxes().stats(request).await.ok()?;
@@ -164,6 +171,16 @@ fn text(app: &App, before: &Look, now: &Look) -> String {
             Field::new(word(claim.state().as_str_name(), "CLAIM_STATE_"), state),
             figure(cores(before, now, &claim.claim_id).map(|c| format!("{:.0}%", c * 100.0))),
             figure(stats.map(|s| output::bytes(s.memory_bytes))),
+            figure(
+                stats
+                    .filter(|s| s.swap_bytes > 0)
+                    .map(|s| output::bytes(s.swap_bytes)),
+            ),
+            figure(
+                stats
+                    .filter(|s| s.image_bytes > 0)
+                    .map(|s| output::bytes(s.image_bytes)),
+            ),
             figure(stats.map(|s| s.guest_processes.to_string())),
             figure(stats.map(|s| s.execs.to_string())),
             holder_text(claim.holder.as_ref()).into(),
@@ -178,6 +195,8 @@ fn text(app: &App, before: &Look, now: &Look) -> String {
             "STATE",
             ">CPU",
             ">MEMORY",
+            ">SWAP",
+            ">DISK",
             ">PROCESSES",
             ">EXECS",
             "HOLDER",

@@ -98,7 +98,7 @@ pub struct World {
     pub store: Store,
     outside: BTreeMap<SandboxId, Real>,
     /// Images, with the claim that their guests hold.
-    images: BTreeMap<SandboxId, Option<ClaimId>>,
+    images: BTreeMap<SandboxId, Real>,
     /// Whose image is to go, and no other was decided on since.
     to_drop: BTreeSet<SandboxId>,
     /// A freeze was decided and nothing since that overtakes it.

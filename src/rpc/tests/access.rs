@@ -99,12 +99,19 @@ async fn a_token_opens_its_claims_sandbox_and_nothing_else() {
     let mut client = bench.sandboxes().await;
     let stats = || StatsRequest {
         claim_id: claim_id.clone(),
+        ..StatsRequest::default()
     };
     client.stats(with_token(stats(), &token)).await.unwrap();
     // Not another claim, not with another token, not another service.
     let (other, _) = granted(&bench).await;
     let asked = client
-        .stats(with_token(StatsRequest { claim_id: other }, &token))
+        .stats(with_token(
+            StatsRequest {
+                claim_id: other,
+                ..StatsRequest::default()
+            },
+            &token,
+        ))
         .await;
     refused(asked, Code::PermissionDenied, "NOT_ALLOWED");
     for wrong in [
@@ -132,7 +139,13 @@ async fn a_wrong_token_does_not_tell_whether_there_is_a_claim() {
     let mut texts = std::collections::BTreeSet::new();
     for claim_id in [claim_id, uuid::Uuid::new_v4().to_string()] {
         let asked = client
-            .stats(with_token(StatsRequest { claim_id }, "hearth_AAAA"))
+            .stats(with_token(
+                StatsRequest {
+                    claim_id,
+                    ..StatsRequest::default()
+                },
+                "hearth_AAAA",
+            ))
             .await;
         texts.insert(
             refused(asked, Code::PermissionDenied, "NOT_ALLOWED")
@@ -145,7 +158,10 @@ async fn a_wrong_token_does_not_tell_whether_there_is_a_claim() {
     let claim_id = uuid::Uuid::new_v4().to_string();
     let asked = client
         .stats(with_token(
-            StatsRequest { claim_id },
+            StatsRequest {
+                claim_id,
+                ..StatsRequest::default()
+            },
             &response.access_token,
         ))
         .await;
@@ -162,6 +178,7 @@ async fn the_holder_learns_why_its_own_sandbox_is_gone() {
     let mut client = bench.sandboxes().await;
     let stats = || StatsRequest {
         claim_id: claim_id.clone(),
+        ..StatsRequest::default()
     };
     let asked = client
         .stats(with_token(stats(), &response.access_token))
@@ -178,6 +195,7 @@ async fn an_operator_that_presents_a_token_is_judged_by_it() {
     let mut client = bench.sandboxes().await;
     let stats = || StatsRequest {
         claim_id: claim_id.clone(),
+        ..StatsRequest::default()
     };
     client.stats(stats()).await.unwrap();
     client
@@ -198,7 +216,10 @@ async fn the_token_ends_with_the_claim() {
     };
     bench.claims().await.release(released).await.unwrap();
     let mut client = bench.sandboxes().await;
-    let stats = StatsRequest { claim_id };
+    let stats = StatsRequest {
+        claim_id,
+        ..StatsRequest::default()
+    };
     let asked = client
         .stats(with_token(stats.clone(), &response.access_token))
         .await;

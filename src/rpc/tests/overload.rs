@@ -261,7 +261,12 @@ async fn a_lying_guest_fails_its_own_calls_only() {
     );
     *bench.driver.manner.lock().unwrap() = Manner::Silent;
     refused(
-        client.stats(StatsRequest { claim_id }).await,
+        client
+            .stats(StatsRequest {
+                claim_id,
+                ..StatsRequest::default()
+            })
+            .await,
         Code::Unavailable,
         "GUEST_UNAVAILABLE",
     );

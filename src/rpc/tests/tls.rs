@@ -308,6 +308,7 @@ async fn without_a_certificate_a_token_opens_its_sandbox_and_nothing_more() {
     let mut sandboxes = SandboxesClient::new(stranger.clone());
     let stats = |claim_id: &str| StatsRequest {
         claim_id: claim_id.to_owned(),
+        ..StatsRequest::default()
     };
     let ((first, token), (second, _)) = (&granted[0], &granted[1]);
     let asked = sandboxes.stats(with_token(stats(first), token)).await;
@@ -496,6 +497,7 @@ async fn every_decision_and_every_change_is_written_down_without_secrets() {
     let mut sandboxes = SandboxesClient::new(allocator.clone());
     let stats = || StatsRequest {
         claim_id: claim_id.clone(),
+        ..StatsRequest::default()
     };
     sandboxes.stats(with_token(stats(), &token)).await.unwrap();
     let wrong = sandboxes.stats(with_token(stats(), "hearth_AAAA")).await;

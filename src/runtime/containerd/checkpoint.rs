@@ -13,7 +13,6 @@
 //! snapshot, which it saves with the memory and makes anew at a restore.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -32,8 +31,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ContainerdRuntime, blocking,
     client::{Call, CallError, Reason},
-    fifo,
+    fifo, names,
+    golden::Goldens,
     proto::{CheckpointOptions, any},
+    room::filestore,
     watch::{self, Watch},
 };
 use crate::{
@@ -42,7 +43,7 @@ use crate::{
         ids::{PoolName, SandboxId},
     },
     ociwrap::WrapperConfig,
-    runtime::RuntimeError,
+    runtime::{RuntimeError, SandboxNetwork},
     vault::{Fingerprint, Vault, VaultError, cpu_features},
 };
 
@@ -50,12 +51,10 @@ const CONTAINER: Call = Call::seconds("containers.get", 10);
 const STAT: Call = Call::seconds("snapshots.stat", 10);
 const MOUNTS: Call = Call::seconds("snapshots.mounts", 10);
 /// hearth-runsc gives `runsc checkpoint` and `runsc restore` 120 s each.
-const CHECKPOINT: Call = Call::seconds("tasks.checkpoint", 130);
+pub(super) const CHECKPOINT: Call = Call::seconds("tasks.checkpoint", 130);
 const TASK: Call = Call::seconds("tasks.create", 30);
-const RESTORE: Call = Call::seconds("tasks.start", 130);
+pub(super) const RESTORE: Call = Call::seconds("tasks.start", 130);
 
-/// Room that an image needs beside the memory it holds: gVisor's own state.
-const STATE_BYTES: u64 = 8 << 20;
 /// A sandbox comes back at the second try at the latest: about one restore in a thousand fails for no lasting reason.
 const TRIES: u32 = 2;
 /// Staging memory is given out in pieces of this size.
@@ -67,6 +66,7 @@ pub(super) struct Tier {
     vault: Arc<Vault>,
     staging: Arc<Semaphore>,
     units: u32,
+    pub(super) goldens: Goldens,
 }
 
 impl Tier {
@@ -77,7 +77,19 @@ impl Tier {
             vault: Arc::new(vault),
             staging: Arc::new(Semaphore::new(units as usize)),
             units,
+            goldens: Goldens::default(),
         }
+    }
+
+    /// Staging memory that is free now.
+    pub(super) fn try_stage(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).ok()?.max(1);
+        self.staging.clone().try_acquire_many_owned(units).ok()
+    }
+
+    /// Where the golden image of a pool's generation is.
+    pub(super) fn golden_path(&self, pool: &PoolName, generation: u64) -> PathBuf {
+        self.vault.beside(&format!("golden-{pool}-{generation}"))
     }
 
     /// Waits for staging memory; who wants more than there is gets all of it, and is refused by the vault.
@@ -97,7 +109,7 @@ impl From<VaultError> for CheckpointFailure {
     }
 }
 
-fn failed(error: impl Into<RuntimeError>) -> CheckpointFailure {
+pub(super) fn failed(error: impl Into<RuntimeError>) -> CheckpointFailure {
     CheckpointFailure::Failed(error.into().to_string())
 }
 
@@ -189,50 +201,14 @@ impl ContainerdRuntime {
         self.stop_processes(id).await.map_err(failed)
     }
 
-    async fn bound_of(&self, id: SandboxId) -> Result<Option<u64>, RuntimeError> {
-        let cgroup = self.cgroup_of(id);
-        blocking("checkpoint", move || {
-            let usage = cgroup()?.usage().map_err(|error| error.to_string())?;
-            Ok(Some(usage.memory_limit_bytes).filter(|bytes| *bytes > 0))
-        })
-        .await
-    }
-
-    async fn bound(&self, id: SandboxId, bytes: Option<u64>) -> Result<(), RuntimeError> {
-        let Some(bytes) = bytes else {
-            return Ok(());
-        };
-        let cgroup = self.cgroup_of(id);
-        blocking("checkpoint", move || {
-            cgroup()?
-                .bound_memory(bytes)
-                .map_err(|error| error.to_string())
-        })
-        .await
-    }
-
-    /// How big its image may become: its memory, in RAM and in swap, and what it has written to its root.
-    async fn about_bytes(&self, id: SandboxId, rootfs: &[Mount]) -> Result<u64, RuntimeError> {
-        let (cgroup, filestore) = (self.cgroup_of(id), filestore(id, rootfs));
-        blocking("checkpoint", move || {
-            use std::os::unix::fs::MetadataExt;
-            let usage = cgroup()?.usage().map_err(|error| error.to_string())?;
-            let written = filestore.and_then(|path| Some(std::fs::metadata(path).ok()?.blocks()));
-            let written = written.unwrap_or_default().saturating_mul(512);
-            let memory = usage.memory_bytes.saturating_add(usage.swap_bytes);
-            Ok(memory.saturating_add(written).saturating_add(STATE_BYTES))
-        })
-        .await
-    }
-
-    async fn container(&self, id: SandboxId) -> Result<Container, CallError> {
+    pub(super) async fn container(&self, id: SandboxId) -> Result<Container, CallError> {
         let request = GetContainerRequest { id: id.to_string() };
         let mut containers = self.client.containers();
         let got = self.client.call(CONTAINER, containers.get(request)).await?;
         Ok(got.container.unwrap_or_default())
     }
 
-    async fn rootfs(&self, id: SandboxId) -> Result<Vec<Mount>, CallError> {
+    pub(super) async fn rootfs(&self, id: SandboxId) -> Result<Vec<Mount>, CallError> {
         let request = MountsRequest {
             snapshotter: self.config.snapshotter.clone(),
             key: id.to_string(),
@@ -242,7 +218,10 @@ impl ContainerdRuntime {
         Ok(got.mounts)
     }
 
-    async fn fingerprint(&self, container: &Container) -> Result<Fingerprint, RuntimeError> {
+    pub(super) async fn fingerprint(
+        &self,
+        container: &Container,
+    ) -> Result<Fingerprint, RuntimeError> {
         let spec = container.spec.as_ref().map(|spec| spec.value.as_slice());
         let spec = Sha256::digest(spec.unwrap_or_default());
         let spec = spec.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -279,6 +258,7 @@ impl ContainerdRuntime {
         &self,
         id: SandboxId,
         pool: &PoolName,
+        network: Option<&SandboxNetwork>,
     ) -> Result<(), RestoreFailure> {
         let Some(tier) = self.tier.get() else {
             let what = "hibernation.quota_bytes is 0: there is no disk tier".to_owned();
@@ -300,7 +280,7 @@ impl ContainerdRuntime {
             Err(VaultError::Mismatch(what)) => return Err(RestoreFailure::Mismatch(what)),
             Err(error) => return Err(RestoreFailure::Unavailable(error.to_string())),
         }
-        let started = self.try_starts(id, pool, &tier.vault, rootfs).await;
+        let started = self.try_starts(id, (pool, network), &tier.vault, rootfs).await;
         let vault = tier.vault.clone();
         let discarded = blocking("restore", move || {
             vault.discard(id).map_err(|error| error.to_string())
@@ -312,18 +292,19 @@ impl ContainerdRuntime {
     async fn try_starts(
         &self,
         id: SandboxId,
-        pool: &PoolName,
+        place: (&PoolName, Option<&SandboxNetwork>),
         vault: &Vault,
         rootfs: Vec<Mount>,
     ) -> Result<(), RestoreFailure> {
         let mut attempt = 1;
         loop {
-            let Err(error) = self.start_from(id, pool, vault, rootfs.clone()).await else {
+            let Err(error) = self.start_from(id, place, vault, rootfs.clone()).await else {
                 return Ok(());
             };
             tracing::warn!(sandbox = %id, attempt, %error, "the restore failed");
             self.shed_task(id).await.map_err(later)?;
-            if attempt == TRIES {
+            // gVisor has taken its addresses off the link: the network is asked again before another try.
+            if attempt == TRIES || place.1.is_some() {
                 return Err(judged(error));
             }
             attempt += 1;
@@ -333,7 +314,7 @@ impl ContainerdRuntime {
     async fn start_from(
         &self,
         id: SandboxId,
-        pool: &PoolName,
+        (pool, network): (&PoolName, Option<&SandboxNetwork>),
         vault: &Vault,
         rootfs: Vec<Mount>,
     ) -> Result<(), RuntimeError> {
@@ -348,12 +329,18 @@ impl ContainerdRuntime {
         let stale = filestore(id, &rootfs);
         let fifos = blocking("restore", {
             let paths = paths.clone();
+            let names = names::paths(&self.config, id);
+            let network = network.cloned();
             move || {
                 // runsc makes it anew and takes none that is there.
                 if let Some(stale) = stale {
                     let _absent = std::fs::remove_file(stale);
                 }
-                fifo::make(&paths).map_err(|error| error.to_string())
+                let fifos = fifo::make(&paths).map_err(|error| error.to_string())?;
+                if let Some(network) = network {
+                    names::write(&names, &network).map_err(|error| error.to_string())?;
+                }
+                Ok(fifos)
             }
         });
         self.live.return_to(id, cgroup.clone(), fifos.await?);
@@ -425,15 +412,4 @@ async fn on_thread<T: Send + 'static>(
         Ok(done) => done.map_err(CheckpointFailure::from),
         Err(error) => Err(CheckpointFailure::Failed(error.to_string())),
     }
-}
-
-/// Where gVisor keeps what is written to the root (`--overlay2=root:self`): in the snapshot's upper directory, under the
-/// name of `SelfFilestoreName` in runsc/boot.
-fn filestore(id: SandboxId, rootfs: &[Mount]) -> Option<PathBuf> {
-    let options = rootfs.iter().flat_map(|mount| mount.options.iter());
-    let options: BTreeMap<_, _> = options
-        .filter_map(|option| option.split_once('='))
-        .collect();
-    let upper = options.get("upperdir")?;
-    Some(Path::new(upper).join(format!(".gvisor.filestore.{id}")))
 }

@@ -6,7 +6,7 @@
 //! The container record comes first. It names the snapshot before that exists and so roots it from the moment it does:
 //! no lease is needed (two writes to containerd's database less), and whatever a crash leaves can be found by its id.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use containerd_client::{
     services::v1::{
@@ -19,6 +19,7 @@ use prost_types::Any;
 
 use super::{
     ContainerdRuntime, blocking,
+    checkpoint::RESTORE,
     client::{Call, Reason},
     fifo,
     image::Resolved,
@@ -44,6 +45,15 @@ const WHAT: &str = "create";
 impl ContainerdRuntime {
     /// See the trait. On error whatever was made stays.
     pub(super) async fn make(&self, sandbox: &CreateSpec) -> Result<(), RuntimeError> {
+        self.make_from(sandbox, None).await
+    }
+
+    /// The same; with an image it is restored from that.
+    pub(super) async fn make_from(
+        &self,
+        sandbox: &CreateSpec,
+        from: Option<&Path>,
+    ) -> Result<(), RuntimeError> {
         if !self.known_handler(&sandbox.template.runtime_handler) {
             return Err(RuntimeError::Refused {
                 what: WHAT,
@@ -80,15 +90,22 @@ impl ContainerdRuntime {
         };
         laps.push(lap(Stage::Snapshot));
         let cgroup = self.cgroup(sandbox)?;
-        let pid = self.task(sandbox, rootfs, cgroup.clone()).await?;
-        self.watch(sandbox, pid, cgroup).await?;
+        let pid = self.task(sandbox, rootfs, cgroup.clone(), from).await?;
+        if from.is_none() {
+            self.watch(sandbox, pid, cgroup.clone()).await?;
+        }
         laps.push(lap(Stage::Task));
         let request = StartRequest {
             container_id: sandbox.id.to_string(),
             exec_id: String::new(),
         };
         let mut tasks = self.client.tasks();
-        self.client.call(START, tasks.start(request)).await?;
+        let call = if from.is_some() { RESTORE } else { START };
+        let started = self.client.call(call, tasks.start(request)).await?;
+        if from.is_some() {
+            // A restored task has no process before.
+            self.watch(sandbox, started.pid, cgroup).await?;
+        }
         laps.push(lap(Stage::Start));
         for (stage, took) in laps {
             self.metrics.stage(stage).observe(took.as_secs_f64());
@@ -179,6 +196,7 @@ impl ContainerdRuntime {
         sandbox: &CreateSpec,
         rootfs: Vec<Mount>,
         cgroup: SandboxCgroup,
+        from: Option<&Path>,
     ) -> Result<u32, RuntimeError> {
         let paths = fifo::paths(&self.config, sandbox.id);
         let fifos = blocking("fifos", {
@@ -201,7 +219,10 @@ impl ContainerdRuntime {
             stdin: text(&paths.stdin),
             stdout: text(&paths.stdout),
             stderr: text(&paths.stderr),
-            options: Some(self.runc_options()),
+            options: Some(any(&RuncOptions {
+                criu_image_path: from.map(text).unwrap_or_default(),
+                ..self.options()
+            })),
             ..CreateTaskRequest::default()
         };
         let mut tasks = self.client.tasks();

@@ -16,6 +16,7 @@ mod client;
 mod create;
 mod destroy;
 mod fifo;
+mod golden;
 mod image;
 mod link;
 mod list;
@@ -24,6 +25,7 @@ mod names;
 mod outbox;
 mod proto;
 mod residency;
+mod room;
 mod shim;
 mod spec;
 mod versions;
@@ -48,7 +50,7 @@ use self::{
 };
 use super::{
     Capabilities, CreateSpec, ImageInfo, ImageProgress, Reclaimed, Runtime, RuntimeConfig,
-    RuntimeError, RuntimeEvent, RuntimeMetrics, StdioPaths, Versions,
+    RuntimeError, RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
 };
 use crate::{
     cgroup::{CgroupError, CgroupTree, Usage},
@@ -254,8 +256,13 @@ impl Runtime for ContainerdRuntime {
         self.shed_task(id).await
     }
 
-    async fn restore(&self, id: SandboxId, pool: &PoolName) -> Result<(), RestoreFailure> {
-        self.bring_back(id, pool).await
+    async fn restore(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        network: Option<&SandboxNetwork>,
+    ) -> Result<(), RestoreFailure> {
+        self.bring_back(id, pool, network).await
     }
 
     async fn drop_image(&self, id: SandboxId) -> Result<(), RuntimeError> {
@@ -264,6 +271,19 @@ impl Runtime for ContainerdRuntime {
 
     async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError> {
         self.sweep_images(keep).await
+    }
+
+    async fn take_golden(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        generation: u64,
+    ) -> Result<(), CheckpointFailure> {
+        self.make_golden(id, pool, generation).await
+    }
+
+    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {
+        self.make_clone(spec).await
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {

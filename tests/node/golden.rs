@@ -1,0 +1,126 @@
+//! Golden images on a real node: members that are clones, what two clones do not share, clones that fail.
+
+use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use hearth::api::run_code_response::Response as Told;
+use hearth::api::{OnEmpty, Pool, RunCodeRequest, Source};
+use std::collections::BTreeSet;
+
+fn members(min_warm: u32) -> Pool {
+    let mut python = pool("python", min_warm, 12);
+    python.max_parallel_refills = 1;
+    let template = python.template.as_mut().unwrap();
+    template.interpreter = "python".into();
+    // What takes its time when a member is made: a clone has it done.
+    let warm = ["python3", "-c", "import decimal, json, time; time.sleep(1)"];
+    template.warm_command = warm.map(str::to_owned).to_vec();
+    python
+}
+
+async fn start() -> Hearth {
+    Hearth::start_with(&[("hibernation.golden_images", "auto")]).await
+}
+
+fn figure(hearth: &Hearth, name: &str) -> u64 {
+    let (_, metrics) = hearth.admin_page("/metrics");
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{name} ")));
+    line.unwrap_or_else(|| panic!("{name} is not in\n{metrics}"))
+        .parse()
+        .unwrap()
+}
+
+/// What the resident interpreter prints.
+async fn code(hearth: &Hearth, claim: &str, code: &str) -> String {
+    let request = RunCodeRequest {
+        claim_id: claim.into(),
+        code: code.into(),
+        ..RunCodeRequest::default()
+    };
+    let answer = hearth.sandboxes().await.run_code(request).await.unwrap();
+    let mut stream = answer.into_inner();
+    let mut text = String::new();
+    while let Some(answer) = stream.message().await.unwrap() {
+        if let Some(Told::Stdout(data)) = answer.response {
+            text.push_str(&String::from_utf8_lossy(&data));
+        }
+    }
+    text.trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_are_ready_and_share_no_randomness_and_no_name() {
+    const DRAWN: &str = "import os,random,uuid,secrets\nprint(os.urandom(16).hex(), random.random(), uuid.uuid4(), secrets.token_hex(8))";
+    let hearth = start().await;
+    hearth.set_pools(vec![members(4)]).await;
+    hearth.warm("python", 4).await;
+    assert_eq!(figure(&hearth, "hearth_golden_images"), 1);
+    let clones = figure(&hearth, "hearth_clone_duration_seconds_count");
+    assert!(clones >= 1, "nobody was cloned");
+    assert_eq!(figure(&hearth, "hearth_clone_failures_total"), 0);
+    println!("{clones} clones of 4 members");
+
+    let (mut drawn, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..4 {
+        let (claim, answer) = hearth.claim("python").await;
+        let resident = code(&hearth, &claim, DRAWN).await;
+        let (status, fresh) = hearth.run(&claim, &["python3", "-c", DRAWN]).await;
+        assert_eq!(status, 0);
+        let words = resident.split_whitespace().chain(fresh.split_whitespace());
+        for word in words {
+            assert!(drawn.insert(word.to_owned()), "{word} was drawn twice");
+        }
+        let (_, name) = hearth.run(&claim, &["busybox", "hostname"]).await;
+        assert_eq!(name.trim(), answer.sandbox_id);
+        assert!(names.insert(name));
+        let (_, now) = hearth.run(&claim, &["busybox", "date", "+%s"]).await;
+        let here = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let apart = here
+            .unwrap()
+            .as_secs()
+            .abs_diff(now.trim().parse().unwrap());
+        assert!(apart <= 2, "its clock is {apart} s apart");
+    }
+    assert_eq!(drawn.len(), 4 * 2 * 4);
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_pool_serves_a_clone_and_one_that_fails_is_made_anew() {
+    let hearth = start().await;
+    hearth.set_pools(vec![members(1)]).await;
+    hearth.warm("python", 1).await;
+    let cold = |id: &str| {
+        let mut request = claim_request(id, "python");
+        request.on_empty = OnEmpty::Cold.into();
+        request
+    };
+    let mut sources = Vec::new();
+    for _ in 0..2 {
+        let request = cold(&fresh_id());
+        let answer = hearth.claims().await.claim(request).await.unwrap();
+        sources.push(answer.into_inner().source());
+    }
+    assert_eq!(sources, [Source::Warm, Source::Cloned]);
+
+    // The image is damaged: as with any restore that fails, the claim is served all the same.
+    let staging = std::fs::read_dir(hearth.path("run/images")).unwrap();
+    let golden = staging
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.display().to_string().contains("golden-"))
+        .expect("a golden image");
+    std::fs::write(golden.join("checkpoint.img"), "junk").unwrap();
+    eventually("a refill met it, or is over", || async {
+        let status = hearth.status("python").await;
+        status.creating == 0 && status.warm == 1
+    })
+    .await;
+    for _ in 0..2 {
+        let request = cold(&fresh_id());
+        let answer = hearth.claims().await.claim(request).await.unwrap();
+        sources.push(answer.into_inner().source());
+    }
+    assert!(figure(&hearth, "hearth_clone_failures_total") >= 1);
+    assert!(sources.contains(&Source::Cold), "{sources:?}");
+    hearth.finish().await;
+}
