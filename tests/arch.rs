@@ -7,15 +7,24 @@ use std::path::{Path, PathBuf};
 /// room → what it may import of `crate::…`. `api` is generated code: data without behaviour.
 const ARROWS: &[(&str, &[&str])] = &[
     ("machine", &[]),
+    ("failpoint", &[]),
     ("cgroup", &[]),
     ("ociwrap", &["cgroup"]),
     ("guest", &["runtime"]),
-    ("runtime", &["machine", "cgroup", "ociwrap"]),
-    ("journal", &["machine"]),
+    ("runtime", &["machine", "cgroup", "ociwrap", "failpoint"]),
+    ("journal", &["machine", "failpoint"]),
     ("net", &["machine"]),
     (
         "driver",
-        &["machine", "journal", "runtime", "guest", "cgroup", "net"],
+        &[
+            "machine",
+            "journal",
+            "runtime",
+            "guest",
+            "cgroup",
+            "net",
+            "failpoint",
+        ],
     ),
     ("identity", &[]),
     ("rpc", &["machine", "driver", "identity", "api"]),
@@ -25,8 +34,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "machine", "driver", "journal", "runtime", "guest", "cgroup", "rpc", "admin", "config",
-            "identity", "net",
+            "failpoint",
+            "machine",
+            "driver",
+            "journal",
+            "runtime",
+            "guest",
+            "cgroup",
+            "rpc",
+            "admin",
+            "config",
+            "identity",
+            "net",
         ],
     ),
 ];

@@ -4,6 +4,7 @@ use super::guests::Guests;
 use super::ready;
 use super::residency::Residencies;
 use super::visits::Visits;
+use crate::failpoint::failpoint;
 use crate::guest::{GuestError, Personalization, v1};
 use crate::machine::event::{CreateFailure, Event, GuestFailure, Held};
 use crate::machine::ids::{ClaimId, SandboxId};
@@ -103,7 +104,9 @@ impl Workers {
         let failure = CreateFailure::Template("the creation never ended".into());
         let span = tracing::info_span!("create", sandbox = %id, pool = %spec.pool);
         self.spawn(span, CREATE, Event::Created(id, Err(failure)), async move {
+            failpoint!("create.begin");
             let made = ready::make(runtime.as_ref(), &guests, &spec).await;
+            failpoint!("create.end");
             match &made {
                 Ok(()) => debug!("sandbox is ready"),
                 Err(failure) => warn!(?failure, "sandbox was not made"),
@@ -118,8 +121,10 @@ impl Workers {
         let otherwise = Event::Destroyed(id, Err("the destruction never ended".into()));
         let span = tracing::info_span!("destroy", sandbox = %id);
         self.spawn(span, DESTROY, otherwise, async move {
+            failpoint!("destroy.begin");
             guests.close(id);
             let destroyed = residencies.destroy(id).await;
+            failpoint!("destroy.end");
             visits.forget(id);
             // Again: a caller that had just located the sandbox may have opened its channel meanwhile.
             guests.close(id);
@@ -142,10 +147,14 @@ impl Workers {
         let lost = GuestFailure::Lost("the personalization never ended".into());
         let otherwise = Event::Personalized(id, claim, Err(lost));
         self.spawn(span, PERSONALIZE * 2, otherwise, async move {
+            failpoint!("personalize.begin");
             let _claiming = residencies.claiming();
             if thaw && let Err(error) = residencies.thaw(id).await {
                 let lost = GuestFailure::Lost(format!("the thaw failed: {error}"));
                 return Event::Personalized(id, claim, Err(lost));
+            }
+            if thaw {
+                failpoint!("personalize.thawed");
             }
             let done = match guests.open(id) {
                 Ok(guest) => guest
@@ -154,6 +163,7 @@ impl Workers {
                     .map_err(failure),
                 Err(error) => Err(GuestFailure::Lost(bounded(error.to_string()))),
             };
+            failpoint!("personalize.end");
             debug!(sandbox = %id, %claim, ?done, "guest personalized");
             Event::Personalized(id, claim, done)
         });
@@ -181,6 +191,7 @@ impl Workers {
                 Ok(text) => ClaimId::parse(&text).map_or(Held::Silent, Held::Claim),
                 Err(_) => Held::Silent,
             };
+            failpoint!("witness.end");
             debug!(?held, "guest witnessed");
             Event::Witnessed(id, held)
         });
@@ -193,6 +204,7 @@ impl Workers {
             for _ in 0..LIST_TRIES {
                 match timeout(LIST, runtime.list()).await {
                     Ok(Ok(observed)) => {
+                        failpoint!("list.end");
                         debug!(sandboxes = observed.len(), "runtime listed");
                         // The driver is gone only when hearthd ends.
                         let _ended = events.send(Event::Listed { round, observed }).await;

@@ -21,4 +21,5 @@ mod residency;
 mod sanity;
 mod spans;
 mod streams;
+mod torture;
 mod vitals;

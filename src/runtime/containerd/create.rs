@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     cgroup::SandboxCgroup,
+    failpoint::failpoint,
     runtime::{CreateSpec, RuntimeError, labels, metrics::Stage},
 };
 
@@ -60,6 +61,7 @@ impl ContainerdRuntime {
         };
         let mut image = self.images.of(sandbox).await?;
         self.record(sandbox, &image).await?;
+        failpoint!("create.container");
         let mut laps = vec![lap(Stage::Container)];
         let rootfs = match self.prepare(sandbox, &image).await {
             // The image was removed and collected since it was resolved. If its reference stands for something again,
@@ -77,10 +79,13 @@ impl ContainerdRuntime {
             }
             other => other?,
         };
+        failpoint!("create.snapshot");
         laps.push(lap(Stage::Snapshot));
         let cgroup = self.cgroup(sandbox)?;
         let pid = self.task(sandbox, rootfs, cgroup.clone()).await?;
+        failpoint!("create.task");
         self.watch(sandbox, pid, cgroup).await?;
+        failpoint!("create.watched");
         laps.push(lap(Stage::Task));
         let request = StartRequest {
             container_id: sandbox.id.to_string(),
@@ -88,6 +93,7 @@ impl ContainerdRuntime {
         };
         let mut tasks = self.client.tasks();
         self.client.call(START, tasks.start(request)).await?;
+        failpoint!("create.started");
         laps.push(lap(Stage::Start));
         for (stage, took) in laps {
             self.metrics.stage(stage).observe(took.as_secs_f64());
@@ -179,6 +185,7 @@ impl ContainerdRuntime {
             move || fifo::make(&paths).map_err(|error| error.to_string())
         });
         self.live.expect(sandbox.id, cgroup, fifos.await?);
+        failpoint!("create.fifos");
         let text = |path: &std::path::Path| path.display().to_string();
         let request = CreateTaskRequest {
             container_id: sandbox.id.to_string(),
