@@ -1,7 +1,7 @@
 # hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image demo dev check test fuzz bench clean
+.PHONY: help setup build image demo dev check test fuzz torture bench clean
 
 help: ## What there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ test: setup image ## All tests, on real containerd and gVisor
 
 fuzz: setup ## Fuzz what guests and callers send, each target for FUZZ_SECONDS=60
 	@hack/fuzz.sh $(or $(FUZZ_SECONDS),60)
+
+torture: setup image ## Kill hearthd -9 at its fail points under load, TORTURE_KILLS=1000 times
+	@hack/build.sh init
+	@HEARTH_TORTURE_KILLS=$(or $(TORTURE_KILLS),1000) cargo test --locked --test node -- torture:: --nocapture
 
 bench: build image ## Our figures beside their floor or peer, in target/bench/
 	@hack/bench.sh

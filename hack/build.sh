@@ -44,6 +44,7 @@ case ${1:-release} in
   release)
     step "hearthd, hearthctl, hearth-runsc (release)" \
       cargo build --release --locked --bin hearthd --bin hearthctl --bin hearth-runsc
+    ! grep -q HEARTH_FAILPOINT target/release/hearthd || die "the release build has fail points"
     init
     place target/static/hearth-init target/release/hearth-init
     ;;

@@ -28,6 +28,7 @@ use crate::admin;
 use crate::cgroup::{CgroupError, CgroupTree, Version};
 use crate::config::{Config, Swap};
 use crate::driver::{self, BootClock, Handle};
+use crate::failpoint::failpoint;
 use crate::guest::channel::{ChannelConfig, FifoConnector, GuestMetrics};
 use crate::identity;
 use crate::journal::{self, Boot, Opened, RedbJournal};
@@ -202,6 +203,7 @@ async fn start(
     swap::prepare(config).await?;
     let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
     let opened = open_journal(config, boot, journal_in, registry)?;
+    failpoint!("start.journal");
     build_info(registry)?;
 
     let (listeners, guard) = Box::pin(callers::listen(config, registry)).await?;
@@ -216,6 +218,7 @@ async fn start(
     let metrics = RuntimeMetrics::register(registry)?;
     let runsc_root = config.run_dir.join("runsc");
     let managed = start_containerd(config, programs, &runsc_root, &metrics).await?;
+    failpoint!("start.containerd");
     let socket = match &managed {
         Some(managed) => managed.socket(),
         None => config.containerd.socket.clone(),

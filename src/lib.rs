@@ -23,6 +23,9 @@ pub mod config;
 /// The one task that owns the machine, and the door to it.
 #[cfg(feature = "daemon")]
 pub mod driver;
+/// Places where hearthd's death matters, for tests.
+#[cfg(feature = "daemon")]
+pub mod failpoint;
 /// The channel to hearth-init.
 pub mod guest;
 /// Names, roles, TLS, the audit log.

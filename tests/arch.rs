@@ -7,16 +7,29 @@ use std::path::{Path, PathBuf};
 /// room → what it may import of `crate::…`. `api` is generated code: data without behaviour.
 const ARROWS: &[(&str, &[&str])] = &[
     ("machine", &[]),
+    ("failpoint", &[]),
     ("cgroup", &[]),
     ("ociwrap", &["cgroup"]),
     ("guest", &["runtime"]),
-    ("runtime", &["machine", "cgroup", "ociwrap", "vault"]),
+    (
+        "runtime",
+        &["machine", "cgroup", "ociwrap", "vault", "failpoint"],
+    ),
     ("vault", &["machine"]),
-    ("journal", &["machine"]),
+    ("journal", &["machine", "failpoint"]),
     ("net", &["machine"]),
     (
         "driver",
-        &["machine", "journal", "runtime", "guest", "cgroup", "net"],
+        &[
+            "machine",
+            "journal",
+            "runtime",
+            "guest",
+            "cgroup",
+            "net",
+            "vault",
+            "failpoint",
+        ],
     ),
     ("identity", &[]),
     ("rpc", &["machine", "driver", "identity", "api"]),
@@ -26,8 +39,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "machine", "driver", "journal", "runtime", "guest", "cgroup", "rpc", "admin", "config",
-            "identity", "net", "vault",
+            "failpoint",
+            "machine",
+            "driver",
+            "journal",
+            "runtime",
+            "guest",
+            "cgroup",
+            "rpc",
+            "admin",
+            "config",
+            "identity",
+            "net",
         ],
     ),
 ];

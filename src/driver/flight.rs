@@ -2,6 +2,7 @@
 
 use super::handle::{Answered, Timings};
 use super::inbox::Asked;
+use crate::failpoint::failpoint;
 use crate::guest::Personalization;
 use crate::machine::event::Call;
 use crate::machine::ids::{RequestId, SandboxId, Ticket};
@@ -134,11 +135,32 @@ impl Flights {
             tracing::error!(request = id.0, "answered twice");
             return;
         };
+        if let Ok(answer) = &answer {
+            durable_and_untold(answer);
+        }
         let timings = flight.timings();
         debug!(parent: &flight.span, ?timings, refused = answer.is_err(), "driver answered");
         let answered = answer.map(|answer| Answered { answer, timings });
         // The caller may have gone; what it asked for stands all the same.
         let _gone = flight.answer.send(answered);
+    }
+}
+
+/// The answers of calls that change something.
+fn durable_and_untold(answer: &Answer) {
+    match answer {
+        Answer::Granted(_) => failpoint!("reply.granted"),
+        Answer::Released => failpoint!("reply.released"),
+        Answer::Renewed { .. } => failpoint!("reply.renewed"),
+        Answer::Hibernated => failpoint!("reply.hibernated"),
+        Answer::Resumed => failpoint!("reply.resumed"),
+        Answer::PoolsSet { .. } => failpoint!("reply.pools"),
+        Answer::Drain(_) => failpoint!("reply.drain"),
+        Answer::Claim(_)
+        | Answer::Claims { .. }
+        | Answer::Pools { .. }
+        | Answer::Located { .. }
+        | Answer::Node(_) => {}
     }
 }
 

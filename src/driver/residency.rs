@@ -5,6 +5,7 @@ use super::guests::Guests;
 use super::metrics::ResidencyMetrics;
 use super::network::Networks;
 use super::work::bounded;
+use crate::failpoint::failpoint;
 use crate::guest::GuestError;
 use crate::machine::event::Effect;
 use crate::machine::ids::{SandboxId, Ticket};
@@ -65,9 +66,9 @@ impl Slot {
 
 /// Of the whole node.
 pub(super) struct Residencies {
+    pub(super) runtime: Arc<dyn Runtime>,
     pub(super) guests: Arc<Guests>,
     pub(super) networks: Arc<Networks>,
-    pub(super) guests: Arc<Guests>,
     /// Frozen ones' memory is reclaimed.
     reclaims: bool,
     slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
@@ -173,10 +174,13 @@ impl Residencies {
         if slot.to_sleep.load(Ordering::SeqCst) != decided.0 {
             return None;
         }
+        failpoint!("freeze.begin");
         *slot.awake() = CancellationToken::new();
         self.quiesce(id).await;
+        failpoint!("freeze.quiesced");
         let began = Instant::now();
         let frozen = self.runtime.freeze(id).await;
+        failpoint!("freeze.end");
         self.measure("freeze", began, frozen.as_ref().err());
         if frozen.is_err() {
             self.go_on(id).await;
@@ -223,8 +227,10 @@ impl Residencies {
     pub(super) async fn thaw(&self, id: SandboxId) -> Result<(), String> {
         let slot = self.slot(id);
         let _turn = slot.turn.lock().await;
+        failpoint!("thaw.begin");
         let began = Instant::now();
         let thawed = self.runtime.thaw(id).await;
+        failpoint!("thaw.end");
         self.measure("thaw", began, thawed.as_ref().err());
         thawed.map_err(|error| bounded(error.to_string()))
     }
@@ -274,6 +280,7 @@ impl Residencies {
     async fn take_memory(&self, id: SandboxId, awake: &CancellationToken) -> Duration {
         let began = Instant::now();
         let reclaimed = self.runtime.reclaim(id, awake).await;
+        failpoint!("reclaim.end");
         self.measure("reclaim", began, reclaimed.as_ref().err());
         match reclaimed {
             Ok(done) => {

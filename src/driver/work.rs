@@ -5,6 +5,7 @@ use super::guests::Guests;
 use super::network::Networks;
 use super::residency::Residencies;
 use super::visits::Visits;
+use crate::failpoint::failpoint;
 use crate::guest::{GuestError, Personalization, v1};
 use crate::machine::event::{CreateFailure, Event, ExitCause, GuestFailure, Held};
 use crate::machine::ids::{ClaimId, PoolName, SandboxId};
@@ -128,6 +129,7 @@ impl Workers {
         let failure = CreateFailure::Template("the creation never ended".into());
         let span = tracing::info_span!("create", sandbox = %id, pool = %spec.pool);
         self.spawn(span, CREATE, Event::Created(id, Err(failure)), async move {
+            failpoint!("create.begin");
             let policy = &spec.template.network_policy;
             let furnished = networks.furnish(id, &spec.pool, policy).await;
             let made = match furnished {
@@ -137,6 +139,7 @@ impl Workers {
                 }
                 Err(why) => Err(CreateFailure::Template(bounded(format!("network: {why}")))),
             };
+            failpoint!("create.end");
             match &made {
                 Ok(()) => debug!("sandbox is ready"),
                 Err(failure) => warn!(?failure, "sandbox was not made"),
@@ -151,6 +154,7 @@ impl Workers {
         let otherwise = Event::Destroyed(id, Err("the destruction never ended".into()));
         let span = tracing::info_span!("destroy", sandbox = %id);
         self.spawn(span, DESTROY, otherwise, async move {
+            failpoint!("destroy.begin");
             guests.close(id);
             let destroyed = residencies.destroy(id).await;
             let mut destroyed = destroyed.map_err(|error| error.to_string());
@@ -159,6 +163,7 @@ impl Workers {
                 let released = networks.release(id).await;
                 destroyed = released.map_err(|error| format!("network: {error}"));
             }
+            failpoint!("destroy.end");
             visits.forget(id);
             // Again: a caller that had just located the sandbox may have opened its channel meanwhile.
             guests.close(id);
@@ -184,6 +189,7 @@ impl Workers {
         let lost = GuestFailure::Lost("the personalization never ended".into());
         let otherwise = Event::Personalized(id, claim, Err(lost));
         self.spawn(span, PERSONALIZE * 2, otherwise, async move {
+            failpoint!("personalize.begin");
             let _claiming = residencies.claiming();
             let thawed = async {
                 match thaw {
@@ -204,6 +210,9 @@ impl Workers {
             if let Err(why) = thawed.and(enforced) {
                 return Event::Personalized(id, claim, Err(GuestFailure::Lost(why)));
             }
+            if thaw {
+                failpoint!("personalize.thawed");
+            }
             let done = match guests.open(id) {
                 Ok(guest) => guest
                     .personalize(&claim.to_string(), &what, PERSONALIZE)
@@ -211,6 +220,7 @@ impl Workers {
                     .map_err(failure),
                 Err(error) => Err(GuestFailure::Lost(bounded(error.to_string()))),
             };
+            failpoint!("personalize.end");
             debug!(sandbox = %id, %claim, ?done, "guest personalized");
             Event::Personalized(id, claim, done)
         });
@@ -238,6 +248,7 @@ impl Workers {
                 Ok(text) => ClaimId::parse(&text).map_or(Held::Silent, Held::Claim),
                 Err(_) => Held::Silent,
             };
+            failpoint!("witness.end");
             debug!(?held, "guest witnessed");
             Event::Witnessed(id, held)
         });
@@ -252,6 +263,7 @@ impl Workers {
             for _ in 0..LIST_TRIES {
                 match timeout(LIST, runtime.list()).await {
                     Ok(Ok(observed)) => {
+                        failpoint!("list.end");
                         debug!(sandboxes = observed.len(), "runtime listed");
                         let lost = match wanted.clone() {
                             Some(wanted) => networks.reconcile(wanted, &observed).await,

@@ -8,6 +8,7 @@ use super::directory::{DataDirectory, random, remove_if_there};
 use super::file::JournalFile;
 use super::mark::Mark;
 use super::metrics::Metrics;
+use super::points;
 use super::reserve::Reserve;
 use super::store::{self, Store, StoreError};
 use super::{
@@ -249,7 +250,9 @@ impl Committer {
         let ops: usize = group.iter().map(|batch| batch.ops.len()).sum();
         if ops > 0 {
             let began = Instant::now();
+            points::reached(points::Stage::Before, group);
             self.store.commit(group)?;
+            points::reached(points::Stage::After, group);
             self.metrics
                 .commit_duration_seconds
                 .observe(began.elapsed().as_secs_f64());

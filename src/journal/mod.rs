@@ -42,6 +42,7 @@ pub mod fakes;
 mod file;
 mod mark;
 mod metrics;
+mod points;
 mod reserve;
 mod rows;
 mod store;

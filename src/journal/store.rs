@@ -7,6 +7,7 @@ use super::mark::Mark;
 use super::rows::{META, META_NAME, Rows, get, put, read_records};
 use super::upgrade::{self, Step};
 use super::{Batch, OpenError};
+use crate::failpoint::failpoint;
 use crate::machine::ids::{NodeTag, Now};
 use crate::machine::record::{Identity, Records};
 use redb::{Database, ReadableDatabase, StorageBackend};
@@ -186,6 +187,7 @@ impl Store {
         }
         txn.commit().map_err(redb_error)?;
         self.clock = clock;
+        failpoint!("journal.unmarked");
         self.note_commit();
         Ok(())
     }

@@ -106,7 +106,7 @@ fn claim_request_as_told(id: &str) -> hearth::api::ClaimRequest {
 }
 
 /// Once nothing is under way: the same sandboxes in the record, in containerd, in the cgroups and on the disk.
-async fn assert_no_leak(hearth: &Hearth) {
+pub async fn assert_no_leak(hearth: &Hearth) {
     let mut last = (BTreeSet::new(), Census::default());
     eventually("record and outside agree", || {
         let state = hearth.state();

@@ -61,7 +61,7 @@ pub fn fresh_id() -> String {
 }
 
 /// Pids of processes whose command line fits.
-pub fn processes(fits: impl Fn(&[String]) -> bool) -> Vec<i32> {
+pub fn processes(mut fits: impl FnMut(&[String]) -> bool) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
@@ -111,7 +111,7 @@ impl Hearth {
         Self::start_with(&[]).await
     }
 
-    /// The same with settings of the test's own; `OTEL_*` go into the environment.
+    /// The same with settings of the test's own; those in capitals go into the environment.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         Self::start_as(&[], settings).await
     }
@@ -219,7 +219,7 @@ impl Hearth {
             }
         }
         for (key, value) in &self.settings {
-            if key.starts_with("OTEL_") {
+            if key.starts_with(|c: char| c.is_ascii_uppercase()) {
                 command.env(key, value);
                 continue;
             }
@@ -229,7 +229,22 @@ impl Hearth {
         command
     }
 
-    async fn boot(&mut self, keep: bool) {
+    /// Starts it again and waits for nothing.
+    pub fn start_again(&mut self) {
+        self.spawn(true);
+    }
+
+    /// It was killed by a signal. How it ended is forgotten: [`Self::restart`] may follow.
+    pub fn has_died(&mut self) -> bool {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.child.as_mut().unwrap().try_wait().unwrap();
+        let Some(status) = status else { return false };
+        assert_eq!(status.signal(), Some(9), "{status}:\n{}", self.log_tail());
+        self.child = None;
+        true
+    }
+
+    fn spawn(&mut self, keep: bool) {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -243,6 +258,10 @@ impl Hearth {
                 .spawn()
                 .unwrap(),
         );
+    }
+
+    async fn boot(&mut self, keep: bool) {
+        self.spawn(keep);
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {

@@ -25,4 +25,5 @@ mod residency;
 mod sanity;
 mod spans;
 mod streams;
+mod torture;
 mod vitals;

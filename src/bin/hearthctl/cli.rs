@@ -45,17 +45,6 @@ pub enum WaitingOn {
     Model,
 }
 
-/// What a drain does with claims.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum DrainMode {
-    /// Wait until they are released or expire
-    Wait,
-    /// Put their sandboxes to sleep once no stream is open in them, at the deadline all
-    Hibernate,
-    /// Wait, and release at the deadline those that are left
-    Evict,
-}
-
 /// What every command takes.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "For every command")]
@@ -241,17 +230,7 @@ pub enum Command {
     /// Show the node: versions, capabilities, capacity
     Node,
     /// Empty the node: no new claims, nothing is made; goes on over restarts until `undrain`
-    Drain {
-        /// What happens to the claims that are there
-        #[arg(long, value_enum, default_value = "wait")]
-        mode: DrainMode,
-        /// How long to let claims go on, for example 10m; needed with evict [default: no deadline]
-        #[arg(long, value_parser = duration, required_if_eq("mode", "evict"))]
-        deadline: Option<Duration>,
-        /// Return once the drain has begun
-        #[arg(long)]
-        no_wait: bool,
-    },
+    Drain(crate::drain::DrainArgs),
     /// End a drain: claims are taken and pools are filled again
     Undrain,
     /// List what carries hearth's marks but is in no record; remove it

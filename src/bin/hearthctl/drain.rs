@@ -4,28 +4,48 @@
 
 use crate::App;
 use crate::claims::word;
-use crate::cli::DrainMode;
+use crate::cli::duration;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use hearth::api::{self, DrainRequest, DrainState, DrainStatus, UndrainRequest};
 use std::time::{Duration, SystemTime};
 
+/// What a drain does with claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DrainMode {
+    /// Wait until they are released or expire
+    Wait,
+    /// Put their sandboxes to sleep once no stream is open in them, at the deadline all
+    Hibernate,
+    /// Wait, and release at the deadline those that are left
+    Evict,
+}
+
 /// `drain`
-pub async fn begin(
-    app: &App,
+#[derive(Debug, clap::Args)]
+pub struct DrainArgs {
+    /// What happens to the claims that are there
+    #[arg(long, value_enum, default_value = "wait")]
     mode: DrainMode,
+    /// How long to let claims go on, for example 10m; needed with evict [default: no deadline]
+    #[arg(long, value_parser = duration, required_if_eq("mode", "evict"))]
     deadline: Option<Duration>,
+    /// Return once the drain has begun
+    #[arg(long)]
     no_wait: bool,
-) -> Result<(), Failure> {
+}
+
+/// `drain`
+pub async fn begin(app: &App, args: DrainArgs) -> Result<(), Failure> {
     let link = app.link().await?;
-    let mode = match mode {
+    let mode = match args.mode {
         DrainMode::Wait => api::DrainMode::Wait,
         DrainMode::Hibernate => api::DrainMode::Hibernate,
         DrainMode::Evict => api::DrainMode::Evict,
     };
     let request = link.call(DrainRequest {
         mode: mode.into(),
-        deadline: deadline.and_then(output::to_proto),
+        deadline: args.deadline.and_then(output::to_proto),
     });
     let mut steps = link.node().drain(request).await?.into_inner();
     while let Some(step) = steps.message().await? {
@@ -46,7 +66,7 @@ pub async fn begin(
                     "the node takes no claims; `hearthctl drain --mode evict --deadline 0` releases them, `hearthctl undrain` ends the drain",
                 ));
             }
-            _ if no_wait => return Ok(()),
+            _ if args.no_wait => return Ok(()),
             _ => {}
         }
     }

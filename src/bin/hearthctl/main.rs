@@ -137,11 +137,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Top { watch, interval } => Box::pin(top::run(&app, watch, interval)).await,
         Command::Image(command) => image::run(&app, command).await,
         Command::Node => node::info(&app).await,
-        Command::Drain {
-            mode,
-            deadline,
-            no_wait,
-        } => drain::begin(&app, mode, deadline, no_wait).await,
+        Command::Drain(args) => drain::begin(&app, args).await,
         Command::Undrain => drain::undo(&app).await,
         Command::Orphans { destroy } => node::orphans(&app, destroy).await,
         Command::Doctor => return doctor::run(&app).await,

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     cgroup::SandboxCgroup,
+    failpoint::failpoint,
     runtime::{CreateSpec, RuntimeError, labels, metrics::Stage},
 };
 
@@ -71,6 +72,7 @@ impl ContainerdRuntime {
         };
         let mut image = self.images.of(sandbox).await?;
         self.record(sandbox, &image).await?;
+        failpoint!("create.container");
         let mut laps = vec![lap(Stage::Container)];
         let rootfs = match self.prepare(sandbox, &image).await {
             // The image was removed and collected since it was resolved. If its reference stands for something again,
@@ -88,12 +90,15 @@ impl ContainerdRuntime {
             }
             other => other?,
         };
+        failpoint!("create.snapshot");
         laps.push(lap(Stage::Snapshot));
         let cgroup = self.cgroup(sandbox)?;
         let pid = self.task(sandbox, rootfs, cgroup.clone(), from).await?;
+        failpoint!("create.task");
         if from.is_none() {
             self.watch(sandbox, pid, cgroup.clone()).await?;
         }
+        failpoint!("create.watched");
         laps.push(lap(Stage::Task));
         let request = StartRequest {
             container_id: sandbox.id.to_string(),
@@ -106,6 +111,7 @@ impl ContainerdRuntime {
             // A restored task has no process before.
             self.watch(sandbox, started.pid, cgroup).await?;
         }
+        failpoint!("create.started");
         laps.push(lap(Stage::Start));
         for (stage, took) in laps {
             self.metrics.stage(stage).observe(took.as_secs_f64());
@@ -212,6 +218,7 @@ impl ContainerdRuntime {
             }
         });
         self.live.expect(sandbox.id, cgroup, fifos.await?);
+        failpoint!("create.fifos");
         let text = |path: &std::path::Path| path.display().to_string();
         let request = CreateTaskRequest {
             container_id: sandbox.id.to_string(),

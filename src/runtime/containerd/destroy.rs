@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     cgroup::SandboxCgroup,
+    failpoint::failpoint,
     machine::ids::SandboxId,
     runtime::{NAMESPACE, RuntimeError, process::Process},
 };
@@ -71,8 +72,10 @@ impl ContainerdRuntime {
     pub(super) async fn unmake(&self, id: SandboxId) -> Result<(), RuntimeError> {
         self.live.leave(id);
         let cgroup = self.kill(id).await?;
+        failpoint!("destroy.killed");
         self.end_task(id).await?;
         self.forget_image(id).await?;
+        failpoint!("destroy.task");
         let request = DeleteContainerRequest { id: id.to_string() };
         let mut containers = self.client.containers();
         gone_is_fine(
@@ -80,13 +83,16 @@ impl ContainerdRuntime {
                 .call(CONTAINER, containers.delete(request))
                 .await,
         )?;
+        failpoint!("destroy.container");
         let request = RemoveSnapshotRequest {
             snapshotter: self.config.snapshotter.clone(),
             key: id.to_string(),
         };
         let mut snapshots = self.client.snapshots();
         gone_is_fine(self.client.call(SNAPSHOT, snapshots.remove(request)).await)?;
+        failpoint!("destroy.snapshot");
         self.forget_in_runsc(id).await?;
+        failpoint!("destroy.runsc");
         self.remove_outside(id, cgroup).await?;
         self.live.forget(id);
         Ok(())

@@ -1,0 +1,57 @@
+//! Fail points around a commit, named after what the batch holds.
+
+use super::Batch;
+use crate::failpoint::failpoint;
+use crate::machine::record::{Op, Owner, Residency};
+
+/// Where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing of it is durable.
+    Before,
+    /// All of it is, and nobody knows.
+    After,
+}
+
+/// One point for each kind of operation in the group.
+pub(super) fn reached(stage: Stage, group: &[Batch]) {
+    if cfg!(debug_assertions) {
+        for op in group.iter().flat_map(|batch| &batch.ops) {
+            failpoint!(name(stage, op));
+        }
+    }
+}
+
+macro_rules! both {
+    ($stage:expr, $kind:literal) => {
+        match $stage {
+            Stage::Before => concat!("journal.before.", $kind),
+            Stage::After => concat!("journal.after.", $kind),
+        }
+    };
+}
+
+#[cfg(debug_assertions)]
+fn name(stage: Stage, op: &Op) -> &'static str {
+    match op {
+        Op::PutSandbox(record) => match (record.owner, record.residency) {
+            (Owner::Releasing, _) => both!(stage, "doom"),
+            (Owner::Pool, Residency::Creating) => both!(stage, "refill"),
+            (Owner::Pool, Residency::Running) => both!(stage, "member"),
+            (Owner::Pool, Residency::Frozen) => both!(stage, "freeze"),
+            (Owner::Claimed(_), Residency::Creating) => both!(stage, "make"),
+            (Owner::Claimed(_), Residency::Running) => both!(stage, "assign"),
+            (Owner::Claimed(_), Residency::Frozen) => both!(stage, "hibernate"),
+        },
+        Op::DeleteSandbox(_) => both!(stage, "gone"),
+        Op::PutClaim(record) if record.confirmed => both!(stage, "confirm"),
+        Op::PutClaim(_) => both!(stage, "claim"),
+        Op::DeleteClaim(_) => both!(stage, "end"),
+        Op::PutTombstone(..) | Op::DeleteTombstone(_) => both!(stage, "release"),
+        Op::PutPools(_) => both!(stage, "pools"),
+        Op::PutFence(_) => both!(stage, "fence"),
+        Op::PutDrain(_) => both!(stage, "drain"),
+        Op::DeleteDrain => both!(stage, "undrain"),
+        Op::PutSequence(_) => both!(stage, "sequence"),
+    }
+}
