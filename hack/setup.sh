@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what hearth builds and runs with: Debian packages, then runsc and containerd from pinned Go modules.
+# Installs what hearth builds and runs with: Debian packages, then runsc, containerd and helm from pinned Go modules.
 # Debian's Prometheus, which tests start, is unpacked only.
 # Idempotent: what is present is skipped. Built parts live outside the checkout, one directory a version:
 #   ~/.cache/hearth/tools/<name>-<version>/     (HEARTH_CACHE moves ~/.cache/hearth)
@@ -100,6 +100,8 @@ parts() {
   local cd=github.com/containerd/containerd/v2
   build containerd "$containerd" "-X $cd/version.Version=$containerd" "no_btrfs no_devmapper no_zfs" \
     containerd $cd/cmd/containerd containerd-shim-runc-v2 $cd/cmd/containerd-shim-runc-v2 ctr $cd/cmd/ctr
+  # Renders daemonset/chart for its tests; nothing that runs needs it.
+  build helm "$(pinned hack/tools/helm/go.mod helm.sh/helm/v4)" "" "" helm helm.sh/helm/v4/cmd/helm
 }
 
 # Debian's Prometheus and promtool, unpacked: installed, its service would start and keep a port. They need libc only.

@@ -19,6 +19,7 @@ mod image;
 mod link;
 mod list;
 mod live;
+mod named;
 mod outbox;
 mod proto;
 mod residency;
