@@ -1,10 +1,10 @@
 # hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image demo dev check test fuzz torture bench clean
+.PHONY: help setup build image image-hearth demo dev check test fuzz torture bench clean
 
 help: ## What there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install Debian packages, build runsc and containerd (once a version)
 	@hack/setup.sh
@@ -14,6 +14,9 @@ build: setup ## Build the four binaries into target/release
 
 image: setup ## Build a python image without any registry (once)
 	@hack/image.sh
+
+image-hearth: setup ## Build the image of hearth itself, target/image/hearth.tar
+	@hack/oci-image.sh --check
 
 demo: ## See hearth work on real containerd and gVisor, on one screen
 	@hack/demo.sh

@@ -2,6 +2,7 @@
 # Builds hearth's binaries.
 #   hack/build.sh release   target/release/{hearthd,hearthctl,hearth-runsc,hearth-init}
 #   hack/build.sh init      only the static hearth-init, target/static/hearth-init (for tests; cargo's own is not static)
+#   hack/build.sh image [debug]   what the image needs: hearthd, hearthctl (release, or debug for tests), and the static two
 #   hack/build.sh hostile   the same and a hostile one, target/static/hostile-init (for tests only)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,6 +42,14 @@ case ${1:-release} in
     init
     static hostile-init hostile
     ;;
+  image)
+    profile=${2:-release}
+    flags=()
+    [ "$profile" = debug ] || flags=(--release)
+    step "hearthd, hearthctl ($profile)" cargo build "${flags[@]}" --locked --bin hearthd --bin hearthctl
+    init
+    static hearth-runsc runsc
+    ;;
   release)
     step "hearthd, hearthctl, hearth-runsc (release)" \
       cargo build --release --locked --bin hearthd --bin hearthctl --bin hearth-runsc
@@ -48,5 +57,5 @@ case ${1:-release} in
     init
     place target/static/hearth-init target/release/hearth-init
     ;;
-  *) die "usage: hack/build.sh [release|init|hostile]" ;;
+  *) die "usage: hack/build.sh [release|init|image|hostile]" ;;
 esac

@@ -1,7 +1,8 @@
-//! Probes, metrics and state dump, on a loopback port of their own: `/livez /readyz /startupz /metrics /state`.
+//! Probes, metrics and state dump, on ports of their own: `/livez /readyz /startupz /metrics /state` on loopback, and the
+//! same without `/state` where the kubelet and Prometheus reach it, if that is asked for.
 //!
-//! Asks for no identity and therefore shows no secret: no environment, file, token or command of a claim. Sees only
-//! the driver's [`Handle`] and the metrics registry.
+//! Asks for no identity and therefore shows no secret: no environment, file, token or command of a claim; beyond loopback
+//! no id of a claim or a sandbox either. Sees only the driver's [`Handle`] and the metrics registry.
 
 use crate::driver::{Handle, Phase};
 use crate::machine::event::Call;
@@ -24,25 +25,38 @@ struct Shared {
     registry: Registry,
 }
 
+/// Which pages a port has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Every one: for loopback.
+    All,
+    /// Probes and metrics only: for whoever reaches the node.
+    Open,
+}
+
 /// The routes.
-fn routes(handle: Handle, registry: Registry) -> Router {
-    Router::new()
+fn routes(pages: Pages, handle: Handle, registry: Registry) -> Router {
+    let open = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/startupz", get(startupz))
-        .route("/metrics", get(metrics))
-        .route("/state", get(state))
-        .with_state(Shared { handle, registry })
+        .route("/metrics", get(metrics));
+    let all = match pages {
+        Pages::All => open.route("/state", get(state)),
+        Pages::Open => open,
+    };
+    all.with_state(Shared { handle, registry })
 }
 
 /// Serves until `shutdown` resolves. Spawned by `app`.
 pub async fn serve(
     listener: tokio::net::TcpListener,
+    pages: Pages,
     handle: Handle,
     registry: Registry,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, routes(handle, registry))
+    axum::serve(listener, routes(pages, handle, registry))
         .with_graceful_shutdown(shutdown)
         .await
 }

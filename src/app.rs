@@ -10,21 +10,24 @@ mod callers;
 mod dev;
 mod host;
 mod images;
+mod install;
 mod log;
 mod network;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod pages;
 mod privileges;
 mod programs;
 mod swap;
+mod versions;
 mod wiping;
 
 pub use dev::Dev;
+pub use install::install;
 pub use log::LogError;
 pub use programs::MissingPrograms;
 pub use wiping::Wiping;
 
-use crate::admin;
 use crate::cgroup::{CgroupError, CgroupTree, Version};
 use crate::config::{Config, Swap};
 use crate::driver::{self, BootClock, Handle};
@@ -45,7 +48,6 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -125,7 +127,7 @@ fn host(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
 /// # Errors
 /// Missing programs, bad files of TLS.
 pub fn check(config: &Config) -> Result<(), AppError> {
-    Programs::find(&config.runtime, is_managed(config))?;
+    Programs::find(config, is_managed(config))?;
     CgroupTree::detect("/sys/fs/cgroup")?;
     callers::check(config)
 }
@@ -160,7 +162,7 @@ async fn serve(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
     let started_at = SystemTime::now();
     let mut terminate = signal(SignalKind::terminate()).map_err(host("catching SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(host("catching SIGINT"))?;
-    let programs = Programs::find(&config.runtime, is_managed(&config))?;
+    let programs = Programs::find(&config, is_managed(&config))?;
     host::raise_open_files();
     let registry = Registry::new();
     let node = Box::pin(start(&config, &programs, &registry, started_at)).await?;
@@ -207,13 +209,7 @@ async fn start(
     build_info(registry)?;
 
     let (listeners, guard) = Box::pin(callers::listen(config, registry)).await?;
-    let admin = match config.admin_address() {
-        Ok(Some(address)) => {
-            let bound = TcpListener::bind(address).await;
-            Some(bound.map_err(host(format!("admin.listen {address}")))?)
-        }
-        Ok(None) | Err(_) => None,
-    };
+    let ports = pages::Ports::bind(config).await?;
 
     let metrics = RuntimeMetrics::register(registry)?;
     let runsc_root = config.run_dir.join("runsc");
@@ -264,6 +260,7 @@ async fn start(
         disk,
     };
     let network = network::build(config, opened.identity.tag, registry).await?;
+    let runtime = connected.runtime.clone();
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start),
         journal: Box::new(opened.journal),
@@ -280,15 +277,11 @@ async fn start(
     let (driver, handle) = driver::build(parts, registry)?;
     let (stop_serving, stop_driver) = (CancellationToken::new(), CancellationToken::new());
     let driver = tokio::spawn(driver.run_until_stopped(stop_driver.clone()));
-    if let Some(listener) = admin {
-        info!(address = %config.admin.listen, "probes and metrics");
-        let shutdown = stop_serving.clone().cancelled_owned();
-        tokio::spawn(admin::serve(
-            listener,
-            handle.clone(),
-            registry.clone(),
-            shutdown,
-        ));
+    ports.serve(&handle, registry, &stop_serving);
+    let dir = config.runtime.install_dir.clone();
+    if !dir.as_os_str().is_empty() {
+        let own = programs.installed.clone();
+        tokio::spawn(versions::sweep(dir, own, runtime, handle.clone()));
     }
     let rpc_config = rpc_config(config, opened.key.expose(), opened.identity.tag, started_at)?;
     let rpc = tokio::spawn(rpc::serve(

@@ -17,6 +17,7 @@ pub use load::{ConfigError, Problem, Sources, load};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Everything hearthd can be told. Sizes in bytes, times in the unit of the name.
@@ -55,6 +56,9 @@ pub struct Config {
 pub struct Admin {
     /// Address of the admin port; must be loopback, for it asks for no identity. Empty: off.
     pub listen: String,
+    /// Address of a second port with probes and metrics but without the state dump, which the kubelet and Prometheus
+    /// reach, such as "0.0.0.0:9468". It asks for no identity either: say who reaches it (docs/security.md). Empty: off.
+    pub metrics_listen: String,
 }
 
 /// containerd.
@@ -69,17 +73,21 @@ pub struct Containerd {
     pub reconcile_seconds: u64,
 }
 
-/// The runtime's parts. Empty paths: looked for beside hearthd, then in the directory of HEARTH_BIN_DIR, then in PATH.
+/// The runtime's parts. Empty paths: looked for in the current version below install_dir, then beside hearthd, then in the
+/// directory of HEARTH_BIN_DIR, then in PATH.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Runtime {
+    /// Directory that `hearthd install --to` fills, one directory a version; hearthd removes old versions there when no
+    /// sandbox uses them. Empty: none.
+    pub install_dir: PathBuf,
     /// gVisor's runsc.
     pub runsc: PathBuf,
     /// hearth-runsc, which the shim calls.
     pub wrapper: PathBuf,
     /// hearth-init, PID 1 of every sandbox.
     pub init: PathBuf,
-    /// containerd-shim-runc-v2.
+    /// containerd-shim-runc-v2. "io.containerd.runc.v2": containerd, one of somebody else, finds it by itself.
     pub shim: PathBuf,
     /// containerd, when managed.
     pub containerd: PathBuf,
@@ -148,6 +156,7 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:9469".into(),
+            metrics_listen: String::new(),
         }
     }
 }
@@ -165,6 +174,7 @@ impl Default for Containerd {
 impl Default for Runtime {
     fn default() -> Self {
         Self {
+            install_dir: PathBuf::new(),
             runsc: PathBuf::new(),
             wrapper: PathBuf::new(),
             init: PathBuf::new(),
@@ -196,6 +206,18 @@ impl Default for Log {
     }
 }
 
+/// The runc shim's name in containerd, as `runtime.shim`.
+pub const SHIM: &str = "io.containerd.runc.v2";
+
+/// An address and a port; `None`: the text is empty.
+fn address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = text.parse().map(Some);
+    parsed.map_err(|_| "must be an IP address and a port such as \"127.0.0.1:9469\"".into())
+}
+
 impl Config {
     /// What is wrong with the values, as (key, problem); all of them.
     fn problems(&self) -> Vec<(&'static str, String)> {
@@ -212,7 +234,10 @@ impl Config {
         absolute("runtime.runsc", &self.runtime.runsc, true);
         absolute("runtime.wrapper", &self.runtime.wrapper, true);
         absolute("runtime.init", &self.runtime.init, true);
-        absolute("runtime.shim", &self.runtime.shim, true);
+        absolute("runtime.install_dir", &self.runtime.install_dir, true);
+        if !self.shim_is_named() {
+            absolute("runtime.shim", &self.runtime.shim, true);
+        }
         absolute("runtime.containerd", &self.runtime.containerd, true);
         if self.api.socket.as_os_str().len() > 100 {
             found.push((
@@ -230,6 +255,9 @@ impl Config {
         self.audit.problems(&mut found);
         if let Err(problem) = self.admin_address() {
             found.push(("admin.listen", problem));
+        }
+        if let Err(problem) = self.metrics_address() {
+            found.push(("admin.metrics_listen", problem));
         }
         if !(1..=3600).contains(&self.containerd.reconcile_seconds) {
             found.push(("containerd.reconcile_seconds", "must be 1 to 3600".into()));
@@ -278,15 +306,25 @@ impl Config {
     }
 
     /// The admin port's address; `None`: off.
-    pub fn admin_address(&self) -> Result<Option<std::net::SocketAddr>, String> {
-        if self.admin.listen.is_empty() {
-            return Ok(None);
+    pub fn admin_address(&self) -> Result<Option<SocketAddr>, String> {
+        match address(&self.admin.listen)? {
+            Some(address) if !address.ip().is_loopback() => {
+                Err("must be a loopback address: the admin port asks for no identity".into())
+            }
+            loopback => Ok(loopback),
         }
-        match self.admin.listen.parse::<std::net::SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
-            Ok(_) => Err("must be a loopback address: the admin port asks for no identity".into()),
-            Err(_) => Err("must be an IP address and a port such as \"127.0.0.1:9469\"".into()),
-        }
+    }
+
+    /// The address of the second port, for probes and metrics; `None`: off.
+    pub fn metrics_address(&self) -> Result<Option<SocketAddr>, String> {
+        address(&self.admin.metrics_listen)
+    }
+
+    /// Whether containerd is to find the shim by its name. Only one of somebody else: hearthd's own is told where.
+    #[must_use]
+    pub fn shim_is_named(&self) -> bool {
+        let named = self.runtime.shim == Path::new(SHIM);
+        named && !self.containerd.socket.as_os_str().is_empty()
     }
 
     /// The JSON schema of the file.

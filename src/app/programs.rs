@@ -1,7 +1,8 @@
-//! Where the outside programs are: as configured, else beside hearthd, in HEARTH_BIN_DIR, in the cache of `make setup`,
-//! or in PATH.
+//! Where the outside programs are: as configured, else in the installed version, beside hearthd, in HEARTH_BIN_DIR, in the
+//! cache of `make setup`, or in PATH.
 
-use crate::config::Runtime;
+use super::install;
+use crate::config::Config;
 use std::path::{Path, PathBuf};
 
 /// Every program hearth needs; absolute paths of files that exist.
@@ -13,6 +14,8 @@ pub(super) struct Programs {
     pub(super) shim: PathBuf,
     /// Needed only where containerd is managed.
     pub(super) containerd: Option<PathBuf>,
+    /// The version below `runtime.install_dir` that they were taken from, where there is one.
+    pub(super) installed: Option<PathBuf>,
 }
 
 /// Programs that are nowhere.
@@ -24,7 +27,7 @@ pub struct MissingPrograms {
 }
 
 /// The directories that are looked through.
-fn directories() -> Vec<PathBuf> {
+fn directories(installed: Option<PathBuf>) -> Vec<PathBuf> {
     let beside = std::env::current_exe().ok();
     let beside = beside.and_then(|path| Some(path.parent()?.to_owned()));
     let named = std::env::var_os("HEARTH_BIN_DIR").map(PathBuf::from);
@@ -33,15 +36,18 @@ fn directories() -> Vec<PathBuf> {
     let cache = cache.or_else(home).map(|cache| cache.join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::split_paths(&path).filter(|dir| dir.is_absolute());
-    let mut all: Vec<PathBuf> = beside.into_iter().chain(named).chain(cache).collect();
+    let first = installed.into_iter().chain(beside);
+    let mut all: Vec<PathBuf> = first.chain(named).chain(cache).collect();
     all.extend(path);
     all
 }
 
 impl Programs {
     /// Finds them all, or tells every one that is missing.
-    pub(super) fn find(config: &Runtime, managed: bool) -> Result<Self, MissingPrograms> {
-        let directories = directories();
+    pub(super) fn find(config: &Config, managed: bool) -> Result<Self, MissingPrograms> {
+        let installed = install::current(&config.runtime.install_dir);
+        let directories = directories(installed.clone());
+        let (shim_is_named, config) = (config.shim_is_named(), &config.runtime);
         let mut missing = Vec::new();
         let mut find = |key: &str, configured: &Path, name: &str| {
             if !configured.as_os_str().is_empty() {
@@ -61,8 +67,12 @@ impl Programs {
             runsc: find("runsc", &config.runsc, "runsc"),
             wrapper: find("wrapper", &config.wrapper, "hearth-runsc"),
             init: find("init", &config.init, "hearth-init"),
-            shim: find("shim", &config.shim, "containerd-shim-runc-v2"),
+            shim: match shim_is_named {
+                true => config.shim.clone(),
+                false => find("shim", &config.shim, "containerd-shim-runc-v2"),
+            },
             containerd: managed.then(|| find("containerd", &config.containerd, "containerd")),
+            installed,
         };
         if missing.is_empty() {
             return Ok(programs);

@@ -1,6 +1,6 @@
 //! hearthd: the daemon. Reads the command line and the configuration, then hands over to `hearth::app`.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use hearth::app;
 use hearth::config::{self, Config, Sources};
 use std::path::PathBuf;
@@ -18,8 +18,10 @@ sandboxes as well.";
 
 /// Keeps warm pools of sandboxes on this node and serves the claim API.
 #[derive(Debug, Parser)]
-#[command(name = "hearthd", version, after_help = AFTER, max_term_width = 100)]
+#[command(name = "hearthd", version, after_help = AFTER, max_term_width = 100, args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// Configuration file (TOML) [default: /etc/hearth/hearthd.toml, where it exists]
     #[arg(long, env = "HEARTH_CONFIG")]
     config: Option<PathBuf>,
@@ -54,6 +56,19 @@ struct Cli {
     dev_warm: u32,
 }
 
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Put hearth-init and hearth-runsc on this node, where containerd's shim runs them, and end
+    Install {
+        /// Directory of all versions: <DIR>/<version>/ and the link <DIR>/current (runtime.install_dir)
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Also gVisor's runsc
+        #[arg(long)]
+        with_runsc: bool,
+    },
+}
+
 fn assignment(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
@@ -66,6 +81,18 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Verb::Install { to, with_runsc }) = &cli.verb {
+        return match app::install(to, *with_runsc) {
+            Ok(dir) => {
+                println!("installed {}", dir.display());
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("hearthd install: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if cli.print_default_config {
         print!("{}", Config::default_file());
         return ExitCode::SUCCESS;

@@ -94,13 +94,14 @@ fn all_errors_are_told_at_once_each_with_its_place() {
 #[test]
 fn values_are_checked_with_the_place_that_set_them() {
     let error =
-        from_file("[api]\nsocket = \"rel\"\ntcp = \"0.0.0.0\"\n[admin]\nlisten = \"0.0.0.0:9\"\n")
+        from_file("[api]\nsocket = \"rel\"\ntcp = \"0.0.0.0\"\n[admin]\nlisten = \"0.0.0.0:9\"\nmetrics_listen = \"9\"\n")
             .unwrap_err();
     let text = error.to_string();
     for part in [
         "hearth.toml:2:1: api.socket: must be",
         "hearth.toml:3:1: api.tcp: must be an IP address and a port",
-        ":5:1: admin.listen",
+        ":5:1: admin.listen: must be a loopback address",
+        ":6:1: admin.metrics_listen: must be an IP address and a port",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

@@ -22,6 +22,7 @@ mod link;
 mod list;
 mod live;
 mod names;
+mod named;
 mod outbox;
 mod proto;
 mod residency;

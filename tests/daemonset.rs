@@ -1,0 +1,325 @@
+//! What is shipped for Kubernetes: the chart renders, its manifests are the rendered ones, its configuration is one that
+//! hearthd takes, and what it asks for is no more than docs/privileges.md says. Needs helm (`make setup`).
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+#[path = "support/tool.rs"]
+mod tool;
+use tool::tool;
+
+fn here(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn helm(args: &[&str]) -> Output {
+    let mut command = Command::new(tool("helm"));
+    command.env_clear().env("HOME", "/nonexistent");
+    command.args(args).output().unwrap()
+}
+
+/// The chart with these values: every object of it.
+fn render(values: &[&str]) -> Result<Vec<Value>, String> {
+    let chart = here("daemonset/chart");
+    let mut args = vec![
+        "template",
+        "hearth",
+        chart.to_str().unwrap(),
+        "--namespace=hearth",
+    ];
+    for value in values {
+        args.extend(["--set-json", *value]);
+    }
+    let output = helm(&args);
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(documents(&String::from_utf8(output.stdout).unwrap()))
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    use serde::Deserialize;
+    let documents = serde_norway::Deserializer::from_str(text);
+    let parsed = documents.map(|document| Value::deserialize(document).unwrap());
+    parsed.filter(|document| !document.is_null()).collect()
+}
+
+fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let found: Vec<_> = objects.iter().filter(|o| o["kind"] == kind).collect();
+    assert_eq!(found.len(), 1, "{kind}");
+    found[0]
+}
+
+fn pod(objects: &[Value]) -> &Value {
+    &one(objects, "DaemonSet")["spec"]["template"]["spec"]
+}
+
+/// Every value that turns something on.
+const EVERYTHING: &[&str] = &[
+    "network.enabled=true",
+    "kubernetes.enabled=true",
+    "podMonitor.create=true",
+    "prometheusRule.create=true",
+    "dashboard.create=true",
+    "runtimeClasses.create=true",
+    "api.tcp={\"enabled\":true,\"tlsSecret\":\"hearth-tls\"}",
+    "runtimeClasses.names=[\"gvisor\",\"kata-clh\",\"kata-clh-runtime-rs\",\"kata-dragonball\",\"kata-fc\",\"kata-qemu\",\"kata-qemu-runtime-rs\"]",
+];
+
+#[test]
+fn the_chart_is_well_formed() {
+    let chart = here("daemonset/chart");
+    let output = helm(&["lint", "--strict", chart.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+}
+
+#[test]
+fn the_manifests_are_the_rendered_chart() {
+    let dir = tempfile::tempdir().unwrap();
+    let fresh = dir.path().join("hearth.yaml");
+    let status = Command::new(here("hack/manifests.sh")).arg(&fresh).status();
+    assert!(status.unwrap().success());
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    assert_eq!(
+        read(&here("daemonset/manifests/hearth.yaml")),
+        read(&fresh),
+        "the chart has changed: run hack/manifests.sh"
+    );
+}
+
+#[test]
+fn wrong_values_are_refused_before_they_reach_a_cluster() {
+    for (wrong, word) in [
+        ("imagge.tag=\"1\"", "imagge"),
+        ("image.digest=\"sha256:1\"", "digest"),
+        ("paths.data=\"relative\"", "data"),
+        ("runtime.cgroupParent=\"/kubepods/x\"", "cgroupParent"),
+        ("api.roles.admin=[]", "admin"),
+        ("api.tcp.enabled=true", "tlsSecret"),
+        ("updateStrategy.rollingUpdate.maxSurge=1", "maxSurge"),
+        ("extraCapabilities=[\"CAP_NET_RAW\"]", "extraCapabilities"),
+        (
+            "runtimeClasses={\"create\":true,\"names\":[\"nope\"]}",
+            "nope",
+        ),
+    ] {
+        let error = render(&[wrong]).expect_err(wrong);
+        assert!(error.contains(word), "{wrong}: {error}");
+    }
+}
+
+/// docs/privileges.md in the DaemonSet's words.
+#[test]
+fn the_pod_has_no_right_that_is_not_written_down() {
+    for (values, capabilities) in [
+        (&[][..], &["KILL"][..]),
+        (
+            &["network.enabled=true"][..],
+            &["KILL", "NET_ADMIN", "SYS_ADMIN"],
+        ),
+    ] {
+        let objects = render(values).unwrap();
+        let pod = pod(&objects);
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        assert_eq!(
+            pod["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault"
+        );
+        let has_host_network = pod["hostNetwork"] == true;
+        assert_eq!(has_host_network, !values.is_empty());
+        let containers = ["initContainers", "containers"].map(|key| pod[key].as_array().unwrap());
+        assert_eq!(containers.map(Vec::len), [1, 1]);
+        for container in containers.into_iter().flatten() {
+            let context = &container["securityContext"];
+            assert_eq!(context["privileged"], false);
+            assert_eq!(context["allowPrivilegeEscalation"], false);
+            assert_eq!(context["readOnlyRootFilesystem"], true);
+            assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]));
+        }
+        let added = |container: &Value| container["securityContext"]["capabilities"]["add"].clone();
+        assert_eq!(added(&containers[0][0]), Value::Null);
+        assert_eq!(added(&containers[1][0]), serde_json::json!(capabilities));
+        // No socket by itself, no root directory, no /proc or /dev.
+        for volume in pod["volumes"].as_array().unwrap() {
+            if let Some(path) = volume["hostPath"]["path"].as_str() {
+                let known = [
+                    "/var/lib/hearth",
+                    "/run/hearth",
+                    "/opt/hearth",
+                    "/run/containerd",
+                    "/sys/fs/cgroup",
+                ];
+                assert!(known.contains(&path), "{path}");
+                let kind = volume["hostPath"]["type"].as_str().unwrap();
+                assert!(kind.starts_with("Directory"), "{kind}");
+            }
+        }
+        assert!(!objects.iter().any(|o| o["kind"] == "ClusterRole"));
+    }
+}
+
+#[test]
+fn the_rights_at_the_api_server_are_the_listed_ones() {
+    let objects = render(EVERYTHING).unwrap();
+    let mut rights = Vec::new();
+    for rule in one(&objects, "ClusterRole")["rules"].as_array().unwrap() {
+        let words = |key: &str| {
+            let words = rule[key].as_array().unwrap().iter();
+            let words: Vec<_> = words
+                .map(|word| word.as_str().unwrap().to_owned())
+                .collect();
+            words.join(",")
+        };
+        rights.push(format!("{} {}", words("resources"), words("verbs")));
+    }
+    assert_eq!(
+        rights,
+        [
+            "nodes get,patch",
+            "runtimeclasses get,list,watch",
+            "events create,patch"
+        ]
+    );
+    // A write to nodes comes with the policy that pins it.
+    one(&objects, "ValidatingAdmissionPolicyBinding");
+    let policy = one(&objects, "ValidatingAdmissionPolicy");
+    assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+}
+
+/// hearthd itself reads what the chart renders, every kind of value among them.
+#[test]
+fn hearthd_takes_the_rendered_configuration() {
+    use hearth::config::{Sources, load};
+    let tls = "api.tcp={\"enabled\":true,\"tlsSecret\":\"t\"}";
+    let more = "config={\"limits\":{\"calls_per_second\":500},\"memory\":{\"swap\":\"none\"},\"api\":{\"connection_age_seconds\":60}}";
+    let allocator = "api.roles.allocator=[\"spiffe://cluster.local/ns/agents/sa/allocator\"]";
+    let objects = render(&[tls, more, allocator]).unwrap();
+    let text = one(&objects, "ConfigMap")["data"]["hearthd.toml"]
+        .as_str()
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("hearthd.toml");
+    std::fs::write(&file, text).unwrap();
+    let sources = Sources {
+        file: Some(file),
+        ..Sources::default()
+    };
+    let config = load(&sources).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    assert_eq!(config.limits.calls_per_second, 500);
+    assert_eq!(config.memory.swap, "none");
+    assert_eq!(config.api.connection_age_seconds, 60);
+    assert_eq!(config.api.roles.allocator.len(), 1);
+    assert_eq!(config.api.tcp, "0.0.0.0:9470");
+    assert_eq!(config.admin.metrics_listen, "0.0.0.0:9468");
+    assert!(config.shim_is_named());
+    // What it names is mounted at the same place.
+    let pod = pod(&objects);
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mounted: Vec<_> = mounts
+        .iter()
+        .map(|mount| Path::new(mount["mountPath"].as_str().unwrap()))
+        .collect();
+    for path in [
+        &config.data_dir,
+        &config.run_dir,
+        &config.runtime.install_dir,
+        &config.containerd.socket,
+        &config.api.tls.certificate,
+    ] {
+        assert!(mounted.iter().any(|at| path.starts_with(at)), "{path:?}");
+    }
+}
+
+#[test]
+fn a_changed_configuration_rolls_the_pods() {
+    let checksum = |values: &[&str]| {
+        let objects = render(values).unwrap();
+        let template = &one(&objects, "DaemonSet")["spec"]["template"];
+        template["metadata"]["annotations"]["checksum/config"].clone()
+    };
+    assert_ne!(
+        checksum(&[]),
+        checksum(&["config.log={\"level\":\"debug\"}"])
+    );
+    assert_eq!(checksum(&[]), checksum(&["minReadySeconds=7"]));
+}
+
+#[test]
+fn an_image_by_digest_is_taken_by_digest() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let objects = render(&[&format!("image.digest=\"{digest}\"")]).unwrap();
+    let image = format!("hearth.local/hearth@{digest}");
+    for key in ["initContainers", "containers"] {
+        assert_eq!(pod(&objects)[key][0]["image"], image);
+    }
+}
+
+/// The same rules that promtool tests, whole, and the dashboard as it is.
+#[test]
+fn rules_and_dashboard_are_those_of_the_repository() {
+    let objects = render(EVERYTHING).unwrap();
+    let mut groups = Vec::new();
+    for name in ["rules", "alerts"] {
+        let text = std::fs::read_to_string(here(&format!("daemonset/prometheus/{name}.yaml")));
+        let document = &documents(&text.unwrap())[0];
+        groups.extend(document["groups"].as_array().unwrap().clone());
+    }
+    assert!(groups.len() > 2);
+    assert_eq!(
+        one(&objects, "PrometheusRule")["spec"]["groups"],
+        Value::from(groups)
+    );
+    let maps = objects.iter().filter(|o| o["kind"] == "ConfigMap");
+    let mut boards = maps.filter_map(|map| map["data"]["hearth.json"].as_str());
+    let board: Value = serde_json::from_str(boards.next().unwrap()).unwrap();
+    let shipped = std::fs::read_to_string(here("daemonset/grafana/hearth.json")).unwrap();
+    assert_eq!(board, serde_json::from_str::<Value>(&shipped).unwrap());
+    // The job that the rules look for.
+    let monitor = one(&objects, "PodMonitor");
+    let label = monitor["spec"]["jobLabel"].as_str().unwrap();
+    let labels = &one(&objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels[label], "hearth");
+}
+
+/// Handlers, overheads and node labels as gVisor's documentation and kata-deploy (Kata 4.1) have them.
+#[test]
+fn runtime_classes_are_upstreams() {
+    let expected = [
+        ("gvisor", "runsc", None),
+        ("kata-clh", "kata-clh", Some("130Mi")),
+        ("kata-clh-runtime-rs", "kata-clh-runtime-rs", Some("130Mi")),
+        ("kata-dragonball", "kata-dragonball", Some("130Mi")),
+        ("kata-fc", "kata-fc", Some("130Mi")),
+        ("kata-qemu", "kata-qemu", Some("320Mi")),
+        (
+            "kata-qemu-runtime-rs",
+            "kata-qemu-runtime-rs",
+            Some("320Mi"),
+        ),
+    ];
+    let mut files: Vec<_> = std::fs::read_dir(here("runtimeclasses"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    let mut names = expected.map(|(name, ..)| format!("{name}.yaml"));
+    names.sort();
+    assert_eq!(files, names);
+    let rendered = render(EVERYTHING).unwrap();
+    for (name, handler, memory) in expected {
+        let text = std::fs::read_to_string(here(&format!("runtimeclasses/{name}.yaml"))).unwrap();
+        let class = &documents(&text)[0];
+        assert_eq!(class["apiVersion"], "node.k8s.io/v1");
+        assert_eq!(
+            (&class["metadata"]["name"], &class["handler"]),
+            (&name.into(), &handler.into())
+        );
+        assert_eq!(class["overhead"]["podFixed"]["memory"].as_str(), memory);
+        let selector = &class["scheduling"]["nodeSelector"]["katacontainers.io/kata-runtime"];
+        assert_eq!(selector.as_str(), memory.map(|_| "true"));
+        assert!(rendered.contains(class), "{name} is not rendered");
+    }
+}
