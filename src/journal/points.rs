@@ -38,10 +38,12 @@ fn name(stage: Stage, op: &Op) -> &'static str {
             (Owner::Releasing, _) => both!(stage, "doom"),
             (Owner::Pool, Residency::Creating) => both!(stage, "refill"),
             (Owner::Pool, Residency::Running) => both!(stage, "member"),
-            (Owner::Pool, Residency::Frozen) => both!(stage, "freeze"),
+            (Owner::Pool, Residency::Frozen | Residency::OnDisk(_)) => both!(stage, "freeze"),
             (Owner::Claimed(_), Residency::Creating) => both!(stage, "make"),
             (Owner::Claimed(_), Residency::Running) => both!(stage, "assign"),
-            (Owner::Claimed(_), Residency::Frozen) => both!(stage, "hibernate"),
+            (Owner::Claimed(_), Residency::Frozen | Residency::OnDisk(_)) => {
+                both!(stage, "hibernate")
+            }
         },
         Op::DeleteSandbox(_) => both!(stage, "gone"),
         Op::PutClaim(record) if record.confirmed => both!(stage, "confirm"),

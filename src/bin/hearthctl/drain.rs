@@ -4,7 +4,7 @@
 
 use crate::App;
 use crate::claims::word;
-use crate::cli::duration;
+use crate::parse::duration;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use hearth::api::{self, DrainRequest, DrainState, DrainStatus, UndrainRequest};

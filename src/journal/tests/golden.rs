@@ -261,6 +261,7 @@ fn a_sandbox_on_the_disk_is_written_as_ever() {
             since: Now(1_760_000_000_009),
         }),
         created_at: Now(1_760_000_000_004),
+        network: Default::default(),
     };
     let written = codec::encode(&record).unwrap();
     assert_eq!(written, [&[1], ROW.as_bytes()].concat());

@@ -31,8 +31,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ContainerdRuntime, blocking,
     client::{Call, CallError, Reason},
-    fifo, names,
+    fifo,
     golden::Goldens,
+    names,
     proto::{CheckpointOptions, any},
     room::filestore,
     watch::{self, Watch},
@@ -280,7 +281,9 @@ impl ContainerdRuntime {
             Err(VaultError::Mismatch(what)) => return Err(RestoreFailure::Mismatch(what)),
             Err(error) => return Err(RestoreFailure::Unavailable(error.to_string())),
         }
-        let started = self.try_starts(id, (pool, network), &tier.vault, rootfs).await;
+        let started = self
+            .try_starts(id, (pool, network), &tier.vault, rootfs)
+            .await;
         let vault = tier.vault.clone();
         let discarded = blocking("restore", move || {
             vault.discard(id).map_err(|error| error.to_string())

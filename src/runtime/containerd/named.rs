@@ -68,6 +68,7 @@ mod tests {
                 options: Some(any(&RuncOptions {
                     binary_name: "/opt/h/10/hearth-runsc".to_owned(),
                     root: "/run/hearth/runsc".to_owned(),
+                    ..RuncOptions::default()
                 })),
             }),
             ..Container::default()
