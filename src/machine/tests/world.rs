@@ -633,7 +633,7 @@ impl World {
 
     /// Those who were given a sandbox with a policy have it, as long as hearthd knows what there is.
     fn check_policies(&self) {
-        if self.node.phase() == Phase::Recovering {
+        if self.node.unreconciled().is_some() {
             return;
         }
         for (sandbox, asked) in self.promises.policies(self.now) {
