@@ -116,6 +116,12 @@ async fn memory_tier(report: &mut Report, hearth: &Hearth) {
     let mut client = hearth.claims().await;
     let (mut claims, mut held) = (Series::default(), Vec::new());
     for _ in 0..ROUNDS {
+        // No refill and no reclaim is measured.
+        eventually("full, frozen and quiet", || async {
+            let status = hearth.status("python").await;
+            status.creating == 0 && status.frozen == MEMBERS
+        })
+        .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         let id = fresh_id();
         let began = Instant::now();
@@ -137,13 +143,12 @@ async fn memory_tier(report: &mut Report, hearth: &Hearth) {
 fn by_hand(hearth: &Hearth) -> Series {
     let mut series = Series::default();
     let limit = Duration::from_secs(2);
-    for group in groups(hearth).iter().take(10) {
-        if group.is_frozen().unwrap_or_default() {
-            let began = Instant::now();
-            group.thaw(limit).unwrap();
-            group.freeze(limit).unwrap();
-            series.push(began.elapsed());
-        }
+    let frozen = |group: &&SandboxCgroup| group.is_frozen().unwrap_or_default();
+    for group in groups(hearth).iter().filter(frozen).take(10) {
+        let began = Instant::now();
+        group.thaw(limit).unwrap();
+        group.freeze(limit).unwrap();
+        series.push(began.elapsed());
     }
     series
 }
