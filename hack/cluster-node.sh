@@ -7,7 +7,7 @@ ROOT=$1 BIN=$2 IMAGES=$3
 [ $$ = 1 ] || { echo "hack/cluster-node.sh is process 1 of a node of its own; run hack/cluster.sh" >&2 && exit 1; }
 
 ADDRESS=10.213.0.1
-API=https://127.0.0.1:6443
+API=https://$ADDRESS:6443
 
 # Mounts of its own over everything that a node writes to, so that paths are those of any node.
 mounts() {
