@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "support/certificates.rs"]
+mod certificates;
+use certificates::{Authority, Issued, Wanted};
+
 /// How long anything that must come may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 const POOL: &str = "python";
@@ -92,6 +96,19 @@ impl Cluster {
             text.push_str(&String::from_utf8_lossy(&output.stdout));
         }
         text
+    }
+
+    fn apply(&self, object: &Value) {
+        let file = self.root.join("object.json");
+        std::fs::write(&file, object.to_string()).unwrap();
+        self.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    }
+
+    fn secret(&self, name: &str, authority: &Authority, issued: &Issued) {
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "stringData": {"tls.crt": issued.pem, "tls.key": issued.key_pem, "ca.crt": authority.pem()},
+        }));
     }
 
     /// Process 1 of the node, in this machine's eyes.
@@ -371,11 +388,21 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     assert_eq!(cluster.versions().len(), 2, "the old one is in use");
     let later = Held::claim(&cluster, 7);
 
+    step("claimed over mutual TLS from another pod");
+    let authority = Authority::new("test");
+    let server = authority.issue(&Wanted::dns("hearth"));
+    cluster.secret("hearth-tls", &authority, &server);
+    let served = [
+        "api.tcp.enabled=true",
+        "api.tcp.tlsSecret=hearth-tls",
+        "api.roles.allocator={spiffe://test/allocator}",
+        "kubernetes.enabled=true",
+    ];
+    cluster.helm(&["upgrade"], &[&second[..], &served].concat());
+    claimed_from_a_pod(&cluster, &authority);
+    held.is_untouched(&cluster, 41);
+
     step("writes to nodes are pinned to the own one");
-    cluster.helm(
-        &["upgrade"],
-        &[&second[..], &["kubernetes.enabled=true"]].concat(),
-    );
     writes_are_pinned(&cluster);
     held.is_untouched(&cluster, 41);
     later.is_untouched(&cluster, 7);
@@ -407,6 +434,71 @@ fn a_daemonset_lives_on_a_real_kubelet() {
             .is_empty()
     });
     nothing_runs(&cluster);
+}
+
+/// hearthctl in a pod of another namespace, which has nothing but its certificate. A stranger's is refused.
+fn claimed_from_a_pod(cluster: &Cluster, authority: &Authority) {
+    let ip = cluster.pod()["status"]["podIP"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let allocator = authority.issue(&Wanted::spiffe("spiffe://test/allocator"));
+    let stranger = authority.issue(&Wanted::spiffe("spiffe://test/stranger"));
+    for (name, issued, succeeds) in [
+        ("allocator", allocator, true),
+        ("stranger", stranger, false),
+    ] {
+        cluster.secret(name, authority, &issued);
+        let server = format!("https://{ip}:9470");
+        let command = [
+            "hearthctl",
+            "--server",
+            &server,
+            "--server-name=hearth",
+            "--ca=/tls/ca.crt",
+            "--cert=/tls/tls.crt",
+            "--key=/tls/tls.key",
+            "claim",
+            POOL,
+            "-o",
+            "json",
+        ];
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {
+                "restartPolicy": "Never", "automountServiceAccountToken": false,
+                "enableServiceLinks": false,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65534, "fsGroup": 65534},
+                "containers": [{
+                    "name": "client", "image": "hearth.local/hearth:second", "imagePullPolicy": "Never",
+                    "command": command, "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
+                }],
+                "volumes": [{"name": "tls", "secret": {"secretName": name, "defaultMode": 0o440}}],
+            },
+        });
+        cluster.apply(&pod);
+        let phase = || {
+            cluster.get(&["pod", name])["status"]["phase"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        eventually("the client has ended", || {
+            ["Succeeded", "Failed"].contains(&phase().as_str())
+        });
+        let log = cluster.kubectl(&["logs", name]);
+        assert_eq!(phase() == "Succeeded", succeeds, "{name}: {log}");
+        if succeeds {
+            let claim: Value = serde_json::from_str(&log).unwrap();
+            let id = claim["claim_id"].as_str().unwrap();
+            assert!(cluster.hearthctl(&["claims", "-o", "name"]).contains(id));
+            cluster.hearthctl(&["release", id]);
+        } else {
+            assert!(log.contains("FORBIDDEN") || log.contains("role"), "{log}");
+        }
+        cluster.kubectl(&["delete", "pod", name, "--grace-period=0", "--force"]);
+        cluster.kubectl(&["delete", "secret", name]);
+    }
 }
 
 /// docs/privileges.md, as the kernel sees it.
@@ -455,10 +547,7 @@ fn writes_are_pinned(cluster: &Cluster) {
         "--bound-object-name",
         &pod,
     ]);
-    let other = r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"other"}}"#;
-    let file = cluster.root.join("other.json");
-    std::fs::write(&file, other).unwrap();
-    cluster.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"}}));
     let token = format!("--token={}", token.trim());
     let label = |node: &str, label: &str| {
         let args = [token.as_str(), "label", "--overwrite", "node", node, label];
