@@ -7,19 +7,28 @@ ROOT=$1 BIN=$2 IMAGES=$3
 [ $$ = 1 ] || { echo "hack/cluster-node.sh is process 1 of a node of its own; run hack/cluster.sh" >&2 && exit 1; }
 
 ADDRESS=10.213.0.1
-API=https://127.0.0.1:6443
+API=https://$ADDRESS:6443
 
 # Mounts of its own over everything that a node writes to, so that paths are those of any node.
 mounts() {
-  local dir
+  local dir value
   mount -t proc proc /proc
   mount -t sysfs sysfs /sys
   cgroups
-  # The kubelet would set the machine's vm.overcommit_memory and kernel.panic.
-  for dir in /proc/sys/vm /proc/sys/kernel; do
-    mount --bind "$dir" "$dir"
-    mount -o remount,bind,ro "$dir"
-  done
+  # The kubelet would set these for the whole machine (pkg/util/sysctl); here it finds them as it wants them.
+  mkdir -p "$ROOT/sysctl"
+  while read -r dir value; do
+    [ -e "/proc/sys/$dir" ] || continue
+    echo "$value" >"$ROOT/sysctl/${dir//\//.}"
+    mount --bind "$ROOT/sysctl/${dir//\//.}" "/proc/sys/$dir"
+  done <<EOF
+vm/overcommit_memory 1
+vm/panic_on_oom 0
+kernel/panic 10
+kernel/panic_on_oops 1
+kernel/keys/root_maxkeys 1000000
+kernel/keys/root_maxbytes 25000000
+EOF
   mount -t tmpfs -o mode=755,size=256m run /run
   for dir in var opt etc; do
     mkdir -p "$ROOT/disk/$dir" "$ROOT/work/$dir" "/$dir"
@@ -136,8 +145,6 @@ evictionHard: {memory.available: "0%"}
 imageGCHighThresholdPercent: 100
 localStorageCapacityIsolation: false
 resolvConf: ""
-# Its sysctls and its own OOM score are not for it to set here; it goes on without.
-featureGates: {KubeletInUserNamespace: true}
 syncFrequency: 10s
 nodeStatusUpdateFrequency: 5s
 EOF

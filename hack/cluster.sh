@@ -65,9 +65,12 @@ up() {
     exec setsid unshare --mount --propagation private --pid --fork --kill-child --net --uts --ipc --cgroup \
       hack/cluster-node.sh "$ROOT" "$BIN" "$CACHE/images"
   ) </dev/null >"$ROOT/logs/node" 2>&1 &
+  pid=''
   for _ in $(seq 100); do
-    # The child of unshare is the node's process 1.
-    pid=$(pgrep -P $! || :)
+    # The child that is process 1 of a namespace; before, the subshell has others.
+    for part in $(pgrep -P $! || :); do
+      ! grep -qs '^NSpid:.*[[:space:]]1$' "/proc/$part/status" || pid=$part
+    done
     [ -z "$pid" ] || break
     sleep 0.05
   done
@@ -84,19 +87,18 @@ up() {
 
 down() {
   ROOT=$1
-  local name pid dir left tries
+  local name dir left tries pids
   name=$(basename "$ROOT")
   case $name in hearth-cluster*) ;; *) die "$ROOT is no cluster of this script: its name begins with hearth-cluster" ;; esac
-  pid=$(cat "$ROOT/pid" 2>/dev/null || :)
-  # Only a process 1 of another pid namespace, in this cluster's cgroups.
-  if [ -n "$pid" ] && grep -qs "/$name" "/proc/$pid/cgroup"; then
-    # Everything inside ends with its process 1, and with the last one the namespaces: mounts, links, addresses.
-    kill -KILL "$pid" 2>/dev/null || :
-    for _ in $(seq 200); do
-      [ -e "/proc/$pid" ] || break
-      sleep 0.05
-    done
-  fi
+  # Whatever is in the cluster's cgroups is the cluster's. With its process 1 everything inside ends, and with that the
+  # namespaces: mounts, links, addresses.
+  for tries in $(seq 100); do
+    pids=$(for dir in $(hierarchies); do find "$dir/$name" -name cgroup.procs -exec cat {} + 2>/dev/null || :; done | sort -u)
+    [ -n "$pids" ] || break
+    # shellcheck disable=SC2086 # one word each
+    kill -KILL $pids 2>/dev/null || :
+    sleep 0.1
+  done
   for dir in $(hierarchies); do
     for tries in $(seq 100); do
       left=$(find "$dir/$name" -depth -type d 2>/dev/null || :)

@@ -1,0 +1,633 @@
+//! hearth as a DaemonSet on a real kubelet: installed by its chart, claimed from, its pod deleted, upgraded, its containerd
+//! and its kubelet restarted, uninstalled; a claim's processes must not notice. Run by hack/cluster-test.sh, which makes
+//! the cluster and says in HEARTH_CLUSTER where it is; no part of a plain `cargo test`.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+#[path = "support/certificates.rs"]
+mod certificates;
+use certificates::{Authority, Issued, Wanted};
+
+/// How long anything that must come may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+const POOL: &str = "python";
+/// CAP_KILL, as a mask.
+const KILL: u64 = 1 << 5;
+
+fn here(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn step(what: &str) {
+    println!("  … {what}");
+}
+
+/// Waits for something that must come.
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(
+            began.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+struct Cluster {
+    root: PathBuf,
+}
+
+impl Cluster {
+    fn find() -> Self {
+        let root = std::env::var_os("HEARTH_CLUSTER").expect("run hack/cluster-test.sh");
+        Self { root: root.into() }
+    }
+
+    fn try_tool(&self, name: &str, args: &[&str]) -> Output {
+        let mut command = Command::new(self.root.join("bin").join(name));
+        command.args(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// A command of the cluster that must succeed: what it prints.
+    fn tool(&self, name: &str, args: &[&str]) -> String {
+        let output = self.try_tool(name, args);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        let wrong = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{name} {args:?}: {told}{wrong}{}",
+            self.state()
+        );
+        told
+    }
+
+    fn kubectl(&self, args: &[&str]) -> String {
+        self.tool("kubectl", &[&["--namespace=hearth"], args].concat())
+    }
+
+    fn get(&self, what: &[&str]) -> Value {
+        let text = self.kubectl(&[&["get", "-o", "json"], what].concat());
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// What an operator would look at, for the report of a failed test.
+    fn state(&self) -> String {
+        let mut text = String::new();
+        for args in [
+            &["get", "pods", "-A", "-o", "wide"][..],
+            &["get", "events", "-n", "hearth", "--sort-by=.lastTimestamp"],
+            &[
+                "logs",
+                "-n",
+                "hearth",
+                "daemonset/hearth",
+                "--tail=30",
+                "--all-containers",
+            ],
+        ] {
+            let output = self.try_tool("kubectl", args);
+            text.push_str(&format!("\n--- kubectl {}\n", args.join(" ")));
+            text.push_str(&String::from_utf8_lossy(&output.stdout));
+        }
+        text
+    }
+
+    fn apply(&self, object: &Value) {
+        let file = self.root.join("object.json");
+        std::fs::write(&file, object.to_string()).unwrap();
+        self.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    }
+
+    fn secret(&self, name: &str, authority: &Authority, issued: &Issued) {
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "stringData": {"tls.crt": issued.pem, "tls.key": issued.key_pem, "ca.crt": authority.pem()},
+        }));
+    }
+
+    /// Process 1 of the node, in this machine's eyes.
+    fn node(&self) -> String {
+        let pid = std::fs::read_to_string(self.root.join("pid")).unwrap();
+        format!("/proc/{}/root", pid.trim())
+    }
+
+    fn try_hearthctl(&self, args: &[&str]) -> Output {
+        let socket = format!("{}/run/hearth/hearth.sock", self.node());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hearthctl"));
+        command.arg("--socket").arg(socket).args(args);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn hearthctl(&self, args: &[&str]) -> String {
+        let output = self.try_hearthctl(args);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        let wrong = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "hearthctl {args:?}: {told}{wrong}{}",
+            self.state()
+        );
+        told
+    }
+
+    fn helm(&self, verb: &[&str], values: &[&str]) {
+        let chart = here("daemonset/chart");
+        let mut args = verb.to_vec();
+        args.extend(["hearth", chart.to_str().unwrap(), "--namespace=hearth"]);
+        for value in values {
+            args.extend(["--set", *value]);
+        }
+        self.tool("helm", &args);
+        self.kubectl(&["rollout", "status", "daemonset/hearth", "--timeout=180s"]);
+    }
+
+    /// The one pod there is, when it is ready and nothing is ending.
+    fn pod(&self) -> Value {
+        let mut found = Value::Null;
+        eventually("one ready pod", || {
+            let pods = self.get(&["pods"])["items"].take();
+            let pods = pods.as_array().unwrap();
+            let ready = |pod: &Value| {
+                let conditions = pod["status"]["conditions"].as_array();
+                let mut ready = conditions.into_iter().flatten();
+                pod["metadata"]["deletionTimestamp"].is_null()
+                    && ready.any(|c| c["type"] == "Ready" && c["status"] == "True")
+            };
+            if let [pod] = pods.as_slice()
+                && ready(pod)
+            {
+                found = pod.clone();
+            }
+            !found.is_null()
+        });
+        found
+    }
+
+    fn pod_name(&self) -> String {
+        self.pod()["metadata"]["name"].as_str().unwrap().to_owned()
+    }
+
+    /// Sets how many members of the pool are warm and waits for them; 0: no pool at all.
+    fn pool(&self, warm: u32) {
+        let file = self.root.join("pools.json");
+        let pools = match warm {
+            0 => json!([]),
+            warm => json!([{
+                "name": POOL, "min_warm": warm, "max_total": 8,
+                "template": {"image": "hearth.local/python:3", "interpreter": "python"},
+            }]),
+        };
+        let text = json!({"pools": pools}).to_string();
+        std::fs::write(&file, text).unwrap();
+        self.hearthctl(&["pools", "set", "-f", file.to_str().unwrap(), "--wait", "2m"]);
+    }
+
+    /// Processes that carry the sandbox's id in their command line: pid → when it started. Shim, sentry and gofer.
+    fn processes(&self, sandbox: &str) -> BTreeMap<i32, String> {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
+                continue;
+            };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(sandbox) {
+                let rest = stat
+                    .rsplit_once(')')
+                    .map(|(_, rest)| rest)
+                    .unwrap_or_default();
+                let started = rest.split_whitespace().nth(19).unwrap_or_default();
+                found.insert(pid, started.to_owned());
+            }
+        }
+        found
+    }
+
+    /// hearthd's pid, in this machine's eyes.
+    fn hearthd(&self) -> i32 {
+        let root = self.root.file_name().unwrap().to_str().unwrap();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+                continue;
+            };
+            let read = |name: &str| {
+                let bytes = std::fs::read(entry.path().join(name)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).into_owned()
+            };
+            if read("cmdline").starts_with("/usr/local/bin/hearthd\0--config")
+                && read("cgroup").contains(root)
+            {
+                found.push(pid);
+            }
+        }
+        assert_eq!(found.len(), 1, "one hearthd");
+        found[0]
+    }
+
+    fn versions(&self) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(format!("{}/opt/hearth", self.node()))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.starts_with('.') && name != "current")
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn current(&self) -> String {
+        let link = std::fs::read_link(format!("{}/opt/hearth/current", self.node())).unwrap();
+        link.to_str().unwrap().to_owned()
+    }
+
+    /// A page of the metrics port, over the pod's network; the code is in the text of an error.
+    fn page(&self, path: &str) -> Result<String, String> {
+        let ip = self.pod()["status"]["podIP"].as_str().unwrap().to_owned();
+        let url = format!("http://{ip}:9468{path}");
+        let output = self.try_tool("node", &["busybox", "wget", "-q", "-O", "-", &url]);
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// A claim whose interpreter remembers a number, and its processes.
+struct Held {
+    claim: String,
+    sandbox: String,
+    processes: BTreeMap<i32, String>,
+}
+
+impl Held {
+    fn claim(cluster: &Cluster, number: u32) -> Self {
+        let text = cluster.hearthctl(&["claim", POOL, "-o", "json"]);
+        let claim: Value = serde_json::from_str(&text).unwrap();
+        let word = |key: &str| claim[key].as_str().unwrap().to_owned();
+        let (claim, sandbox) = (word("claim_id"), word("sandbox_id"));
+        cluster.hearthctl(&["run", &claim, &format!("x = {number}")]);
+        let processes = cluster.processes(&sandbox);
+        assert!(processes.len() >= 3, "shim, sentry, gofer: {processes:?}");
+        Self {
+            claim,
+            sandbox,
+            processes,
+        }
+    }
+
+    /// The same processes, the same memory.
+    fn is_untouched(&self, cluster: &Cluster, number: u32) {
+        assert_eq!(cluster.processes(&self.sandbox), self.processes);
+        // It may recover at this moment.
+        eventually("the claim answers", || {
+            let output = cluster.try_hearthctl(&["run", &self.claim, "x"]);
+            output.status.success()
+                && String::from_utf8_lossy(&output.stdout).trim() == number.to_string()
+        });
+        assert_eq!(cluster.processes(&self.sandbox), self.processes);
+    }
+}
+
+/// In the order in which an operator meets it: each part needs the one before.
+#[test]
+fn a_daemonset_lives_on_a_real_kubelet() {
+    let cluster = Cluster::find();
+    let image = |name: &str| {
+        here(&format!("target/image/{name}.tar"))
+            .display()
+            .to_string()
+    };
+    for name in ["first", "second"] {
+        cluster.tool("ctr", &["-n", "k8s.io", "images", "import", &image(name)]);
+    }
+
+    step("installed by its chart");
+    let first = ["image.tag=first", "image.pullPolicy=Never"];
+    cluster.helm(&["install", "--create-namespace"], &first);
+    let pod = cluster.pod();
+    has_only_its_rights(&cluster, &pod);
+    shows_metrics_and_no_state(&cluster);
+    let old = cluster.current();
+    assert_eq!(cluster.versions(), [old.clone()]);
+
+    step("a pool gets warm and a sandbox is claimed");
+    let python = std::env::var("HOME").unwrap() + "/.cache/hearth/images/python.tar";
+    cluster.hearthctl(&["image", "import", &python]);
+    cluster.pool(2);
+    let held = Held::claim(&cluster, 41);
+    held.is_untouched(&cluster, 41);
+    // hearthctl of the image itself, which has no shell.
+    let inside = [
+        "exec",
+        "daemonset/hearth",
+        "--",
+        "hearthctl",
+        "pools",
+        "-o",
+        "name",
+    ];
+    assert!(cluster.kubectl(&inside).contains(POOL));
+    let shell = [
+        "-n",
+        "hearth",
+        "exec",
+        "daemonset/hearth",
+        "--",
+        "sh",
+        "-c",
+        "true",
+    ];
+    assert!(!cluster.try_tool("kubectl", &shell).status.success());
+
+    step("its pod is deleted");
+    let name = cluster.pod_name();
+    cluster.kubectl(&["delete", "pod", &name]);
+    assert_ne!(cluster.pod_name(), name);
+    held.is_untouched(&cluster, 41);
+
+    step("hearthd is killed: the kubelet starts it again in the same pod");
+    let killed = nix::unistd::Pid::from_raw(cluster.hearthd());
+    nix::sys::signal::kill(killed, nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("the container was restarted", || {
+        let pod = cluster.pod();
+        pod["status"]["containerStatuses"][0]["restartCount"] == 1
+    });
+    held.is_untouched(&cluster, 41);
+
+    for part in ["containerd", "kubelet"] {
+        step(&format!("{part} is killed and comes back"));
+        let root = cluster.root.to_str().unwrap();
+        let killed = Command::new(here("hack/cluster.sh"))
+            .args(["restart", root, part])
+            .status();
+        assert!(killed.unwrap().success());
+        eventually("the node is ready", || {
+            let wait = ["wait", "--for=condition=Ready", "node/node", "--timeout=1s"];
+            cluster.try_tool("kubectl", &wait).status.success()
+        });
+        held.is_untouched(&cluster, 41);
+    }
+
+    step("rolled out to another image");
+    let second = ["image.tag=second", "image.pullPolicy=Never"];
+    cluster.helm(&["upgrade"], &second);
+    let pod = cluster.pod();
+    assert_eq!(
+        pod["spec"]["containers"][0]["image"],
+        "hearth.local/hearth:second"
+    );
+    held.is_untouched(&cluster, 41);
+    let new = cluster.current();
+    assert_ne!(new, old);
+    assert_eq!(cluster.versions().len(), 2, "the old one is in use");
+    let later = Held::claim(&cluster, 7);
+
+    step("claimed over mutual TLS from another pod");
+    let authority = Authority::new("test");
+    let server = authority.issue(&Wanted::dns("hearth"));
+    cluster.secret("hearth-tls", &authority, &server);
+    let served = [
+        "api.tcp.enabled=true",
+        "api.tcp.tlsSecret=hearth-tls",
+        "api.roles.allocator={spiffe://test/allocator}",
+        "kubernetes.enabled=true",
+    ];
+    cluster.helm(&["upgrade"], &[&second[..], &served].concat());
+    claimed_from_a_pod(&cluster, &authority);
+    held.is_untouched(&cluster, 41);
+
+    step("writes to nodes are pinned to the own one");
+    writes_are_pinned(&cluster);
+    held.is_untouched(&cluster, 41);
+    later.is_untouched(&cluster, 7);
+
+    step("the old version goes when nothing uses it");
+    cluster.hearthctl(&["release", &held.claim]);
+    cluster.hearthctl(&["release", &later.claim]);
+    cluster.pool(0);
+    eventually("every sandbox is gone", || {
+        let left = cluster.tool("ctr", &["-n", "hearth", "containers", "ls", "-q"]);
+        left.trim().is_empty()
+    });
+    let name = cluster.pod_name();
+    cluster.kubectl(&["delete", "pod", &name]);
+    cluster.pod();
+    eventually("only the new version is there", || {
+        cluster.versions() == [new.clone()]
+    });
+
+    step("uninstalled");
+    cluster.tool(
+        "helm",
+        &["uninstall", "hearth", "--namespace=hearth", "--wait"],
+    );
+    eventually("no pod is left", || {
+        cluster.get(&["pods"])["items"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    });
+    nothing_runs(&cluster);
+}
+
+/// hearthctl in a pod of another namespace, which has nothing but its certificate. A stranger's is refused.
+fn claimed_from_a_pod(cluster: &Cluster, authority: &Authority) {
+    let ip = cluster.pod()["status"]["podIP"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let allocator = authority.issue(&Wanted::spiffe("spiffe://test/allocator"));
+    let stranger = authority.issue(&Wanted::spiffe("spiffe://test/stranger"));
+    for (name, issued, succeeds) in [
+        ("allocator", allocator, true),
+        ("stranger", stranger, false),
+    ] {
+        cluster.secret(name, authority, &issued);
+        let server = format!("https://{ip}:9470");
+        let command = [
+            "hearthctl",
+            "--server",
+            &server,
+            "--server-name=hearth",
+            "--ca=/tls/ca.crt",
+            "--cert=/tls/tls.crt",
+            "--key=/tls/tls.key",
+            "claim",
+            POOL,
+            "-o",
+            "json",
+        ];
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {
+                "restartPolicy": "Never", "automountServiceAccountToken": false,
+                "enableServiceLinks": false,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65534, "fsGroup": 65534},
+                "containers": [{
+                    "name": "client", "image": "hearth.local/hearth:second", "imagePullPolicy": "Never",
+                    "command": command, "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
+                }],
+                "volumes": [{"name": "tls", "secret": {"secretName": name, "defaultMode": 0o440}}],
+            },
+        });
+        cluster.apply(&pod);
+        let phase = || {
+            cluster.get(&["pod", name])["status"]["phase"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        eventually("the client has ended", || {
+            ["Succeeded", "Failed"].contains(&phase().as_str())
+        });
+        let log = cluster.kubectl(&["logs", name]);
+        assert_eq!(phase() == "Succeeded", succeeds, "{name}: {log}");
+        if succeeds {
+            let claim: Value = serde_json::from_str(&log).unwrap();
+            let id = claim["claim_id"].as_str().unwrap();
+            assert!(cluster.hearthctl(&["claims", "-o", "name"]).contains(id));
+            cluster.hearthctl(&["release", id]);
+        } else {
+            assert!(log.contains("FORBIDDEN") || log.contains("role"), "{log}");
+        }
+        cluster.kubectl(&["delete", "pod", name, "--grace-period=0", "--force"]);
+        cluster.kubectl(&["delete", "secret", name]);
+    }
+}
+
+/// docs/privileges.md, as the kernel sees it.
+fn has_only_its_rights(cluster: &Cluster, pod: &Value) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", cluster.hearthd())).unwrap();
+    let value = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap().trim().to_owned()
+    };
+    for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        assert_eq!(
+            u64::from_str_radix(&value(set), 16).unwrap(),
+            KILL,
+            "{set} {status}"
+        );
+    }
+    assert_eq!(value("NoNewPrivs:"), "1");
+    assert_eq!(value("Seccomp:"), "2", "a filter");
+    let mounts = pod["spec"]["containers"][0]["volumeMounts"].to_string();
+    assert!(!mounts.contains("serviceaccount"), "no token: {mounts}");
+    assert_eq!(pod["spec"]["priorityClassName"], "system-node-critical");
+}
+
+fn shows_metrics_and_no_state(cluster: &Cluster) {
+    for path in ["/livez", "/readyz", "/startupz"] {
+        assert!(cluster.page(path).unwrap().starts_with("ok"), "{path}");
+    }
+    assert!(
+        cluster
+            .page("/metrics")
+            .unwrap()
+            .contains("hearth_build_info")
+    );
+    let error = cluster.page("/state").unwrap_err();
+    assert!(error.contains("404"), "{error}");
+}
+
+/// With the token of hearthd's pod.
+fn writes_are_pinned(cluster: &Cluster) {
+    let pod = cluster.pod_name();
+    let token = cluster.kubectl(&[
+        "create",
+        "token",
+        "hearth",
+        "--bound-object-kind=Pod",
+        "--bound-object-name",
+        &pod,
+    ]);
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"}}));
+    let token = format!("--token={}", token.trim());
+    let label = |node: &str, label: &str| {
+        let args = [token.as_str(), "label", "--overwrite", "node", node, label];
+        let output = cluster.try_tool("kubectl", &args);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(told)
+        }
+    };
+    // The policy is in force some moments after it was made.
+    eventually("the policy is in force", || {
+        label("other", "hearth.dev/node=true").is_err()
+    });
+    label("node", "hearth.dev/node=true").unwrap();
+    for (node, text, why) in [
+        (
+            "other",
+            "hearth.dev/node=false",
+            "may write to that node only",
+        ),
+        (
+            "node",
+            "node-role.kubernetes.io/control-plane=true",
+            "labels hearth.dev/* only",
+        ),
+        ("node", "kubernetes.io/os-", "labels hearth.dev/* only"),
+    ] {
+        let error = label(node, text).unwrap_err();
+        assert!(error.contains(why), "{node} {text}: {error}");
+    }
+    let taint = |taint: &str| {
+        let args = [
+            token.as_str(),
+            "taint",
+            "--overwrite",
+            "node",
+            "node",
+            taint,
+        ];
+        cluster.try_tool("kubectl", &args).status.success()
+    };
+    assert!(taint("hearth.dev/starting=true:NoSchedule"));
+    assert!(taint("hearth.dev/starting-"));
+    assert!(!taint("other.example/x=true:NoSchedule"));
+    let delete = [token.as_str(), "delete", "node", "other"];
+    assert!(!cluster.try_tool("kubectl", &delete).status.success());
+    cluster.kubectl(&["delete", "node", "other"]);
+}
+
+/// No process, no container, no cgroup of a sandbox. Directories stay, and docs/kubernetes.md names them.
+fn nothing_runs(cluster: &Cluster) {
+    let containers = cluster.tool("ctr", &["-n", "hearth", "containers", "ls", "-q"]);
+    assert_eq!(containers.trim(), "");
+    let processes = cluster.tool("node", &["ps", "-e", "-o", "args"]);
+    for word in [
+        "hearthd",
+        "hearth-runsc",
+        "hearth-init",
+        "runsc-sandbox",
+        "runsc-gofer",
+    ] {
+        assert!(!processes.contains(word), "{word}: {processes}");
+    }
+    let groups = "find /sys/fs/cgroup -path '*/hearth/*/*' -type d";
+    assert_eq!(cluster.tool("node", &["sh", "-c", groups]).trim(), "");
+    for kind in [
+        "clusterrole",
+        "clusterrolebinding",
+        "validatingadmissionpolicy",
+    ] {
+        let left = cluster.kubectl(&[
+            "get",
+            kind,
+            "-o",
+            "name",
+            "-l",
+            "app.kubernetes.io/name=hearth",
+        ]);
+        assert_eq!(left.trim(), "", "{kind}");
+    }
+}
