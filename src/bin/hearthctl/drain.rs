@@ -4,9 +4,9 @@
 
 use crate::App;
 use crate::claims::word;
-use crate::parse::duration;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
+use crate::parse::duration;
 use hearth::api::{self, DrainRequest, DrainState, DrainStatus, UndrainRequest};
 use std::time::{Duration, SystemTime};
 
