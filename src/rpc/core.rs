@@ -39,12 +39,30 @@ impl Core {
     /// claim, and a sandbox is never used for a claim that has lost it.
     pub async fn enter(&self, caller: &Caller, claim: ClaimId) -> Result<SandboxId, Refusal> {
         caller.trail.about(format!("claim {claim}"));
+        if self.is_closed(caller, claim).await {
+            return self.open(caller, claim, Err(CLOSED)).await;
+        }
         let located = match self.call(Call::Locate(claim)).await {
             Ok(Answer::Located { sandbox, .. }) => Ok(sandbox),
             Ok(other) => Err(unexpected(&other)),
             Err(refusal) => Err(refusal),
         };
         self.open(caller, claim, located).await
+    }
+
+    /// Looked at before the sandbox is located, for that wakes it: who may not use it must not cause a thaw or a restore.
+    /// A claim without a sandbox is nobody's to wake.
+    async fn is_closed(&self, caller: &Caller, claim: ClaimId) -> bool {
+        match &caller.right {
+            Right::Role(_) => false,
+            Right::Open => true,
+            Right::Token(token) => match self.call(Call::Get(claim)).await {
+                Ok(Answer::Claim(view)) => view
+                    .sandbox
+                    .is_some_and(|sandbox| !self.key.opens(token, claim, sandbox)),
+                _ => false,
+            },
+        }
     }
 
     /// The same, and one that sleeps is left asleep.

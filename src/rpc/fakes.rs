@@ -47,6 +47,7 @@ struct State {
     images: Vec<ImageInfo>,
     watchers: Vec<Watcher>,
     changes: u64,
+    located: u64,
 }
 
 /// See the module.
@@ -124,6 +125,11 @@ impl FakeDriver {
     pub fn adopt(&self, other: &Self) {
         let theirs = std::mem::take(&mut other.lock().claims);
         self.lock().claims.extend(theirs);
+    }
+
+    /// How often a sandbox was located, which wakes one that sleeps.
+    pub fn located(&self) -> u64 {
+        self.lock().located
     }
 
     /// A claim's sandbox ends by itself.
@@ -441,6 +447,7 @@ impl State {
                 pools: self.pools(),
             }),
             Call::Locate(claim) => {
+                self.located += 1;
                 let view = &self.held(claim)?.view;
                 if view.state == ClaimState::Failed {
                     let reason = view.reason.clone().unwrap_or_default();

@@ -102,6 +102,8 @@ async fn a_token_opens_its_claims_sandbox_and_nothing_else() {
         ..StatsRequest::default()
     };
     client.stats(with_token(stats(), &token)).await.unwrap();
+    let located = bench.driver.located();
+    assert_eq!(located, 1);
     // Not another claim, not with another token, not another service.
     let (other, _) = granted(&bench).await;
     let asked = client
@@ -123,6 +125,7 @@ async fn a_token_opens_its_claims_sandbox_and_nothing_else() {
         let asked = client.stats(with_token(stats(), wrong)).await;
         refused(asked, Code::PermissionDenied, "NOT_ALLOWED");
     }
+    assert_eq!(bench.driver.located(), located, "woken by a wrong token");
     let listed = bench
         .claims()
         .await
