@@ -2,6 +2,7 @@
 //! `make image` and `hack/build.sh init` bring; nothing is skipped.
 #![allow(clippy::unwrap_used)]
 
+mod adoption;
 mod code;
 mod command_line;
 mod crash;
