@@ -51,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "identity",
             "net",
+            "vault",
         ],
     ),
 ];

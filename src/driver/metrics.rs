@@ -6,7 +6,6 @@ use super::work::Workers;
 use crate::machine::event::{ExitCause, FreezeCause, Notice, SinkCause, ThawCause};
 use crate::machine::spec::WaitingOn;
 use crate::machine::view::{BreakerView, DrainView, PoolView};
-use crate::runtime::Reclaimed;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
@@ -413,60 +412,6 @@ fn thaw_label(cause: ThawCause) -> &'static str {
         ThawCause::Refill => "refill",
         ThawCause::Used => "used",
         ThawCause::Asked => "asked",
-    }
-}
-
-/// What freezes, thaws and reclaims count.
-pub(super) struct ResidencyMetrics {
-    stages: HistogramVec,
-    failures: IntCounterVec,
-    reclaimed: IntCounter,
-}
-
-impl ResidencyMetrics {
-    /// Registers everything.
-    ///
-    /// # Errors
-    /// A name is registered already.
-    pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let stages = HistogramOpts::new(
-            "hearth_residency_stage_duration_seconds",
-            "How long freezes, thaws, reclaims, checkpoints, sheds and restores took",
-        );
-        let stages = stages.buckets(vec![
-            0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
-        ]);
-        let it = Self {
-            stages: HistogramVec::new(stages, &["stage"])?,
-            failures: IntCounterVec::new(
-                Opts::new(
-                    "hearth_residency_failures_total",
-                    "Freezes, thaws, reclaims, checkpoints, sheds and restores that failed",
-                ),
-                &["stage"],
-            )?,
-            reclaimed: IntCounter::new(
-                "hearth_reclaimed_bytes_total",
-                "Memory of frozen sandboxes that left RAM",
-            )?,
-        };
-        registry.register(Box::new(it.stages.clone()))?;
-        registry.register(Box::new(it.failures.clone()))?;
-        registry.register(Box::new(it.reclaimed.clone()))?;
-        Ok(it)
-    }
-
-    pub(super) fn took(&self, stage: &str, took: Duration) {
-        let histogram = self.stages.with_label_values(&[stage]);
-        histogram.observe(took.as_secs_f64());
-    }
-
-    pub(super) fn failed(&self, stage: &str) {
-        self.failures.with_label_values(&[stage]).inc();
-    }
-
-    pub(super) fn reclaimed(&self, done: &Reclaimed) {
-        self.reclaimed.inc_by(done.bytes);
     }
 }
 

@@ -20,6 +20,7 @@ mod metrics;
 mod network;
 mod ready;
 mod residency;
+mod residency_metrics;
 mod shift;
 mod sink;
 mod tell;

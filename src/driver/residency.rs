@@ -2,8 +2,8 @@
 //! that was overtaken by a thaw, a claim or a destruction never begins.
 
 use super::guests::Guests;
-use super::metrics::ResidencyMetrics;
 use super::network::Networks;
+use super::residency_metrics::ResidencyMetrics;
 use super::work::bounded;
 use crate::failpoint::failpoint;
 use crate::guest::GuestError;

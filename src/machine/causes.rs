@@ -1,4 +1,4 @@
-//! Why sandboxes go to sleep and wake, and why they did not.
+//! Why sandboxes go to sleep, wake and end, and why they did not.
 
 use super::spec::WaitingOn;
 
@@ -57,4 +57,29 @@ pub enum ThawCause {
     Used,
     /// Its caller asked for it.
     Asked,
+}
+
+/// What the guest said to a personalization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestFailure {
+    /// No answer in time, channel dead or babbling: the sandbox is lost, another member may serve.
+    Lost(String),
+    /// The guest understood and cannot apply it: no other member would; the sandbox is spent.
+    Refused(String),
+}
+
+/// How a sandbox ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitCause {
+    /// Its init ended.
+    Exited,
+    /// The kernel's OOM killer.
+    OutOfMemory,
+    /// The guest channel broke its rules or fell silent for good.
+    GuestLost,
+    /// Its image on the disk is damaged, or does not come back.
+    DataLost,
+    /// Its network interface is gone: its policy can't be in force. Told by the reconciliation after a restart, before
+    /// the listing it belongs to.
+    NetworkLost,
 }

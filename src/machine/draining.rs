@@ -231,7 +231,11 @@ impl Node {
         let theirs: Vec<_> = served
             .filter_map(|claim| self.sandboxes.get(claim.sandbox()?))
             .collect();
-        let asleep = |it: &&&Sandbox| it.residency == Residency::Frozen && it.is_to_sleep();
+        let asleep = |it: &&&Sandbox| match it.residency {
+            Residency::Frozen => it.is_to_sleep(),
+            Residency::OnDisk(_) => it.operation != Operation::Restore,
+            _ => false,
+        };
         let hibernated = theirs.iter().filter(asleep).count();
         let claims = match drain.hibernates() {
             true => theirs.len() - hibernated,

@@ -1,6 +1,8 @@
 //! What the machine is told, and what it asks for.
 
-pub use super::causes::{CheckpointFailure, FreezeCause, RestoreFailure, SinkCause, ThawCause};
+pub use super::causes::{
+    CheckpointFailure, ExitCause, FreezeCause, GuestFailure, RestoreFailure, SinkCause, ThawCause,
+};
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::network::NetworkPolicy;
 use super::record::Op;
@@ -60,15 +62,6 @@ pub enum CreateFailure {
     RuntimeUnavailable,
 }
 
-/// What the guest said to a personalization.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum GuestFailure {
-    /// No answer in time, channel dead or babbling: the sandbox is lost, another member may serve.
-    Lost(String),
-    /// The guest understood and cannot apply it: no other member would; the sandbox is spent.
-    Refused(String),
-}
-
 /// What a guest holds, asked by recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
@@ -78,22 +71,6 @@ pub enum Held {
     Claim(ClaimId),
     /// It does not answer (yet). The machine asks again after a pause.
     Silent,
-}
-
-/// How a sandbox ended by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitCause {
-    /// Its init ended.
-    Exited,
-    /// The kernel's OOM killer.
-    OutOfMemory,
-    /// The guest channel broke its rules or fell silent for good.
-    GuestLost,
-    /// Its image on the disk is damaged, or does not come back.
-    DataLost,
-    /// Its network interface is gone: its policy can't be in force. Told by the reconciliation after a restart, before
-    /// the listing it belongs to.
-    NetworkLost,
 }
 
 /// What the runtime shows of one sandbox.

@@ -76,7 +76,7 @@ pub enum Work {
     Thaw(SandboxId),
     Checkpoint(SandboxId, bool),
     Shed(SandboxId),
-    Restore(SandboxId),
+    Restore(SandboxId, Arc<NetworkPolicy>),
     Sample(Vec<SandboxId>),
     /// With what a listing that began at once saw.
     /// After a restart networks are reconciled before it is told.
@@ -278,7 +278,9 @@ impl World {
                 assert!(on_disk || record.owner == Owner::Releasing, "{record:?}");
                 self.work.push(Work::Shed(sandbox));
             }
-            Effect::Restore { sandbox, .. } => self.work.push(Work::Restore(sandbox)),
+            Effect::Restore {
+                sandbox, in_force, ..
+            } => self.work.push(Work::Restore(sandbox, in_force)),
             Effect::GoOn { sandbox, .. } => {
                 let record = self.store.sandboxes.get(&sandbox);
                 let on_disk = record.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_)));
@@ -485,7 +487,7 @@ impl World {
                 }
                 self.tell(Event::Shed(sandbox, result));
             }
-            Work::Restore(sandbox) => self.finish_restore(sandbox, outcome),
+            Work::Restore(sandbox, policy) => self.finish_restore(sandbox, &policy, outcome),
             Work::Sample(sandboxes) => {
                 let samples = sandboxes.into_iter().map(|id| Sample {
                     id,
@@ -544,18 +546,19 @@ impl World {
     }
 
     /// Whatever ran before is shed first.
-    fn come_back(&mut self, sandbox: SandboxId) {
+    fn come_back(&mut self, sandbox: SandboxId, policy: &NetworkPolicy) {
         if let Some(real) = self.images.get(&sandbox).cloned() {
             let fresh = Real {
                 alive: true,
                 frozen: false,
+                in_force: Some(policy.clone()),
                 ..real
             };
             self.outside.insert(sandbox, fresh);
         }
     }
 
-    fn finish_restore(&mut self, sandbox: SandboxId, outcome: u8) {
+    fn finish_restore(&mut self, sandbox: SandboxId, policy: &NetworkPolicy, outcome: u8) {
         let result = match outcome % 7 {
             _ if !self.reachable => Err(RestoreFailure::Unavailable("unreachable".to_owned())),
             1 => Err(RestoreFailure::Unavailable("no room".to_owned())),
@@ -578,7 +581,7 @@ impl World {
             false => Err(RestoreFailure::Lost("gone".to_owned())),
         };
         match &result {
-            Ok(()) => self.come_back(sandbox),
+            Ok(()) => self.come_back(sandbox, policy),
             Err(RestoreFailure::Lost(_)) => {
                 self.promises.ended(sandbox);
                 self.outside.remove(&sandbox);
@@ -751,7 +754,7 @@ impl World {
                     self.set_frozen(sandbox, at % 2 == 0);
                 }
                 Work::Shed(sandbox) if happened => drop(self.outside.remove(&sandbox)),
-                Work::Restore(sandbox) if happened => self.come_back(sandbox),
+                Work::Restore(sandbox, policy) if happened => self.come_back(sandbox, &policy),
                 Work::Personalize(sandbox, claim, thaw, network)
                     if happened && self.alive(sandbox) =>
                 {
@@ -889,7 +892,10 @@ impl World {
             assert_eq!(self.outside[&sandbox.id].frozen, asleep, "{sandbox:?}");
         }
         for (id, _, policy) in self.node.network_policies() {
-            assert_eq!(self.outside[&id].in_force, Some(policy), "{id}");
+            // On the disk nothing is in force, for nothing is there.
+            if let Some(real) = self.outside.get(&id) {
+                assert_eq!(real.in_force, Some(policy), "{id}");
+            }
         }
         let lazy = std::mem::take(&mut self.lazy);
         lazy.into_iter().for_each(|op| self.store.apply(op));
