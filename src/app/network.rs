@@ -8,6 +8,7 @@ use crate::net::{LinuxNetwork, NetMetrics, NetSettings};
 use prometheus::Registry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 /// Where the node's own resolvers are told.
@@ -16,7 +17,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What was built: for the driver, and to be taken down at the end of `--dev`.
 pub(super) struct Built {
     pub(super) network: NodeNetwork,
-    linux: Option<LinuxNetwork>,
+    /// With its background: spares, the resolver, a look at the rules.
+    linux: Option<(LinuxNetwork, JoinHandle<()>)>,
 }
 
 /// The network, or why sandboxes get none.
@@ -39,7 +41,7 @@ pub(super) async fn build(
             info!("sandboxes may have a network");
             Ok(Built {
                 network: Ok(Arc::new(linux.clone())),
-                linux: Some(linux),
+                linux: Some((linux.clone(), tokio::spawn(linux.run()))),
             })
         }
         Err(error) => {
@@ -52,9 +54,11 @@ pub(super) async fn build(
 impl Built {
     /// Takes everything away, with what sandboxes still use.
     pub(super) async fn take_down(&self) {
-        if let Some(linux) = &self.linux
-            && let Err(error) = linux.dismantle().await
-        {
+        let Some((linux, background)) = &self.linux else {
+            return;
+        };
+        background.abort();
+        if let Err(error) = linux.dismantle().await {
             warn!(%error, "something of the sandboxes' network is left");
         }
     }

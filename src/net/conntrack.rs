@@ -7,7 +7,6 @@ use nix::errno::Errno;
 use std::net::IpAddr;
 
 const SUBSYSTEM: u16 = 1;
-const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_IP: u16 = 1;
@@ -49,14 +48,4 @@ pub(super) fn forget(socket: &mut Socket, address: IpAddr) -> Result<(), Refusal
         }
     }
     Ok(())
-}
-
-/// Flows that the address has begun or that were begun to it.
-pub(super) fn count(socket: &mut Socket, address: IpAddr) -> Result<usize, Refusal> {
-    let mut flows = 0;
-    for end in [End::Source, End::Destination] {
-        let kind = SUBSYSTEM << 8 | GET;
-        socket.dump(kind, |w| ask(w, address, end), |_, _| flows += 1)?;
-    }
-    Ok(flows)
 }

@@ -2,21 +2,22 @@
 //! so that a claim's policy never waits behind the making of a namespace.
 
 use super::enforce::{Enforcer, lock};
-use super::links::{Links, Survey};
+use super::links::Links;
 use super::metrics::NetMetrics;
 use super::nft::Nft;
 use super::plan::Plan;
+use super::reconcile;
 use super::router::{self, Router};
 use super::rules::Compiled;
 use super::settings::NetSettings;
-use super::state::{Found, Holder, State};
-use super::table::{Place, Table, name};
+use super::state::{Holder, State};
+use super::table::{Place, Table};
 use super::worker::{Worker, refused};
 use super::{Interface, NetError, NetReport, Network, Wanted};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::network::NetworkPolicy;
 use async_trait::async_trait;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -28,7 +29,7 @@ pub(super) const LINKS_DEADLINE: Duration = Duration::from_secs(20);
 /// For one transaction.
 pub(super) const RULES_DEADLINE: Duration = Duration::from_secs(5);
 /// For looking through everything.
-const SURVEY_DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const SURVEY_DEADLINE: Duration = Duration::from_secs(60);
 /// Sandboxes whose calls are kept apart from each other.
 const TURNS: usize = 64;
 /// Denied destinations in a report.
@@ -49,7 +50,7 @@ pub(super) struct Inner {
     /// A spare was taken.
     pub wake: Notify,
     /// The router's rules were written by this process.
-    reconciled: std::sync::atomic::AtomicBool,
+    pub reconciled: std::sync::atomic::AtomicBool,
 }
 
 /// The real network. Clones are the same one.
@@ -110,7 +111,7 @@ impl LinuxNetwork {
             if !there.map_err(|refusal| refused("looking for the router's rules", refusal.errno))? {
                 enforcer.rebuild()?;
             }
-            find(&mut enforcer, &survey);
+            reconcile::find(&mut enforcer, &survey);
             Ok(enforcer)
         });
         let inner = Inner {
@@ -135,19 +136,20 @@ impl LinuxNetwork {
     /// # Errors
     /// Something is left.
     pub async fn dismantle(&self) -> Result<(), NetError> {
+        // Spares are nobody's, like all the rest.
+        lock(&self.0.state).spares.clear();
         self.reconcile(Vec::new()).await?;
         let settings = self.0.settings.clone();
-        let done = self.0.rules.run("dismantling", SURVEY_DEADLINE, |rules| {
-            Nft::open()
-                .map_err(|error| refused("opening nf_tables", error))
-                .inspect(|_| {
-                    let _ = rules;
-                })
-        });
-        let mut nft = done.await?;
-        let work =
-            move |links: &mut Links| router::dismantle(&settings, &mut links.router.node, &mut nft);
-        self.0.links.run("dismantling", SURVEY_DEADLINE, work).await
+        let work = move |links: &mut Links| {
+            let mut nft = Nft::open().map_err(|error| refused("opening nf_tables", error))?;
+            router::dismantle(&settings, &mut links.router.node, &mut nft)
+        };
+        let links = &self.0.links;
+        links.run("dismantling", SURVEY_DEADLINE, work).await
+    }
+
+    pub(super) fn is_reconciled(&self) -> bool {
+        self.0.reconciled.load(std::sync::atomic::Ordering::Acquire)
     }
 
     fn turn(&self, id: SandboxId) -> &tokio::sync::Mutex<()> {
@@ -250,7 +252,8 @@ impl LinuxNetwork {
             .await
     }
 
-    async fn remove(&self, slot: u32, id: Option<SandboxId>) -> Result<(), NetError> {
+    /// Takes a slot away and gives its number back. May be repeated.
+    pub(super) async fn remove(&self, slot: u32, id: Option<SandboxId>) -> Result<(), NetError> {
         let delete = move |rules: &mut Enforcer| rules.delete(slot);
         self.0
             .rules
@@ -374,36 +377,8 @@ impl LinuxNetwork {
     }
 }
 
-/// Notes what an earlier hearthd has left. Nothing is changed: that is `reconcile`'s.
-fn find(enforcer: &mut Enforcer, survey: &Survey) {
-    let marks = enforcer.marks();
-    for (slot, (link, id)) in &survey.links {
-        let place = Place {
-            slot: *slot,
-            link: *link,
-        };
-        let pins = enforcer.read_pins(*slot);
-        let mut state = lock(&enforcer.state);
-        if !state.free.take_this(*slot) {
-            continue;
-        }
-        match id {
-            Some(id) => {
-                let found = Found {
-                    place,
-                    in_force: marks.get(link).cloned(),
-                    pins,
-                };
-                state.found.insert(*id, found);
-            }
-            None => {
-                state.debris.insert(*slot);
-            }
-        }
-    }
-}
-
-fn compile(policy: &NetworkPolicy) -> Result<Arc<Compiled>, NetError> {
+/// A policy ready for the kernel.
+pub(super) fn compile(policy: &NetworkPolicy) -> Result<Arc<Compiled>, NetError> {
     let compiled = Compiled::of(policy).map_err(|error| refused("reading a policy", error))?;
     Ok(Arc::new(compiled))
 }
@@ -451,126 +426,7 @@ impl Network for LinuxNetwork {
 
     async fn reconcile(&self, wanted: Vec<Wanted>) -> Result<Vec<SandboxId>, NetError> {
         let _alone = self.0.gate.write().await;
-        let survey = |links: &mut Links| Ok((links.survey()?, links.node_addresses()?));
-        let (survey, addresses) = self
-            .0
-            .links
-            .run("looking for links", SURVEY_DEADLINE, survey)
-            .await?;
-        let mut wanted: BTreeMap<SandboxId, Wanted> = wanted
-            .into_iter()
-            .map(|wanted| (wanted.id, wanted))
-            .collect();
-        let mut plans = Vec::new();
-        for wanted in wanted.values() {
-            plans.push((wanted.clone(), compile(&wanted.policy)?));
-        }
-        // What is whole: the link is there, carries the id, and the namespace is bound under the id.
-        let whole = |id: SandboxId, place: Place| {
-            survey.links.get(&place.slot) == Some(&(place.link, Some(id)))
-                && survey.spaces.get(&id.to_string()) == Some(&true)
-        };
-        let (mut gone, mut adopted, mut changed) = (Vec::new(), Vec::new(), Vec::new());
-        let mut kept: BTreeSet<u32> = BTreeSet::new();
-        {
-            let state = lock(&self.0.state);
-            for (wanted, compiled) in plans {
-                let place = state
-                    .place(wanted.id)
-                    .filter(|place| whole(wanted.id, *place));
-                let Some(place) = place else {
-                    gone.push(wanted.id);
-                    continue;
-                };
-                kept.insert(place.slot);
-                let found = state.found.get(&wanted.id).cloned();
-                match found {
-                    Some(found) => adopted.push((found, wanted, compiled)),
-                    None => changed.push((wanted, compiled)),
-                }
-            }
-            let spare = |slot: &&u32| {
-                survey.links.get(*slot).is_some_and(|(_, id)| id.is_none())
-                    && survey.spaces.get(&format!("spare-{slot}")) == Some(&true)
-            };
-            kept.extend(state.spares.iter().filter(spare));
-        }
-        gone.iter().for_each(|id| {
-            wanted.remove(id);
-        });
-        // Slots that the kernel shows or we know of, and that nobody wants.
-        let unwanted: Vec<(u32, Option<SandboxId>)> = {
-            let mut state = lock(&self.0.state);
-            let mut unwanted: BTreeMap<u32, Option<SandboxId>> = survey
-                .links
-                .iter()
-                .map(|(slot, (_, id))| (*slot, *id))
-                .collect();
-            unwanted.extend(state.by_id.iter().map(|(id, slot)| (*slot, Some(*id))));
-            unwanted.extend(state.debris.iter().map(|slot| (*slot, None)));
-            unwanted.extend(state.spares.iter().map(|slot| (*slot, None)));
-            unwanted.retain(|slot, _| !kept.contains(slot));
-            for slot in unwanted.keys() {
-                state.free.take_this(*slot);
-            }
-            unwanted.into_iter().collect()
-        };
-        let first = !self.0.reconciled.load(std::sync::atomic::Ordering::Acquire);
-        let write = move |rules: &mut Enforcer| {
-            for (found, wanted, compiled) in adopted {
-                let holder = Holder {
-                    id: wanted.id,
-                    pool: wanted.pool,
-                    policy: wanted.policy,
-                    pins: found.pins.under(&compiled),
-                    compiled,
-                };
-                rules.adopt(found.place, holder, found.in_force);
-            }
-            if first {
-                rules.rebuild()?;
-            }
-            for (wanted, compiled) in changed {
-                if let Some(slot) = lock(&rules.state).by_id.get(&wanted.id).copied() {
-                    let mut state = lock(&rules.state);
-                    let holder = state
-                        .slots
-                        .get_mut(&slot)
-                        .and_then(|slot| slot.holder.as_mut());
-                    holder
-                        .into_iter()
-                        .for_each(|holder| holder.pool = wanted.pool.clone());
-                }
-                rules.apply(wanted.id, &wanted.policy, &compiled)?;
-            }
-            rules.check(addresses).map(|_| ())
-        };
-        self.0
-            .rules
-            .run("reconciling rules", SURVEY_DEADLINE, write)
-            .await?;
-        self.0
-            .reconciled
-            .store(true, std::sync::atomic::Ordering::Release);
-        for (slot, id) in unwanted {
-            self.remove(slot, id).await?;
-        }
-        let spares: BTreeSet<String> = lock(&self.0.state)
-            .spares
-            .iter()
-            .map(|slot| format!("spare-{slot}"))
-            .collect();
-        for space in survey.spaces.into_keys() {
-            let of_wanted = SandboxId::parse(&space).is_ok_and(|id| wanted.contains_key(&id));
-            if !of_wanted && !spares.contains(&space) {
-                let remove = move |links: &mut Links| links.remove_space(&space);
-                self.0
-                    .links
-                    .run("removing a namespace", LINKS_DEADLINE, remove)
-                    .await?;
-            }
-        }
-        Ok(gone)
+        self.match_kernel(wanted).await
     }
 
     async fn report(&self, id: SandboxId) -> Result<NetReport, NetError> {
@@ -583,14 +439,10 @@ impl Network for LinuxNetwork {
 
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {
         let read = |rules: &mut Enforcer| rules.denied();
-        self.0
-            .rules
-            .run("reading what was denied", RULES_DEADLINE, read)
-            .await
+        let rules = &self.0.rules;
+        let denied = rules.run("reading what was denied", RULES_DEADLINE, read);
+        let denied = denied.await?;
+        self.0.metrics.denied(&denied);
+        Ok(denied)
     }
-}
-
-/// The counter of what a slot was denied.
-pub(super) fn counter(slot: u32) -> String {
-    name("denied", slot)
 }

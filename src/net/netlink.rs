@@ -204,6 +204,9 @@ impl Socket {
 
     /// The same; message `last` is the one that asks for an acknowledgement.
     pub(super) fn exchange_until(&mut self, mut wire: Wire, last: usize) -> Result<(), Refusal> {
+        if wire.len() == 0 {
+            return Ok(());
+        }
         let first = self.number(&mut wire);
         self.send(&wire)?;
         let mut refusal: Option<Refusal> = None;
@@ -226,7 +229,7 @@ impl Socket {
         })?;
         match refusal {
             Some(refusal) => Err(refusal),
-            None if done || wire.len() == 0 => Ok(()),
+            None if done => Ok(()),
             None => Err(Refusal {
                 errno: Errno::EPROTO,
                 message: last,

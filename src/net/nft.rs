@@ -2,12 +2,11 @@
 //! Numbers are those of linux/netfilter/nf_tables.h.
 
 pub(super) mod expr;
+mod read;
 
-use super::netlink::{
-    ACKED, APPEND, CREATE, Refusal, Socket, Wire, attribute, attributes, be32, be64, text,
-};
-use nix::errno::Errno;
-use nix::sys::socket::SockProtocol;
+pub(super) use read::{Nft, Shown};
+
+use super::netlink::{APPEND, CREATE, Wire};
 use std::time::Duration;
 
 const SUBSYSTEM: u16 = 10;
@@ -19,11 +18,9 @@ const NEWTABLE: u16 = 0;
 const GETTABLE: u16 = 1;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
-const GETCHAIN: u16 = 4;
 const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
 const NEWSET: u16 = 9;
-const GETSET: u16 = 10;
 const DELSET: u16 = 11;
 const NEWSETELEM: u16 = 12;
 const GETSETELEM: u16 = 13;
@@ -224,13 +221,17 @@ impl Batch {
         if matches!(set.data, Data::Counter) {
             flags = flags & !MAP | OBJECT;
         }
-        let length = |field: &u32| field.next_multiple_of(4);
+        // Fields of a concatenation fill whole registers.
+        let length = match set.fields {
+            [one] => *one,
+            fields => fields.iter().map(|field| field.next_multiple_of(4)).sum(),
+        };
         self.add(NEWSET, CREATE, |w| {
             w.text(1, &table);
             w.text(2, name);
             w.be32(3, flags);
             w.be32(4, set.types);
-            w.be32(5, set.fields.iter().map(length).sum());
+            w.be32(5, length);
             match set.data {
                 Data::None => {}
                 Data::Verdict => w.be32(6, 0xffff_ff00),
@@ -328,182 +329,5 @@ impl Batch {
             w.text(1, &table);
             w.text(attribute, name);
         });
-    }
-}
-
-/// An element as the kernel shows it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Shown {
-    pub key: Vec<u8>,
-    pub last: Vec<u8>,
-    pub mark: Option<u32>,
-    pub expires: Option<Duration>,
-    pub note: Vec<u8>,
-    /// Of its counter.
-    pub packets: u64,
-}
-
-/// A socket for nf_tables.
-pub(super) struct Nft(Socket);
-
-impl Nft {
-    /// Of the namespace in which the calling thread is.
-    pub(super) fn open() -> Result<Self, Errno> {
-        Socket::open(SockProtocol::NetlinkNetFilter).map(Self)
-    }
-
-    /// The socket itself: connection tracking is another subsystem of the same protocol.
-    pub(super) fn socket(&mut self) -> &mut Socket {
-        &mut self.0
-    }
-
-    /// One transaction: all of it, or nothing.
-    pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Refusal> {
-        if batch.wire.len() == 0 {
-            return Ok(());
-        }
-        let mut wire = Wire::new();
-        wire.message(BATCH_BEGIN, 1, |w| header(w, 0, SUBSYSTEM));
-        wire.append(&batch.wire);
-        // The end of a batch is not acknowledged by every kernel: the last message before it is.
-        wire.flag_last(ACKED);
-        let last = wire.len() - 1;
-        wire.message(BATCH_END, 1, |w| header(w, 0, SUBSYSTEM));
-        self.0.exchange_until(wire, last)
-    }
-
-    /// The number of the namespace's rules: it changes with every transaction, whoever's.
-    pub(super) fn generation(&mut self) -> Result<u32, Refusal> {
-        let mut found = None;
-        self.0.get(
-            kind(GETGEN),
-            |w| header(w, 0, 0),
-            |_, body| {
-                found = body.get(4..).and_then(|body| be32(attribute(body, 1)?));
-            },
-        )?;
-        found.ok_or(Refusal {
-            errno: Errno::EPROTO,
-            message: 0,
-        })
-    }
-
-    /// Is the table there?
-    pub(super) fn has_table(&mut self, table: &str) -> Result<bool, Refusal> {
-        let ask = |w: &mut Wire| {
-            header(w, INET, 0);
-            w.text(1, table);
-        };
-        match self.0.get(kind(GETTABLE), ask, |_, _| {}) {
-            Ok(()) => Ok(true),
-            Err(refusal) if refusal.errno == Errno::ENOENT => Ok(false),
-            Err(refusal) => Err(refusal),
-        }
-    }
-
-    /// Names of the table's chains.
-    pub(super) fn chains(&mut self, table: &str) -> Result<Vec<String>, Refusal> {
-        self.names(GETCHAIN, table, 3)
-    }
-
-    /// Names of the table's sets and maps.
-    pub(super) fn sets(&mut self, table: &str) -> Result<Vec<String>, Refusal> {
-        self.names(GETSET, table, 2)
-    }
-
-    fn names(&mut self, message: u16, table: &str, name: u16) -> Result<Vec<String>, Refusal> {
-        let mut names = Vec::new();
-        let ask = |w: &mut Wire| {
-            header(w, INET, 0);
-            w.text(1, table);
-        };
-        let asked = self.0.dump(kind(message), ask, |_, body| {
-            let body = body.get(4..).unwrap_or(&[]);
-            if attribute(body, 1).map(text).as_deref() == Some(table) {
-                names.extend(attribute(body, name).map(text));
-            }
-        });
-        none_without_table(asked)?;
-        Ok(names)
-    }
-
-    /// Packets of every counter of the table, by name.
-    pub(super) fn counters(&mut self, table: &str) -> Result<Vec<(String, u64)>, Refusal> {
-        let mut counters = Vec::new();
-        let ask = |w: &mut Wire| {
-            header(w, INET, 0);
-            w.text(1, table);
-            w.be32(3, OBJECT_COUNTER);
-        };
-        let asked = self.0.dump(kind(GETOBJ), ask, |_, body| {
-            let body = body.get(4..).unwrap_or(&[]);
-            counters.extend(read_counter(body));
-        });
-        none_without_table(asked)?;
-        Ok(counters)
-    }
-
-    /// Packets of one counter.
-    pub(super) fn counter(&mut self, table: &str, name: &str) -> Result<u64, Refusal> {
-        let mut packets = 0;
-        let ask = |w: &mut Wire| {
-            header(w, INET, 0);
-            w.text(1, table);
-            w.text(2, name);
-            w.be32(3, OBJECT_COUNTER);
-        };
-        self.0.get(kind(GETOBJ), ask, |_, body| {
-            packets = read_counter(body.get(4..).unwrap_or(&[])).map_or(0, |(_, packets)| packets);
-        })?;
-        Ok(packets)
-    }
-
-    /// Every element of a set. No such set: none.
-    pub(super) fn elements(&mut self, table: &str, set: &str) -> Result<Vec<Shown>, Refusal> {
-        let mut found = Vec::new();
-        let ask = |w: &mut Wire| {
-            header(w, INET, 0);
-            w.text(1, table);
-            w.text(2, set);
-        };
-        let asked = self.0.dump(kind(GETSETELEM), ask, |_, body| {
-            let list = body.get(4..).and_then(|body| attribute(body, 3));
-            let elements = attributes(list.unwrap_or(&[]));
-            found.extend(elements.map(|(_, element)| read_element(element)));
-        });
-        none_without_table(asked)?;
-        Ok(found)
-    }
-}
-
-fn none_without_table(asked: Result<(), Refusal>) -> Result<(), Refusal> {
-    match asked {
-        Err(refusal) if refusal.errno == Errno::ENOENT => Ok(()),
-        asked => asked,
-    }
-}
-
-fn read_counter(body: &[u8]) -> Option<(String, u64)> {
-    let name = text(attribute(body, 2)?);
-    Some((name, be64(attribute(attribute(body, 4)?, 2)?)?))
-}
-
-fn read_element(element: &[u8]) -> Shown {
-    let value = |kind| attribute(element, kind).and_then(|data| attribute(data, 1));
-    let bytes = |kind| value(kind).unwrap_or(&[]).to_vec();
-    let expires = attribute(element, 5).and_then(be64);
-    let mark = value(2).and_then(super::netlink::ne32);
-    // A single expression, or a list of them.
-    let list = attribute(element, 11).and_then(|list| attribute(list, 1));
-    let counter = attribute(element, 7).or(list);
-    let counter = counter.and_then(|counter| attribute(counter, 2));
-    let packets = counter.and_then(|data| be64(attribute(data, 2)?));
-    Shown {
-        key: bytes(1),
-        last: bytes(10),
-        mark,
-        expires: expires.map(Duration::from_millis),
-        note: attribute(element, 6).unwrap_or(&[]).to_vec(),
-        packets: packets.unwrap_or(0),
     }
 }

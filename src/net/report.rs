@@ -1,7 +1,6 @@
 //! What is in force, and what was denied: read from the kernel.
 
 use super::enforce::{Enforcer, lock};
-use super::linux::counter;
 use super::nft::Shown;
 use super::plan::link_name;
 use super::table::{name, read_address};
@@ -95,4 +94,9 @@ impl Enforcer {
         }
         Ok(denied)
     }
+}
+
+/// The counter of what a slot was denied.
+fn counter(slot: u32) -> String {
+    name("denied", slot)
 }

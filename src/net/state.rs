@@ -178,11 +178,6 @@ impl State {
             .or(found.map(|found| found.place))
     }
 
-    pub(super) fn holder(&self, id: SandboxId) -> Option<&Holder> {
-        let slot = self.slots.get(self.by_id.get(&id)?)?;
-        slot.holder.as_ref()
-    }
-
     /// Gives a slot to a sandbox.
     pub(super) fn hold(&mut self, slot: u32, holder: Holder) {
         if let Some(slot) = self.slots.get_mut(&slot) {
