@@ -1,7 +1,7 @@
 # hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image image-hearth demo dev check test cluster cluster-test fuzz torture bench clean
+.PHONY: help setup build image image-hearth demo dev check test cluster cluster-test cluster-demo fuzz torture bench clean
 
 help: ## What there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: setup image ## All tests, on real containerd and gVisor
 
 cluster: ## A Kubernetes of one node to play with, until Ctrl-C (the first time builds it: ten minutes)
 	@hack/cluster.sh run
+
+cluster-demo: ## See hearth on such a cluster, on one screen
+	@hack/cluster-demo.sh
 
 cluster-test: ## hearth as a DaemonSet on such a cluster: life, upgrade, rights, uninstall
 	@hack/cluster-test.sh

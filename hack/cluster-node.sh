@@ -30,11 +30,15 @@ kernel/keys/root_maxkeys 1000000
 kernel/keys/root_maxbytes 25000000
 EOF
   mount -t tmpfs -o mode=755,size=256m run /run
-  for dir in var opt etc; do
+  for dir in var opt; do
     mkdir -p "$ROOT/disk/$dir" "$ROOT/work/$dir" "/$dir"
     mount -t overlay -o "lowerdir=/$dir,upperdir=$ROOT/disk/$dir,workdir=$ROOT/work/$dir" "$dir" "/$dir"
   done
-  ln -sfn /run /var/run 2>/dev/null || :
+  # No overlay has its upper directory on another one: where containers' layers are made is the disk itself.
+  for dir in containerd kubelet; do
+    mkdir -p "$ROOT/disk/$dir" "/var/lib/$dir"
+    mount --bind "$ROOT/disk/$dir" "/var/lib/$dir"
+  done
 }
 
 # The cgroup namespace begins at the cluster's own groups; the mounts must show that.
@@ -145,6 +149,8 @@ evictionHard: {memory.available: "0%"}
 imageGCHighThresholdPercent: 100
 localStorageCapacityIsolation: false
 resolvConf: ""
+# No pod needs names here.
+clusterDNS: [10.215.0.10]
 syncFrequency: 10s
 nodeStatusUpdateFrequency: 5s
 EOF
@@ -181,7 +187,7 @@ keep etcd etcd --name=node --data-dir="$ROOT/etcd" --listen-client-urls=http://1
 keep containerd containerd --config="$ROOT/containerd.toml"
 keep kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address="$ADDRESS" \
   --cert-dir="$ROOT/apiserver" --token-auth-file="$ROOT/tokens.csv" --authorization-mode=Node,RBAC \
-  --enable-admission-plugins=NodeRestriction --service-cluster-ip-range=10.215.0.0/16 \
+  --kubelet-preferred-address-types=InternalIP --enable-admission-plugins=NodeRestriction --service-cluster-ip-range=10.215.0.0/16 \
   --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$ROOT/accounts.key" \
   --service-account-signing-key-file="$ROOT/accounts.key"
 (

@@ -59,7 +59,7 @@ run_logged image-hearth pack "$work" "$work/first.tar" || die "the image could n
 if [ -n "$check" ]; then
   # Copied, so that neither dates nor the order of directories are those of before.
   mkdir "$work/again"
-  cp -r "$work/root" "$work/again/root"
+  cp -r --preserve=mode "$work/root" "$work/again/root"
   run_logged image-hearth-again pack "$work/again" "$work/second.tar" || die "the image could not be packed again"
   cmp "$work/first.tar" "$work/second.tar" || die "two packings of the same programs differ"
   have "packed twice: the same bytes"

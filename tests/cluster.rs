@@ -14,7 +14,7 @@ mod certificates;
 use certificates::{Authority, Issued, Wanted};
 
 /// How long anything that must come may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(120);
 const POOL: &str = "python";
 /// CAP_KILL, as a mask.
 const KILL: u64 = 1 << 5;
@@ -144,7 +144,7 @@ impl Cluster {
             args.extend(["--set", *value]);
         }
         self.tool("helm", &args);
-        self.kubectl(&["rollout", "status", "daemonset/hearth", "--timeout=180s"]);
+        self.kubectl(&["rollout", "status", "daemonset/hearth", "--timeout=120s"]);
     }
 
     /// The one pod there is, when it is ready and nothing is ending.

@@ -83,3 +83,12 @@ pub enum ExitCause {
     /// the listing it belongs to.
     NetworkLost,
 }
+
+/// Why a creation did not succeed. Whatever it left is destroyed by the machine's decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreateFailure {
+    /// The template is at fault (image, command, readiness, limits): counts towards the breaker.
+    Template(String),
+    /// containerd cannot be reached: not the template's fault; the machine waits for it to come back.
+    RuntimeUnavailable,
+}

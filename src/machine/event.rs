@@ -1,6 +1,6 @@
 //! What the machine is told, and what it asks for.
 
-pub use super::causes::{
+pub use super::causes::{CreateFailure, 
     CheckpointFailure, ExitCause, FreezeCause, GuestFailure, RestoreFailure, SinkCause, ThawCause,
 };
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
@@ -51,15 +51,6 @@ pub enum Call {
     Inspect,
     /// Node.Orphans with destroy: only ids listed as orphans are destroyed. Answered like Inspect.
     DestroyOrphans(Vec<SandboxId>),
-}
-
-/// Why a creation did not succeed. Whatever it left is destroyed by the machine's decision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CreateFailure {
-    /// The template is at fault (image, command, readiness, limits): counts towards the breaker.
-    Template(String),
-    /// containerd cannot be reached: not the template's fault; the machine waits for it to come back.
-    RuntimeUnavailable,
 }
 
 /// What a guest holds, asked by recovery.
