@@ -1,7 +1,8 @@
 //! What the machine is told, and what it asks for.
 
-pub use super::causes::{CreateFailure, 
-    CheckpointFailure, ExitCause, FreezeCause, GuestFailure, RestoreFailure, SinkCause, ThawCause,
+pub use super::causes::{
+    CheckpointFailure, CreateFailure, ExitCause, FreezeCause, GuestFailure, RestoreFailure,
+    SinkCause, ThawCause,
 };
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::network::NetworkPolicy;
