@@ -18,13 +18,8 @@ mod noises;
 #[path = "../tests/node/outside.rs"]
 #[allow(dead_code)]
 mod outside;
-#[path = "node/packets.rs"]
-mod packets;
 #[path = "node/peer.rs"]
 mod peer;
-#[path = "../tests/network/world.rs"]
-#[allow(dead_code)]
-mod world;
 
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::{ExecRequest, ExecStart, Pool, exec_request, exec_response};
@@ -55,12 +50,6 @@ async fn main() {
         code::section(&mut report).await;
         if only.is_some() {
             return report.write("node-code");
-        }
-    }
-    if wanted("packets") {
-        packets::section(&mut report);
-        if only.is_some() {
-            return report.write("node-packets");
         }
     }
     if wanted("network") {
