@@ -18,15 +18,10 @@ mod noises;
 #[path = "../tests/node/outside.rs"]
 #[allow(dead_code)]
 mod outside;
-#[path = "node/packets.rs"]
-mod packets;
 #[path = "node/peer.rs"]
 mod peer;
 #[path = "node/sleep.rs"]
 mod sleep;
-#[path = "../tests/network/world.rs"]
-#[allow(dead_code)]
-mod world;
 
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::{ExecRequest, ExecStart, Pool, exec_request, exec_response};
@@ -63,12 +58,6 @@ async fn main() {
         sleep::section(&mut report).await;
         if only.is_some() {
             return report.write("node-sleep");
-        }
-    }
-    if wanted("packets") {
-        packets::section(&mut report);
-        if only.is_some() {
-            return report.write("node-packets");
         }
     }
     if wanted("network") {

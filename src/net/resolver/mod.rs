@@ -8,8 +8,6 @@
 mod decide;
 mod upstream;
 
-pub(crate) use decide::{PIN_MAX, PIN_MIN};
-
 use super::NetError;
 use super::enforce::{Enforcer, lock};
 use super::linux::{Inner, RULES_DEADLINE};
