@@ -20,7 +20,6 @@ mod metrics;
 mod network;
 mod ready;
 mod residency;
-mod residency_metrics;
 mod shift;
 mod sink;
 mod tell;

@@ -1,9 +1,12 @@
 //! Freezes, thaws and reclaims, in the order the machine decided on them: one at a time for each sandbox, and a freeze
 //! that was overtaken by a thaw, a claim or a destruction never begins.
 
+mod metrics;
+
+pub(super) use metrics::ResidencyMetrics;
+
 use super::guests::Guests;
 use super::network::Networks;
-use super::residency_metrics::ResidencyMetrics;
 use super::work::bounded;
 use crate::failpoint::failpoint;
 use crate::guest::GuestError;

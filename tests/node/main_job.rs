@@ -94,15 +94,6 @@ async fn claim_run_code_release() {
         (Code::AlreadyExists, "CLAIM_CONTENT_DIFFERS")
     );
 
-    let to_disk = HibernateRequest {
-        claim_id: id.clone(),
-        epoch: 1,
-        tier: Tier::Disk.into(),
-        ..HibernateRequest::default()
-    };
-    let refused = hearth.claims().await.hibernate(to_disk).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
-
     hearth.release(&id).await;
     hearth.release(&id).await;
     let gone = hearth

@@ -471,7 +471,8 @@ impl World {
                     true => Err("deadline".to_owned()),
                     false => Ok(()),
                 };
-                if result.is_ok() {
+                // A sandbox's workers take turns: it was done before a freeze that was decided after it.
+                if result.is_ok() && !self.to_sleep.contains_key(&sandbox) {
                     self.set_frozen(sandbox, false);
                 }
                 self.tell(Event::Thawed(sandbox, result));

@@ -5,7 +5,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, R
 use std::time::Duration;
 
 /// What freezes, thaws and reclaims count.
-pub(super) struct ResidencyMetrics {
+pub(in crate::driver) struct ResidencyMetrics {
     stages: HistogramVec,
     failures: IntCounterVec,
     reclaimed: IntCounter,
@@ -16,7 +16,7 @@ impl ResidencyMetrics {
     ///
     /// # Errors
     /// A name is registered already.
-    pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub(in crate::driver) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let stages = HistogramOpts::new(
             "hearth_residency_stage_duration_seconds",
             "How long freezes, thaws, reclaims, checkpoints, sheds and restores took",
@@ -44,16 +44,16 @@ impl ResidencyMetrics {
         Ok(it)
     }
 
-    pub(super) fn took(&self, stage: &str, took: Duration) {
+    pub(in crate::driver) fn took(&self, stage: &str, took: Duration) {
         let histogram = self.stages.with_label_values(&[stage]);
         histogram.observe(took.as_secs_f64());
     }
 
-    pub(super) fn failed(&self, stage: &str) {
+    pub(in crate::driver) fn failed(&self, stage: &str) {
         self.failures.with_label_values(&[stage]).inc();
     }
 
-    pub(super) fn reclaimed(&self, done: &Reclaimed) {
+    pub(in crate::driver) fn reclaimed(&self, done: &Reclaimed) {
         self.reclaimed.inc_by(done.bytes);
     }
 }
