@@ -2,9 +2,9 @@
 //! contract where it meets reality (timers, guests, refills).
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use hearth::api::{
-    BreakerState, ChangeKind, ClaimBatchRequest, ClaimState, File, GetClaimRequest,
-    HibernateRequest, OnEmpty, Personalization, Readiness, RenewRequest, Secret, Source, Tier,
-    WatchClaimsRequest, WriteFileRequest, WriteFileStart, claim_result, write_file_request,
+    BreakerState, ChangeKind, ClaimBatchRequest, ClaimState, File, GetClaimRequest, OnEmpty,
+    Personalization, Readiness, RenewRequest, Secret, Source, WatchClaimsRequest, WriteFileRequest,
+    WriteFileStart, claim_result, write_file_request,
 };
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
