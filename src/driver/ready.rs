@@ -23,35 +23,9 @@ pub(super) async fn make(
     guests: &Guests,
     spec: &CreateSpec,
 ) -> Result<(), CreateFailure> {
-    let template = |what: String| CreateFailure::Template(bounded(what));
     let created = runtime.create(spec).await;
     created.map_err(|error| create_failure(&error))?;
-    let guest = guests.open(spec.id);
-    let guest = guest.map_err(|error| template(format!("the guest's FIFOs: {error}")))?;
-    let answered = guest.ping(FIRST_ANSWER).await;
-    answered.map_err(|error| template(format!("hearth-init: {error}")))?;
-
-    let readiness = &spec.template.readiness;
-    let deadline = Instant::now() + Duration::from_millis(readiness.timeout_ms);
-    let warm = &spec.template.warm_command;
-    if !warm.is_empty() {
-        match timeout_at(deadline, run(guest.as_ref(), warm)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(what)) => return Err(template(format!("warm_command: {what}"))),
-            Err(_) => return Err(template("warm_command did not end in time".into())),
-        }
-    }
-    if !spec.template.interpreter.is_empty() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let ready = guest.interpreter(left).await;
-        ready.map_err(|error| template(format!("interpreter: {error}")))?;
-    }
-    if !readiness.command.is_empty() {
-        prove(guest.as_ref(), &readiness.command, deadline)
-            .await
-            .map_err(template)?;
-    }
-    Ok(())
+    proved(guests, spec, &spec.template.warm_command).await
 }
 
 /// Clones, connects, proves that it is ready. What its original did before is done.
@@ -60,15 +34,28 @@ pub(super) async fn clone(
     guests: &Guests,
     spec: &CreateSpec,
 ) -> Result<(), CreateFailure> {
-    let template = |what: String| CreateFailure::Template(bounded(what));
     let created = runtime.create_clone(spec).await;
     created.map_err(|error| create_failure(&error))?;
+    proved(guests, spec, &[]).await
+}
+
+/// Connects to what was started, runs `warm` if there is any, waits for interpreter and readiness.
+async fn proved(guests: &Guests, spec: &CreateSpec, warm: &[String]) -> Result<(), CreateFailure> {
+    let template = |what: String| CreateFailure::Template(bounded(what));
     let guest = guests.open(spec.id);
     let guest = guest.map_err(|error| template(format!("the guest's FIFOs: {error}")))?;
     let answered = guest.ping(FIRST_ANSWER).await;
     answered.map_err(|error| template(format!("hearth-init: {error}")))?;
+
     let readiness = &spec.template.readiness;
     let deadline = Instant::now() + Duration::from_millis(readiness.timeout_ms);
+    if !warm.is_empty() {
+        match timeout_at(deadline, run(guest.as_ref(), warm)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(what)) => return Err(template(format!("warm_command: {what}"))),
+            Err(_) => return Err(template("warm_command did not end in time".into())),
+        }
+    }
     if !spec.template.interpreter.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         let ready = guest.interpreter(left).await;
