@@ -56,11 +56,9 @@ impl Core {
         match &caller.right {
             Right::Role(_) => false,
             Right::Open => true,
-            Right::Token(token) => match self.call(Call::Get(claim)).await {
-                Ok(Answer::Claim(view)) => view
-                    .sandbox
-                    .is_some_and(|sandbox| !self.key.opens(token, claim, sandbox)),
-                _ => false,
+            Right::Token(token) => match self.view(claim).await {
+                Ok(view) => view.sandbox.is_some() && !self.opens(token, &view),
+                Err(_) => false,
             },
         }
     }
@@ -68,11 +66,7 @@ impl Core {
     /// The same, and one that sleeps is left asleep.
     pub async fn find(&self, caller: &Caller, claim: ClaimId) -> Result<SandboxId, Refusal> {
         caller.trail.about(format!("claim {claim}"));
-        let found = match self.call(Call::Get(claim)).await {
-            Ok(Answer::Claim(view)) => found(*view),
-            Ok(other) => Err(unexpected(&other)),
-            Err(refusal) => Err(refusal),
-        };
+        let found = self.view(claim).await.and_then(found);
         self.open(caller, claim, found).await
     }
 
@@ -85,9 +79,7 @@ impl Core {
     ) -> Result<SandboxId, Refusal> {
         match &caller.right {
             Right::Role(_) => located,
-            Right::Open => Err(Refusal::NotAllowed {
-                detail: "this call needs the claim's access token",
-            }),
+            Right::Open => Err(NO_TOKEN),
             Right::Token(token) => {
                 let (opens, answer) = match located {
                     Ok(sandbox) if self.key.opens(token, claim, sandbox) => (true, Ok(sandbox)),
@@ -106,20 +98,13 @@ impl Core {
     /// A claim that the caller may use, as it stands: nobody is woken.
     pub async fn peek(&self, caller: &Caller, claim: ClaimId) -> Result<ClaimView, Refusal> {
         caller.trail.about(format!("claim {claim}"));
-        let view = match self.call(Call::Get(claim)).await {
-            Ok(Answer::Claim(view)) => Ok(*view),
-            Ok(other) => Err(unexpected(&other)),
-            Err(refusal) => Err(refusal),
-        };
+        let view = self.view(claim).await;
         match &caller.right {
             Right::Role(_) => view,
-            Right::Open => Err(Refusal::NotAllowed {
-                detail: "this call needs the claim's access token",
-            }),
+            Right::Open => Err(NO_TOKEN),
             Right::Token(token) => {
                 let view = view.map_err(|_| CLOSED)?;
-                let sandbox = view.sandbox;
-                let opens = sandbox.is_some_and(|it| self.key.opens(token, claim, it));
+                let opens = self.opens(token, &view);
                 caller.trail.decided(opens, "token");
                 if opens { Ok(view) } else { Err(CLOSED) }
             }
@@ -128,14 +113,26 @@ impl Core {
 
     /// Why a claim can't be used is told to who holds its token only; others don't even learn that there is one.
     async fn told_to_holder(&self, token: &str, claim: ClaimId, refusal: Refusal) -> Refusal {
-        let sandbox = match self.call(Call::Get(claim)).await {
-            Ok(Answer::Claim(view)) => view.sandbox,
-            Ok(_) | Err(Refusal::ClaimUnknown { .. } | Refusal::ClaimReleased { .. }) => None,
+        match self.view(claim).await {
+            Ok(view) if self.opens(token, &view) => refusal,
+            Ok(_) | Err(Refusal::ClaimUnknown { .. } | Refusal::ClaimReleased { .. }) => CLOSED,
             // hearthd's own state, for example that it starts.
-            Err(other) => return other,
-        };
-        let opens = sandbox.is_some_and(|sandbox| self.key.opens(token, claim, sandbox));
-        if opens { refusal } else { CLOSED }
+            Err(other) => other,
+        }
+    }
+
+    /// A claim as it stands.
+    async fn view(&self, claim: ClaimId) -> Result<ClaimView, Refusal> {
+        match self.call(Call::Get(claim)).await? {
+            Answer::Claim(view) => Ok(*view),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Does the token open this claim's sandbox? Without a sandbox there is nothing to open.
+    fn opens(&self, token: &str, claim: &ClaimView) -> bool {
+        let sandbox = claim.sandbox;
+        sandbox.is_some_and(|sandbox| self.key.opens(token, claim.id, sandbox))
     }
 }
 
@@ -154,6 +151,10 @@ fn found(view: ClaimView) -> Result<SandboxId, Refusal> {
         }
     }
 }
+
+const NO_TOKEN: Refusal = Refusal::NotAllowed {
+    detail: "this call needs the claim's access token",
+};
 
 const CLOSED: Refusal = Refusal::NotAllowed {
     detail: "the token does not open this claim (a token ends with its claim)",
