@@ -93,55 +93,30 @@ impl Node {
         let admitted = self.conditions.staying();
         let admitted = admitted.and_then(|()| self.fencing.admit(fence, out));
         let done = admitted.and_then(|_| match tier {
-            Tier::Auto | Tier::Memory => self.try_hibernate(request, claim, reason, out),
+            Tier::Auto | Tier::Memory => self.try_sleep(request, claim, (false, reason), out),
             Tier::Disk => self
                 .disk_tier()
-                .and_then(|()| self.try_sink(request, claim, reason, out)),
+                .and_then(|()| self.try_sleep(request, claim, (true, reason), out)),
         });
         if let Err(refusal) = done {
             out.refuse(request, refusal);
         }
     }
 
-    fn try_hibernate(
+    fn try_sleep(
         &mut self,
         request: RequestId,
         claim: ClaimId,
-        reason: WaitingOn,
+        (to_disk, reason): (bool, WaitingOn),
         out: &mut Out<'_>,
     ) -> Result<(), Refusal> {
         let sandbox = self.held_sandbox(claim)?;
-        let join = |waiting: &mut Waiting| waiting.to_sleep.push(request);
-        match self.sandboxes.get(sandbox).map(|it| it.operation) {
-            Some(Operation::Thaw | Operation::Restore) => {
-                let claim = claim.to_string();
-                return Err(Refusal::WakeInFlight { claim });
-            }
-            Some(Operation::Freeze | Operation::Checkpoint) => {
-                self.residing.sleepers.join(claim, join)?;
-            }
-            _ if self.is_frozen(sandbox) || self.is_on_disk(sandbox) => {
-                out.answer(request, Answer::Hibernated, out.ticket());
-            }
-            _ => {
-                self.residing.sleepers.join(claim, join)?;
-                self.begin_freeze(sandbox, FreezeCause::Asked(reason), out);
-            }
-        }
-        Ok(())
-    }
-
-    fn try_sink(
-        &mut self,
-        request: RequestId,
-        claim: ClaimId,
-        reason: WaitingOn,
-        out: &mut Out<'_>,
-    ) -> Result<(), Refusal> {
-        let sandbox = self.held_sandbox(claim)?;
+        let there = self.is_on_disk(sandbox) || (!to_disk && self.is_frozen(sandbox));
         let join = |waiting: &mut Waiting| {
             waiting.to_sleep.push(request);
-            waiting.to_disk = Some(reason);
+            if to_disk {
+                waiting.to_disk = Some(reason);
+            }
         };
         match self.sandboxes.get(sandbox).map(|it| it.operation) {
             Some(Operation::Thaw | Operation::Restore) => {
@@ -151,12 +126,13 @@ impl Node {
             Some(Operation::Freeze | Operation::Checkpoint) => {
                 self.residing.sleepers.join(claim, join)?;
             }
-            _ if self.is_on_disk(sandbox) => {
-                out.answer(request, Answer::Hibernated, out.ticket());
-            }
+            _ if there => out.answer(request, Answer::Hibernated, out.ticket()),
             _ => {
                 self.residing.sleepers.join(claim, join)?;
-                self.begin_checkpoint(sandbox, SinkCause::Asked(reason), out);
+                match to_disk {
+                    true => self.begin_checkpoint(sandbox, SinkCause::Asked(reason), out),
+                    false => self.begin_freeze(sandbox, FreezeCause::Asked(reason), out),
+                }
             }
         }
         Ok(())
