@@ -267,6 +267,16 @@ impl Table {
         batch.rule("output", &[Expr::Untracked]);
     }
 
+    /// Packets to the router's own addresses: the test of the family, the load of the destination, and what it must be.
+    fn to_gateway(&self) -> [([Expr<'static>; 2], Expr<'static>, Vec<u8>); 2] {
+        let [four, six] = self.plan.gateway().map(octets);
+        let destination = |offset, length| payload(Base::Network, offset, length, FIRST);
+        [
+            (V4, destination(16, 4), four),
+            (V6, destination(24, 16), six),
+        ]
+    }
+
     fn guard(&self, batch: &mut Batch) {
         let hook = Hook {
             number: 0,
@@ -283,21 +293,8 @@ impl Table {
             Expr::Then(Verdict::Accept),
         ];
         batch.chain("passed", None);
-        for (gateway, family, offset) in self
-            .plan
-            .gateway()
-            .into_iter()
-            .zip([V4, V6])
-            .zip([16, 24])
-            .map(|((g, f), o)| (g, f, o))
-        {
-            let octets = octets(gateway);
-            let length = u32::from(gateway.is_ipv4()) * 4 + u32::from(gateway.is_ipv6()) * 16;
-            let to_us = [
-                payload(Base::Network, offset, length, FIRST),
-                Expr::Is(&octets),
-                Expr::Untracked,
-            ];
+        for (family, destination, octets) in self.to_gateway() {
+            let to_us = [destination, Expr::Is(&octets), Expr::Untracked];
             batch.rule("passed", &[&family[..], &to_us].concat());
         }
         batch.rule("passed", &pass);
@@ -386,19 +383,10 @@ impl Table {
             Expr::Then(Verdict::Drop),
         ];
         batch.rule("input", &from_node);
-        for (gateway, family, offset) in self
-            .plan
-            .gateway()
-            .into_iter()
-            .zip([V4, V6])
-            .zip([16, 24])
-            .map(|((g, f), o)| (g, f, o))
-        {
-            let octets = octets(gateway);
-            let length = u32::from(gateway.is_ipv4()) * 4 + u32::from(gateway.is_ipv6()) * 16;
+        for (family, destination, octets) in self.to_gateway() {
             for protocol in [[6], [17]] {
                 let question = [
-                    payload(Base::Network, offset, length, FIRST),
+                    destination,
                     Expr::Is(&octets),
                     Expr::Meta(Meta::L4Proto, FIRST),
                     Expr::Is(&protocol),
