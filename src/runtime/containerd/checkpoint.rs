@@ -56,8 +56,6 @@ pub(super) const CHECKPOINT: Call = Call::seconds("tasks.checkpoint", 130);
 const TASK: Call = Call::seconds("tasks.create", 30);
 pub(super) const RESTORE: Call = Call::seconds("tasks.start", 130);
 
-/// A sandbox comes back at the second try at the latest: about one restore in a thousand fails for no lasting reason.
-const TRIES: u32 = 2;
 /// Staging memory is given out in pieces of this size.
 const UNIT_BYTES: u64 = 1 << 20;
 
@@ -281,37 +279,21 @@ impl ContainerdRuntime {
             Err(VaultError::Mismatch(what)) => return Err(RestoreFailure::Mismatch(what)),
             Err(error) => return Err(RestoreFailure::Unavailable(error.to_string())),
         }
-        let started = self
-            .try_starts(id, (pool, network), &tier.vault, rootfs)
-            .await;
+        let mut started = self
+            .start_from(id, (pool, network), &tier.vault, rootfs)
+            .await
+            .map_err(judged);
+        if started.is_err()
+            && let Err(error) = self.shed_task(id).await
+        {
+            started = Err(later(error));
+        }
         let vault = tier.vault.clone();
         let discarded = blocking("restore", move || {
             vault.discard(id).map_err(|error| error.to_string())
         });
         discarded.await.map_err(later)?;
         started
-    }
-
-    async fn try_starts(
-        &self,
-        id: SandboxId,
-        place: (&PoolName, Option<&SandboxNetwork>),
-        vault: &Vault,
-        rootfs: Vec<Mount>,
-    ) -> Result<(), RestoreFailure> {
-        let mut attempt = 1;
-        loop {
-            let Err(error) = self.start_from(id, place, vault, rootfs.clone()).await else {
-                return Ok(());
-            };
-            tracing::warn!(sandbox = %id, attempt, %error, "the restore failed");
-            self.shed_task(id).await.map_err(later)?;
-            // gVisor has taken its addresses off the link: the network is asked again before another try.
-            if attempt == TRIES || place.1.is_some() {
-                return Err(judged(error));
-            }
-            attempt += 1;
-        }
     }
 
     async fn start_from(
