@@ -42,7 +42,7 @@ pub async fn drain(
             };
             let last = is_last(&status, now);
             if told.as_ref() != Some(&status) {
-                told = Some(status.clone());
+                told = Some(status);
                 let status = Some(status);
                 out.send(DrainResponse { status }).await;
             }

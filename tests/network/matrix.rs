@@ -218,7 +218,7 @@ async fn others(world: &World, net: &LinuxNetwork) {
             .furnish(id(number), &pool("others"), &policy)
             .await
             .unwrap();
-        let column = COLUMNS[8 + number as usize].1;
+        let column = COLUMNS[8 + usize::try_from(number).unwrap()].1;
         assert_eq!(interface.ipv4.to_string(), column[0]);
         assert_eq!(interface.ipv6.to_string(), column[1]);
         let sandbox = world.sandbox(&interface);
