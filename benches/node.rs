@@ -18,10 +18,15 @@ mod noises;
 #[path = "../tests/node/outside.rs"]
 #[allow(dead_code)]
 mod outside;
+#[path = "node/packets.rs"]
+mod packets;
 #[path = "node/peer.rs"]
 mod peer;
 #[path = "node/sleep.rs"]
 mod sleep;
+#[path = "../tests/network/world.rs"]
+#[allow(dead_code)]
+mod world;
 
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::{ExecRequest, ExecStart, Pool, exec_request, exec_response};
@@ -64,6 +69,12 @@ async fn main() {
         network::section(&mut report).await;
         if only.is_some() {
             return report.write("node-network");
+        }
+    }
+    if wanted("packets") {
+        packets::section(&mut report);
+        if only.is_some() {
+            return report.write("node-packets");
         }
     }
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;

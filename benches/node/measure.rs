@@ -16,6 +16,11 @@ impl Series {
         self.0.push(took);
     }
 
+    /// Takes another's samples in.
+    pub fn extend(&mut self, other: &Self) {
+        self.0.extend(&other.0);
+    }
+
     pub fn count(&self) -> usize {
         self.0.len()
     }

@@ -220,11 +220,17 @@ fn raw(hearth: &Hearth, sandbox: &str) -> (Duration, Duration) {
             "--network=none",
             "--overlay2=root:self,size=1073741824",
         ]);
+        // What a restored sandbox inherits stays open: a pipe would never end.
+        let told = hearth.path("raw.log");
+        let log = std::fs::File::create(&told).unwrap();
         let command = command.args(words).stdin(Stdio::null());
+        let command = command.stdout(log.try_clone().unwrap()).stderr(log);
         let began = Instant::now();
-        let said = command.output().unwrap();
-        assert!(said.status.success(), "{words:?}: {said:?}");
-        began.elapsed()
+        let status = command.status().unwrap();
+        let took = began.elapsed();
+        let said = || std::fs::read_to_string(&told).unwrap_or_default();
+        assert!(status.success(), "{words:?}: {}", said());
+        took
     };
     let path = format!("--image-path={}", image.display());
     let checkpoint = run(&root, &["checkpoint", "--leave-running", &path, sandbox]);

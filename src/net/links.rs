@@ -132,6 +132,10 @@ impl Links {
         let link = link.ok_or(NetError::NoInterface)?.index;
         let mut requests = Requests::new();
         requests.up(link);
+        // gVisor makes its loopback of the namespace's, and skips what is down: 127.0.0.1 would go to the gateway.
+        if let Some(lo) = inside.link("lo").map_err(failed(WHAT))? {
+            requests.up(lo.index);
+        }
         let pairs = self
             .plan
             .addresses(slot)

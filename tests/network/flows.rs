@@ -56,7 +56,6 @@ fn a_published_port_is_the_only_way_in() {
             .await
             .unwrap();
         let sandbox = world.sandbox(&interface);
-        sandbox.space.program("ip link set lo up");
         let addresses = [interface.ipv4.into(), interface.ipv6.into()];
         crate::world::serve(&sandbox.space, addresses.to_vec());
         world

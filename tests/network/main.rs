@@ -8,5 +8,6 @@ mod flows;
 mod matrix;
 mod names;
 mod resolving;
+mod spoofed;
 mod traces;
 mod world;

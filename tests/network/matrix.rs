@@ -12,7 +12,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 /// What a column is called, and its addresses over IPv4 and IPv6.
-const COLUMNS: [(&str, &[&str]); 12] = [
+pub const COLUMNS: [(&str, &[&str]); 12] = [
     ("public", &["93.184.216.34", "2606:2800:220:1::1"]),
     ("other public", &["151.101.1.69", "2a04:4e42::81"]),
     ("cluster", &["34.118.224.1", "2600:1900:4000::1"]),
@@ -34,7 +34,7 @@ const COLUMNS: [(&str, &[&str]); 12] = [
 ];
 
 /// What is reached, column by column: `.` nothing, `t` TCP, `u` UDP, `b` both; the last one: is the name answered?
-const ROWS: [(&str, &str); 8] = [
+pub const ROWS: [(&str, &str); 8] = [
     ("`internet`", "bb.........b"),
     ("`internet`, `deny` public", ".b.........b"),
     ("`allowlist`, empty", "............"),
@@ -50,7 +50,7 @@ const ROWS: [(&str, &str); 8] = [
 
 const NAME: &str = "listed.example";
 
-fn policy(row: usize) -> NetworkPolicy {
+pub fn policy(row: usize) -> NetworkPolicy {
     const ALL: [&str; 2] = ["any 0.0.0.0/0", "any ::/0"];
     const PRIVATE: [&str; 4] = [
         "any 10.0.0.0/8",

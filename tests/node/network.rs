@@ -8,6 +8,13 @@ use hearth::api::{
     NetworkMode, NetworkPolicy, NetworkRule, Personalization, Pool, PortRange, Source, Tier,
 };
 
+/// A server inside, and its client.
+const LOOPBACK: &str = "import socket
+for address in ('127.0.0.1', '::1'):
+    server = socket.create_server((address, 0), family=socket.AF_INET6 if ':' in address else socket.AF_INET)
+    client = socket.create_connection(server.getsockname()[:2], 2)
+    print(client.getpeername()[0])";
+
 /// hearthd in the node's namespace.
 async fn node(outside: &Outside) -> Hearth {
     let settings = [
@@ -103,11 +110,11 @@ async fn templates_open_what_they_say_and_nothing_else() {
     let (listed, _) = hearth.claim("listed").await;
     let (open, _) = hearth.claim("open").await;
     let (neighbour, _) = hearth.claim("open").await;
-    let links = "import os; print(sorted(os.listdir('/sys/class/net')) if os.path.exists('/sys/class/net') else 'none')";
-    println!(
-        "inside: {}",
-        hearth.run(&open, &["python3", "-c", links]).await.1
-    );
+    // With an interface or without: a loopback.
+    for claim in [&closed, &open] {
+        let (code, told) = hearth.run(claim, &["python3", "-c", LOOPBACK]).await;
+        assert_eq!((code, told.as_str()), (0, "127.0.0.1\n::1\n"), "{claim}");
+    }
     let neighbours = network(&hearth, &neighbour).await.addresses[0].clone();
     for (target, port, expected) in [
         (outside::PUBLIC, 80, [false, false, true]),
@@ -133,6 +140,16 @@ async fn templates_open_what_they_say_and_nothing_else() {
     let counted = "hearth_network_denied_packets_total{pool=\"open\"}";
     assert!(scraped.contains(counted), "{scraped}");
     hearth.finish().await;
+}
+
+async fn sleep(hearth: &Hearth, claim: &str, tier: Tier) {
+    let request = HibernateRequest {
+        claim_id: claim.to_owned(),
+        epoch: 1,
+        tier: tier.into(),
+        reason: HibernateReason::WaitingOnModel.into(),
+    };
+    hearth.claims().await.hibernate(request).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,27 +179,19 @@ async fn a_claim_brings_its_policy_to_a_member_warm_or_frozen() {
             !reaches(&hearth, &claim, refused, 80).await,
             "{refused}, {source:?}"
         );
-        // As it was, after a sleep.
-        let request = HibernateRequest {
-            claim_id: claim.clone(),
-            epoch: 1,
-            tier: Tier::Memory.into(),
-            reason: HibernateReason::WaitingOnModel.into(),
-        };
-        hearth.claims().await.hibernate(request).await.unwrap();
-        let asleep = network(&hearth, &claim).await;
-        assert_eq!(
-            asleep.policy.unwrap().allow[0].cidr,
-            format!("{allowed}/32")
-        );
-        assert!(
-            reaches(&hearth, &claim, allowed, 80).await,
-            "after its sleep"
-        );
-        assert!(
-            !reaches(&hearth, &claim, refused, 80).await,
-            "after its sleep"
-        );
+        // As it was, after a sleep in either tier.
+        for tier in [Tier::Memory, Tier::Disk] {
+            sleep(&hearth, &claim, tier).await;
+            if tier == Tier::Memory {
+                let asleep = network(&hearth, &claim).await;
+                let held = asleep.policy.unwrap().allow[0].cidr.clone();
+                assert_eq!(held, format!("{allowed}/32"));
+            }
+            assert!(reaches(&hearth, &claim, allowed, 80).await, "{tier:?}");
+            assert!(!reaches(&hearth, &claim, refused, 80).await, "{tier:?}");
+            let (code, told) = hearth.run(&claim, &["python3", "-c", LOOPBACK]).await;
+            assert_eq!((code, told.as_str()), (0, "127.0.0.1\n::1\n"), "{tier:?}");
+        }
     }
     // The pool may have thawed the second one before it was claimed.
     assert_eq!(sources[0], Source::Warm);
