@@ -1,12 +1,16 @@
 //! Network policies on a real node: gVisor's own network stack on a real netns, nftables, hearth's resolver. The packet
 //! matrix is in `tests/network`; here is what the daemon makes of it: templates, claims, sleep, deaths, leaks.
 
-use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use crate::hearthd::{
+    Hearth, claim_request, eventually, fresh_id, patient_request, pool, processes,
+};
 use crate::outside::{self, Outside};
 use hearth::api::{
     ClaimRequest, GetNetworkRequest, GetNetworkResponse, HibernateReason, HibernateRequest,
     NetworkMode, NetworkPolicy, NetworkRule, Personalization, Pool, PortRange, Source, Tier,
 };
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// A server inside, and its client.
 const LOOPBACK: &str = "import socket
@@ -322,63 +326,108 @@ async fn names_open_as_they_are_resolved_and_ports_as_they_are_published() {
     hearth.finish().await;
 }
 
-/// Nothing of a sandbox's network outlives it.
+/// Sandboxes that are claimed with a policy of their own, talk, and are released.
+const CHURNED: u32 = 500;
+/// Callers at once.
+const CHURNERS: u32 = 4;
+
+/// How many there are of everything that a sandbox has.
+fn census(hearth: &Hearth, outside: &Outside) -> BTreeMap<&'static str, usize> {
+    let sandboxes = hearth.census();
+    let root = hearth.path("").display().to_string();
+    let root = root.trim_end_matches('/').to_owned();
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let (links, elements) = outside.census();
+    BTreeMap::from([
+        ("containers", sandboxes.containers.len()),
+        ("tasks", sandboxes.tasks.len()),
+        ("cgroups", sandboxes.cgroups.len()),
+        ("directories", sandboxes.dirs.len()),
+        (
+            "processes",
+            processes(|line| line.iter().any(|word| word.contains(&root))).len(),
+        ),
+        (
+            "mounts",
+            mounts.lines().filter(|line| line.contains(&root)).count(),
+        ),
+        ("links", links),
+        ("elements of nftables", elements),
+    ])
+}
+
+fn descriptors(hearth: &Hearth) -> usize {
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", hearth.pid()));
+    fds.unwrap().count()
+}
+
+/// Claims a member with a policy of its own, uses its network, and releases it.
+async fn churn(hearth: &Hearth, round: u32) {
+    let (open, closed) = match round % 2 {
+        0 => (outside::PUBLIC, outside::OTHER),
+        _ => (outside::OTHER, outside::PUBLIC),
+    };
+    let request = ClaimRequest {
+        personalization: request("python", Some(allow(to(open)))).personalization,
+        ..patient_request(&fresh_id(), "python", 60)
+    };
+    let id = request.claim_id.clone();
+    hearth.claims().await.claim(request).await.unwrap();
+    if round.is_multiple_of(25) {
+        assert!(reaches(hearth, &id, open, 80).await, "round {round}");
+        assert!(!reaches(hearth, &id, closed, 80).await, "round {round}");
+    }
+    hearth.release(&id).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn churn_leaves_no_network_behind() {
+async fn five_hundred_churned_sandboxes_leave_nothing_behind() {
     let outside = Outside::new();
     let hearth = node(&outside).await;
-    hearth
-        .set_pools(vec![with_policy("python", 2, mode(NetworkMode::Allowlist))])
-        .await;
-    hearth.warm("python", 2).await;
+    let mut python = with_policy("python", 4, mode(NetworkMode::Allowlist));
+    python.max_parallel_refills = 4;
+    hearth.set_pools(vec![python]).await;
+    // Spares come back in their own time, and so do descriptors.
     let settled = async || {
-        hearth.warm("python", 2).await;
-        eventually("nothing is released", || async {
-            let status = hearth.status("python").await;
-            status.releasing == 0 && status.creating == 0
+        hearth.warm("python", 4).await;
+        let mut last = BTreeMap::new();
+        eventually("nothing moves any more", || {
+            let now = census(&hearth, &outside);
+            let same = now == last;
+            last = now;
+            async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                same
+            }
         })
         .await;
+        last
     };
-    settled().await;
-    let fds = || {
-        std::fs::read_dir(format!("/proc/{}/fd", hearth.pid()))
-            .unwrap()
-            .count()
-    };
-    // Spares come back in their own time.
-    let mut before = outside.census();
-    eventually("the spares are there", || {
-        let now = outside.census();
-        let same = now == before;
-        before = now;
+    // One round first: what is made once and kept is there.
+    futures::future::join_all((0..CHURNERS).map(|round| churn(&hearth, round))).await;
+    let (before, held) = (settled().await, descriptors(&hearth));
+    let callers = (0..CHURNERS).map(|caller| {
+        let hearth = &hearth;
         async move {
-            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            for round in 0..CHURNED / CHURNERS {
+                churn(hearth, caller + CHURNERS * round).await;
+            }
+        }
+    });
+    futures::future::join_all(callers).await;
+    let mut after = BTreeMap::new();
+    eventually("everything is as before", || {
+        after = census(&hearth, &outside);
+        let same = after == before;
+        async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
             same
         }
     })
     .await;
-    let before_fds = fds();
-    for round in 0..20 {
-        let address = if round % 2 == 0 {
-            outside::PUBLIC
-        } else {
-            outside::OTHER
-        };
-        let request = request("python", Some(allow(to(address))));
-        let id = request.claim_id.clone();
-        eventually("a member", || async {
-            hearth.claims().await.claim(request.clone()).await.is_ok()
-        })
-        .await;
-        hearth.release(&id).await;
-    }
-    settled().await;
-    eventually("links and nftables are as before", || async {
-        outside.census() == before
-    })
-    .await;
+    // Connections of the callers come and go.
     eventually("descriptors are as before", || async {
-        fds() <= before_fds + 4
+        descriptors(&hearth) <= held + 4
     })
     .await;
     hearth.finish().await;
