@@ -268,6 +268,8 @@ impl Node {
         wanted.extend(self.sinking.next_at.map(|at| (at, Timer::Sink)));
         let drain = self.drain.as_ref().and_then(|drain| drain.timer);
         wanted.extend(drain.map(|at| (at, Timer::Drain)));
+        let stow = self.drain.as_ref().and_then(|it| it.stowing.next_at);
+        wanted.extend(stow.map(|at| (at, Timer::DrainSink)));
         wanted.extend(self.sampling.next_at.map(|at| (at, Timer::Sample)));
         wanted.extend(self.listing.next_at.map(|at| (at, Timer::Relist)));
         wanted

@@ -39,6 +39,7 @@ mod sampling;
 mod sandboxes;
 mod sequence;
 mod sinking;
+mod stowing;
 mod timers;
 mod tombstones;
 mod witness;
