@@ -193,6 +193,7 @@ impl Node {
             }
             queued += pool.queue.len();
             ensure(pool.queue.len() <= WAITERS_PER_POOL, 4, "bound", name)?;
+            ensure(pool.queue.is_sound(), 4, "turns", name)?;
             let idle = pool.queue.len() > 0 && self.sandboxes.next_member(name).is_some();
             ensure(!idle, 5, "a warm member beside a claim that waits", name)?;
         }

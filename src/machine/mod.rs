@@ -29,6 +29,7 @@ mod listing;
 mod networking;
 mod out;
 mod pools;
+mod queue;
 mod queueing;
 mod reaper;
 mod recovery;

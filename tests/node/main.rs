@@ -19,6 +19,7 @@ mod neighbours;
 mod network;
 mod noises;
 mod outside;
+mod overload;
 mod privileges;
 mod prometheus;
 mod python;
