@@ -25,6 +25,7 @@ mod prometheus;
 mod python;
 mod residency;
 mod sanity;
+mod soak;
 mod spans;
 mod streams;
 mod torture;
