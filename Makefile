@@ -1,7 +1,7 @@
 # hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image image-hearth demo dev check test cluster cluster-test cluster-demo fuzz torture bench clean
+.PHONY: help setup build image image-hearth demo dev check test cluster cluster-test cluster-demo fuzz torture soak bench clean
 
 help: ## What there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ fuzz: setup ## Fuzz what guests and callers send, each target for FUZZ_SECONDS=6
 torture: setup image ## Kill hearthd -9 at its fail points under load, TORTURE_KILLS=1000 times
 	@hack/build.sh init
 	@HEARTH_TORTURE_KILLS=$(or $(TORTURE_KILLS),1000) cargo test --locked --test node -- torture:: --nocapture
+
+soak: setup image ## Churn and faults for SOAK_SECONDS=1800, then nothing has grown and nothing is left
+	@hack/build.sh init
+	@HEARTH_SOAK_SECONDS=$(or $(SOAK_SECONDS),1800) cargo test --locked --test node -- soak:: --nocapture
 
 bench: build image ## Our figures beside their floor or peer, in target/bench/
 	@hack/bench.sh

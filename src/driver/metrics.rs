@@ -227,7 +227,7 @@ impl Metrics {
             draining: gauge("hearth_draining", "1 while the node is drained")?,
             drain_claims: gauge(
                 "hearth_drain_claims",
-                "Claims that the drain waits for; 0 without one",
+                "Claims that the drain waits for: awake, or on their way to the disk; 0 without one",
             )?,
             claims_evicted: counter(
                 "hearth_claims_evicted_total",
@@ -263,10 +263,10 @@ impl Metrics {
     }
 
     /// The drain as it stands.
-    pub(super) fn drain(&self, drain: Option<DrainView>) {
+    pub(super) fn drain(&self, drain: Option<&DrainView>) {
         self.draining.set(i64::from(drain.is_some()));
         self.drain_claims
-            .set(drain.map_or(0, |it| i64::from(it.claims)));
+            .set(drain.map_or(0, |it| i64::from(it.claims) + i64::from(it.to_disk)));
     }
 
     /// Orphans that are left alone.
@@ -403,6 +403,7 @@ fn sink_label(cause: SinkCause) -> &'static str {
     match cause {
         SinkCause::Age => "age",
         SinkCause::Pressure => "pressure",
+        SinkCause::Drain => "drain",
         SinkCause::Asked(waiting) => freeze_label(FreezeCause::Asked(waiting)),
     }
 }

@@ -12,6 +12,7 @@ use crate::failpoint::failpoint;
 use crate::guest::GuestError;
 use crate::machine::event::Effect;
 use crate::machine::ids::{SandboxId, Ticket};
+use crate::machine::limits::NODE_PARALLEL_SINKS;
 use crate::runtime::{Runtime, RuntimeError};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,8 +29,6 @@ const QUIESCE: Duration = Duration::from_secs(1);
 pub(super) const SETTLE: Duration = Duration::from_millis(3);
 /// Reclaims at once on the node: each uses a core.
 const RECLAIMS: usize = 1;
-/// Checkpoints at once on the node: each copies and seals a sandbox's memory.
-const SINKS: usize = 2;
 /// Restores at once.
 const RESTORES: usize = 4;
 /// After a reclaim the place stays taken this many times as long as it took: at most a quarter of a core goes into it.
@@ -107,7 +106,7 @@ impl Residencies {
             reclaims,
             slots: Mutex::default(),
             places: Arc::new(Semaphore::new(RECLAIMS)),
-            sinks: Semaphore::new(SINKS),
+            sinks: Semaphore::new(NODE_PARALLEL_SINKS),
             restores: Semaphore::new(RESTORES),
             metrics,
             claims: watch::Sender::new(0),

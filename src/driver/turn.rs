@@ -228,7 +228,7 @@ impl Driver {
         }
         self.run_effects(step, effects);
         self.show_phase();
-        self.metrics.drain(self.node.drain_view());
+        self.metrics.drain(self.node.drain_view().as_ref());
         self.metrics
             .batch(count, self.door.waiting(), &self.workers);
     }

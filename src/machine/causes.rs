@@ -26,6 +26,8 @@ pub enum SinkCause {
     Pressure,
     /// Its caller asked for it.
     Asked(WaitingOn),
+    /// The node is drained.
+    Drain,
 }
 
 /// Why a sandbox did not go to the disk. It is as it was before.

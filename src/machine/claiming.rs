@@ -90,6 +90,9 @@ impl Node {
         }
         // Of a recovered claim it is only known as far as its record tells; the same content has the same.
         claim.terms.ttl_ms = asked.ttl_ms;
+        if matches!(claim.stage, Stage::Unheld { .. }) {
+            claim.terms.by = asked.by.clone();
+        }
         match &mut claim.stage {
             Stage::Queued { pending } => {
                 let wait = asker.deadline().map(|at| (at, asker.request));

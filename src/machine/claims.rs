@@ -33,6 +33,8 @@ pub(super) struct Terms {
     pub(super) holder: Holder,
     pub(super) content: ContentDigest,
     pub(super) ttl_ms: u64,
+    /// Who asked first. Not durable: only those that wait take turns.
+    pub(super) by: Arc<str>,
     /// Its own; `None`: what the sandbox was made with.
     pub(super) network: Option<Arc<NetworkPolicy>>,
 }
@@ -45,6 +47,7 @@ impl Terms {
             holder: asked.holder,
             content: asked.content,
             ttl_ms: asked.ttl_ms,
+            by: asked.by,
             network: asked.network_policy.map(Arc::new),
         }
     }

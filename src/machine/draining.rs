@@ -3,6 +3,7 @@
 //! ```text
 //!            ┌─ Wait ──────── claims end by themselves ────────────────────────────────┐
 //!  Drain ────┼─ Hibernate ─── no stream open ─▶ sleeps;  deadline ─▶ the rest sleeps ──┼─▶ Drained ──Undrain──▶ refill
+//!            │                who sleeps goes to the disk, if there is a disk tier      │
 //!            └─ Evict ─────── claims end by themselves;  deadline ─▶ the rest released ┘
 //! ```
 //! From its beginning no new claim is taken, who waits without a sandbox is refused, nothing is made, and unclaimed members
@@ -19,6 +20,7 @@ use super::record::{DrainRecord, Op, Owner};
 use super::refusal::Refusal;
 use super::sandboxes::{Operation, Residency, Sandbox};
 use super::spec::{DrainMode, DrainRequest};
+use super::stowing::Stowing;
 use super::timers::Timer;
 use super::view::{Answer, DrainState, DrainView};
 use std::collections::BTreeSet;
@@ -31,6 +33,8 @@ pub(super) struct Drain {
     pub(super) timer: Option<Now>,
     /// Mode Hibernate: claimed sandboxes in which the latest look found no stream open, and that nobody has used since.
     quiet: BTreeSet<SandboxId>,
+    /// Mode Hibernate: what goes to the disk.
+    pub(super) stowing: Stowing,
 }
 
 impl Drain {
@@ -43,7 +47,7 @@ impl Drain {
         self.deadline().is_some_and(|at| at <= now)
     }
 
-    fn hibernates(&self) -> bool {
+    pub(super) fn hibernates(&self) -> bool {
         self.record.asked.mode == DrainMode::Hibernate
     }
 }
@@ -61,7 +65,9 @@ impl Node {
             return out.refuse(request, refusal);
         }
         let under_way = self.drain.as_ref().map(|drain| drain.record.asked);
-        if under_way != Some(asked) {
+        if under_way == Some(asked) {
+            self.stow_anew();
+        } else {
             let since = out.now();
             let record = DrainRecord { asked, since };
             out.persist(Op::PutDrain(record));
@@ -107,6 +113,7 @@ impl Node {
             record,
             timer: None,
             quiet: BTreeSet::new(),
+            stowing: Stowing::default(),
         };
         drain.timer = drain.deadline();
         if let Some(at) = drain.timer {
@@ -124,6 +131,9 @@ impl Node {
         };
         if let Some(at) = drain.timer {
             self.timers.clear(at, Timer::Drain);
+        }
+        if let Some(at) = drain.stowing.next_at {
+            self.timers.clear(at, Timer::DrainSink);
         }
         true
     }
@@ -160,6 +170,7 @@ impl Node {
         {
             self.begin_freeze(id, FreezeCause::Drain, out);
         }
+        self.stow(out);
     }
 
     /// Recovery found that these claims' guests hold nothing, so no caller was answered: a retry is refused like any new
@@ -237,6 +248,8 @@ impl Node {
             _ => false,
         };
         let hibernated = theirs.iter().filter(asleep).count();
+        let on_disk = theirs.iter().filter(|it| self.is_stowed(it)).count();
+        let to_disk = theirs.iter().filter(|it| self.is_to_stow(it)).count();
         let claims = match drain.hibernates() {
             true => theirs.len() - hibernated,
             false => theirs.len(),
@@ -245,7 +258,7 @@ impl Node {
         let unclaimed = self.sandboxes.iter().filter(|it| !claimed(it)).count();
         Some(DrainView {
             mode: drain.record.asked.mode,
-            state: match (claims + unclaimed, drain.is_overdue(self.now)) {
+            state: match (claims + to_disk + unclaimed, drain.is_overdue(self.now)) {
                 (0, _) => DrainState::Drained,
                 (_, true) => DrainState::Overdue,
                 (_, false) => DrainState::Draining,
@@ -254,6 +267,10 @@ impl Node {
             deadline: drain.deadline(),
             claims: shown(claims),
             hibernated: shown(hibernated),
+            on_disk: shown(on_disk),
+            to_disk: shown(to_disk),
+            disk_tier: self.settings.disk.enabled && drain.hibernates(),
+            kept: drain.stowing.kept(&self.sandboxes),
             unclaimed: shown(unclaimed),
         })
     }

@@ -193,6 +193,7 @@ impl Node {
             }
             queued += pool.queue.len();
             ensure(pool.queue.len() <= WAITERS_PER_POOL, 4, "bound", name)?;
+            ensure(pool.queue.is_sound(), 4, "turns", name)?;
             let idle = pool.queue.len() > 0 && self.sandboxes.next_member(name).is_some();
             ensure(!idle, 5, "a warm member beside a claim that waits", name)?;
         }
@@ -268,6 +269,8 @@ impl Node {
         wanted.extend(self.sinking.next_at.map(|at| (at, Timer::Sink)));
         let drain = self.drain.as_ref().and_then(|drain| drain.timer);
         wanted.extend(drain.map(|at| (at, Timer::Drain)));
+        let stow = self.drain.as_ref().and_then(|it| it.stowing.next_at);
+        wanted.extend(stow.map(|at| (at, Timer::DrainSink)));
         wanted.extend(self.sampling.next_at.map(|at| (at, Timer::Sample)));
         wanted.extend(self.listing.next_at.map(|at| (at, Timer::Relist)));
         wanted

@@ -166,6 +166,7 @@ impl Node {
         }
         let creating = sandbox.operation == Operation::Create;
         self.sinking.forget(id);
+        self.drain_forget(id);
         self.put_sandbox(id, |sandbox| sandbox.owner = Owner::Releasing, out);
         if !creating {
             self.reap(id);

@@ -56,6 +56,15 @@ pub const REFILL_YIELD_MS: u64 = 100;
 pub const WAKERS_PER_CLAIM: usize = 128;
 /// Freezes in flight on the whole node that hearth itself decides on; what callers ask for comes on top.
 pub const NODE_PARALLEL_FREEZES: usize = 4;
+/// Checkpoints at once on the node: each copies and seals a sandbox's memory. A drain begins no more than that by itself;
+/// what callers ask for beyond waits for its turn.
+pub const NODE_PARALLEL_SINKS: usize = 2;
+/// Checkpoints of one sandbox that a drain tries before it leaves it asleep in memory.
+pub const DRAIN_SINK_TRIES: u32 = 3;
+/// From a failed checkpoint of a drain to the next of the same sandbox, milliseconds.
+pub const DRAIN_SINK_RETRY_MS: u64 = 3_000;
+/// Sandboxes that a drain names because they can't go to the disk; more are counted only.
+pub const DRAIN_KEPT_SHOWN: usize = 64;
 /// After a failed freeze hearth begins none by itself for so long, milliseconds.
 pub const FREEZE_PAUSE_MS: u64 = 5_000;
 /// After a sandbox did not get to the disk hearth sends none there by itself for so long, milliseconds.

@@ -6,7 +6,7 @@
 //!
 //! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry), `hibernating` (Hibernate, Resume, waking on
 //! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure), `sinking` (to the disk and back),
-//! `declaring` (SetPools), `draining` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
+//! `declaring` (SetPools), `draining`, `stowing` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
 //! `listing`, `witness` (restart, and what the outside shows), `networking` (what a sandbox may reach), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
 //! tests from what the machine does.
 
@@ -197,6 +197,7 @@ impl Node {
                 Timer::FreezeAgain => self.residing.rests_until = None,
                 Timer::Drain => self.drain_overdue(out),
                 Timer::Sample => self.sample(out),
+                Timer::DrainSink => self.drain_sink_due(),
                 Timer::Refill | Timer::Quiet | Timer::Sink => {}
             }
         }

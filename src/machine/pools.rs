@@ -1,82 +1,15 @@
 //! A declared pool: its template, the claims that wait for it, its breaker and how long its creations take.
 
 use super::breaker::Breaker;
-use super::ids::{ClaimId, Now};
-use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS, RETRY_MS, WAITERS_PER_POOL};
+use super::ids::Now;
+use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS};
 use super::network::NetworkPolicy;
+use super::queue::Queue;
 use super::refusal::Refusal;
 use super::sandboxes::{Sandboxes, Tally};
-use super::spec::{OnEmpty, PoolSpec, Template, UpdateStrategy};
+use super::spec::{PoolSpec, Template, UpdateStrategy};
 use super::view::PoolView;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// The claims that wait, first come first served. A cold claim waits for its own creation to begin, and takes a member
-/// that becomes warm before that.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Queue {
-    places: BTreeMap<u64, ClaimId>,
-    cold: BTreeSet<u64>,
-}
-
-impl Queue {
-    /// Waits at a place.
-    pub(super) fn enter(&mut self, place: u64, claim: ClaimId, on_empty: OnEmpty) {
-        self.places.insert(place, claim);
-        if on_empty == OnEmpty::Cold {
-            self.cold.insert(place);
-        }
-    }
-
-    pub(super) fn leave(&mut self, place: u64) {
-        self.places.remove(&place);
-        self.cold.remove(&place);
-    }
-
-    /// Who is next.
-    pub(super) fn first(&self) -> Option<ClaimId> {
-        self.places.values().next().copied()
-    }
-
-    /// The cold claim that is next.
-    pub(super) fn first_cold(&self) -> Option<ClaimId> {
-        self.places.get(self.cold.first()?).copied()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.places.len()
-    }
-
-    pub(super) fn cold_len(&self) -> usize {
-        self.cold.len()
-    }
-
-    /// Those that only a refill can serve.
-    pub(super) fn waiters(&self) -> usize {
-        self.len() - self.cold_len()
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, ClaimId)> {
-        self.places.iter().map(|(place, claim)| (*place, *claim))
-    }
-
-    /// Cold claims, first come first.
-    pub(super) fn cold(&self) -> Vec<ClaimId> {
-        let cold = self.cold.iter().filter_map(|place| self.places.get(place));
-        cold.copied().collect()
-    }
-
-    /// Room for one more?
-    pub(super) fn has_room(&self) -> Result<(), Refusal> {
-        match self.len() < WAITERS_PER_POOL {
-            true => Ok(()),
-            false => Err(Refusal::QueueFull {
-                queue: "waiters",
-                retry_ms: RETRY_MS,
-            }),
-        }
-    }
-}
 
 /// How long a pool's creations take: a moving average that gives the latest a quarter of the weight.
 #[derive(Debug, Clone, Copy, Default)]

@@ -7,6 +7,7 @@ use super::limits::RETRY_MS;
 use super::node::Node;
 use super::out::Out;
 use super::pools::{Pool, count};
+use super::queue;
 use super::refusal::Refusal;
 use super::spec::OnEmpty;
 use super::timers::Timer;
@@ -21,16 +22,27 @@ impl Node {
         }
         match self.sandboxes.next_member(&terms.pool) {
             Some((member, source)) => self.assign(terms, pending, member, source, out),
-            None => match self.may_wait(&terms.pool, pending.first.on_empty, out.now()) {
-                Ok(()) => self.enqueue(terms, pending, out),
+            None => match self.may_wait(&terms, pending.first.on_empty, out.now()) {
+                Ok(goes) => {
+                    if let Some(claim) = goes {
+                        self.drop_claim(claim, &queue::full(), out);
+                    }
+                    self.enqueue(terms, pending, out);
+                }
                 Err(refusal) => refuse_all(pending.askers(), &refusal, out),
             },
         }
     }
 
-    /// Rule 7: what a dry pool means.
-    fn may_wait(&self, name: &PoolName, on_empty: OnEmpty, now: Now) -> Result<(), Refusal> {
+    /// Rule 7: what a dry pool means. `Some`: that one makes room.
+    fn may_wait(
+        &self,
+        terms: &Terms,
+        on_empty: OnEmpty,
+        now: Now,
+    ) -> Result<Option<ClaimId>, Refusal> {
         self.conditions.may_claim()?;
+        let name = &terms.pool;
         let pool = self.pools.get(name).ok_or_else(|| pool_unknown(name))?;
         let empty = || Refusal::PoolEmpty {
             pool: name.to_string(),
@@ -38,10 +50,10 @@ impl Node {
         };
         match on_empty {
             OnEmpty::Fail => Err(pool.failing(now).unwrap_or_else(empty)),
-            OnEmpty::Wait { .. } => pool.queue.has_room(),
+            OnEmpty::Wait { .. } => pool.queue.room_for(&terms.by),
             OnEmpty::Cold => {
-                pool.queue.has_room()?;
-                self.may_make(pool, now)
+                let goes = pool.queue.room_for(&terms.by)?;
+                self.may_make(pool, now).map(|()| goes)
             }
         }
     }
@@ -78,7 +90,8 @@ impl Node {
         }
         if let Some(pool) = self.pools.get_mut(&terms.pool) {
             let on_empty = pending.first.on_empty;
-            pool.queue.enter(pending.place, terms.id, on_empty);
+            let by = terms.by.clone();
+            pool.queue.enter(pending.place, terms.id, by, on_empty);
         }
         self.pools_changed = true;
         let stage = Stage::Queued { pending };
@@ -120,7 +133,7 @@ impl Node {
         }
     }
 
-    /// Members became warm: those who wait get them, first come first served.
+    /// Members became warm: those who wait get them, callers in turn, each one's first come first served.
     pub(super) fn offer(&mut self, pool: &PoolName, out: &mut Out<'_>) {
         while let Some((member, source)) = self.sandboxes.next_member(pool) {
             let next = self.pools.get(pool).and_then(|pool| pool.queue.first());

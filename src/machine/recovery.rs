@@ -221,6 +221,7 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
             holder: record.holder,
             content: record.content,
             ttl_ms,
+            by: "".into(),
             network: record.network.map(Arc::new),
         },
         stage,

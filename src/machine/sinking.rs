@@ -195,6 +195,7 @@ impl Node {
         if self.is_frozen(id) {
             self.sinking.fell_asleep(id, out.now());
         }
+        self.drain_not_stowed(id, &failure, out);
         let name = claim.to_string();
         let (error, refusal) = match failure {
             CheckpointFailure::NoRoom(detail) => {

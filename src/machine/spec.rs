@@ -5,6 +5,7 @@ use super::ids::{ClaimId, PoolName};
 use super::network::NetworkPolicy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Limits of one sandbox. Units in the names; all are filled in (defaults applied by rpc).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +168,8 @@ pub struct ClaimRequest {
     pub on_empty: OnEmpty,
     /// A network policy of its own; `None`: what the template gives.
     pub network_policy: Option<NetworkPolicy>,
+    /// Who asks: callers that wait for the same pool take turns. No part of the content.
+    pub by: Arc<str>,
 }
 
 /// Why a caller puts a sandbox to sleep, as it says itself: the closed list of `HibernateReason`.

@@ -20,6 +20,8 @@ pub(super) enum Timer {
     FreezeAgain,
     /// The drain's deadline.
     Drain,
+    /// The drain tries again to send a sandbox to the disk.
+    DrainSink,
     /// What sandboxes use is looked at again.
     Sample,
     /// A frozen sandbox goes to the disk.

@@ -164,12 +164,23 @@ pub enum DrainState {
     Draining,
     /// Its deadline has passed, and something is still there.
     Overdue,
-    /// Nothing runs any more: no claim is awake, nothing else is there.
+    /// Nothing runs any more: no claim is awake, nothing else is there, and what can go to the disk is there.
     Drained,
 }
 
+/// Why a claim's sandbox stays asleep in memory although the drain wanted it on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// Whose.
+    pub claim: ClaimId,
+    /// There is no room for its image; else making it failed time and again.
+    pub no_room: bool,
+    /// Bounded.
+    pub detail: String,
+}
+
 /// A drain under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DrainView {
     /// What happens to claims.
     pub mode: DrainMode,
@@ -181,8 +192,16 @@ pub struct DrainView {
     pub deadline: Option<Now>,
     /// Claims it waits for: those with a sandbox, in mode Hibernate only those that are awake.
     pub claims: u32,
-    /// Claims whose sandboxes sleep.
+    /// Claims whose sandboxes sleep, in memory or on the disk.
     pub hibernated: u32,
+    /// Those of them that are on the disk.
+    pub on_disk: u32,
+    /// Those of them that are still to go there, or on their way. The rest stays in memory.
+    pub to_disk: u32,
+    /// What sleeps goes to the disk.
+    pub disk_tier: bool,
+    /// Who can't go there, ordered by sandbox; the first [`super::limits::DRAIN_KEPT_SHOWN`].
+    pub kept: Vec<Kept>,
     /// Sandboxes that belong to no claim and are not gone yet.
     pub unclaimed: u32,
 }

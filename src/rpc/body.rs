@@ -1,5 +1,6 @@
 //! A call in flight: what is remembered of it until its answer has ended, and the answer's body.
 
+use super::lanes::Place;
 use super::method::{Ends, Method};
 use super::metrics::{Metrics, code_name};
 use super::trace;
@@ -10,7 +11,6 @@ use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::body::Body;
 use tonic::codegen::http::HeaderMap;
 use tonic::{Code, Status};
@@ -85,7 +85,7 @@ pub struct CallBody {
     /// What never ends by itself tells its last words first (health: NOT_SERVING); what may flow for ever is cut.
     last_words: bool,
     tally: Tally,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Place>,
 }
 
 impl CallBody {
@@ -103,7 +103,7 @@ impl CallBody {
 
     /// An answer that goes on.
     #[must_use]
-    pub fn new(inner: Body, until: Until, tally: Tally, permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(inner: Body, until: Until, tally: Tally, permit: Place) -> Self {
         Self {
             inner: Some(inner),
             until: Some(until),

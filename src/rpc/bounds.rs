@@ -43,6 +43,11 @@ pub const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Claims and batches in flight, those that wait for a member included.
 pub const CLAIMS_IN_FLIGHT: usize = 1024;
+/// A caller may have this many times as many of them as are free.
+pub const CLAIMS_SHARE: usize = 3;
+/// So many, when no other caller has any.
+#[cfg(test)]
+pub const CLAIMS_PER_CALLER: usize = CLAIMS_IN_FLIGHT * CLAIMS_SHARE / (CLAIMS_SHARE + 1);
 /// Releases and renewals in flight: room of their own, so that claims never starve them.
 pub const RETURNS_IN_FLIGHT: usize = 256;
 /// Other short calls in flight.

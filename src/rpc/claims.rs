@@ -86,6 +86,7 @@ impl ClaimsService {
     /// A checked claim as a call of the driver.
     fn prepare(
         &self,
+        by: &Arc<str>,
         caller: Option<&str>,
         request: ClaimRequest,
     ) -> Result<super::door::BatchCall, Refusal> {
@@ -100,6 +101,7 @@ impl ClaimsService {
             content,
             on_empty: claim.on_empty,
             network_policy: claim.network,
+            by: Arc::clone(by),
         };
         let call = Call::Claim(fence, Box::new(request));
         Ok((call, Some(Arc::new(claim.personalization))))
@@ -139,6 +141,7 @@ impl ClaimsService {
     /// Sends the good ones of a batch together; answers and refusals in the order of the request.
     async fn batch(
         &self,
+        by: &Arc<str>,
         caller: Option<&str>,
         claims: Vec<ClaimRequest>,
     ) -> Vec<Result<ClaimResponse, Refusal>> {
@@ -150,7 +153,7 @@ impl ClaimsService {
         let mut results = Vec::with_capacity(claims.len());
         let mut calls = Vec::with_capacity(claims.len());
         for claim in claims {
-            let prepared = self.prepare(caller, claim);
+            let prepared = self.prepare(by, caller, claim);
             results.push(prepared.map(|call| calls.push(call)));
         }
         let mut answers = self.0.door.call_batch(calls).await.into_iter();
@@ -200,7 +203,7 @@ impl Claims for ClaimsService {
             request.claim_id, request.pool
         ));
         let mut counted = Counted::new(&self.0.metrics, &request.pool);
-        let answered = match self.prepare(fenced.as_deref(), request) {
+        let answered = match self.prepare(&caller.name, fenced.as_deref(), request) {
             Ok((call, inside)) => self.0.door.call(call, inside).await,
             Err(refusal) => Err(refusal),
         };
@@ -222,7 +225,9 @@ impl Claims for ClaimsService {
             .map(|claim| claim.claim_id.clone())
             .collect();
         caller.trail.about(format!("claims {}", ids.join(" ")));
-        let results = self.batch(fenced.as_deref(), request.claims).await;
+        let results = self
+            .batch(&caller.name, fenced.as_deref(), request.claims)
+            .await;
         let result = |(claim_id, result): (String, Result<ClaimResponse, Refusal>)| ClaimResult {
             claim_id,
             result: Some(match result {

@@ -33,6 +33,7 @@ pub async fn drain(
         let _open = open;
         let mut told = None;
         loop {
+            let waits = now.as_ref().is_some_and(|it| it.mode == DrainMode::Wait);
             let status = match now {
                 Some(drain) => view::drain(&*core.door, drain),
                 None => DrainStatus {
@@ -40,9 +41,9 @@ pub async fn drain(
                     ..DrainStatus::default()
                 },
             };
-            let last = is_last(&status, now);
+            let last = is_last(&status, waits);
             if told.as_ref() != Some(&status) {
-                told = Some(status);
+                told = Some(status.clone());
                 let status = Some(status);
                 out.send(DrainResponse { status }).await;
             }
@@ -64,8 +65,7 @@ pub async fn drain(
 }
 
 /// Mode Wait does nothing more after its deadline; the others go on.
-fn is_last(status: &DrainStatus, now: Option<DrainView>) -> bool {
-    let waits = now.is_some_and(|drain| drain.mode == DrainMode::Wait);
+fn is_last(status: &DrainStatus, waits: bool) -> bool {
     match status.state() {
         DrainState::Unspecified | DrainState::Draining => false,
         DrainState::Overdue => waits,

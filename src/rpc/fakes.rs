@@ -360,6 +360,10 @@ impl State {
             deadline,
             claims,
             hibernated: 0,
+            on_disk: 0,
+            to_disk: 0,
+            disk_tier: false,
+            kept: Vec::new(),
             unclaimed: 0,
         })
     }

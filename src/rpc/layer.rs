@@ -4,7 +4,7 @@
 use super::body::{CallBody, Tally};
 use super::caller::{self, Caller, Right};
 use super::config::Guard;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Place};
 use super::method::{self, Lane, Method};
 use super::metrics::Metrics;
 use super::status::{self, adopted};
@@ -20,7 +20,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::{Code, Status};
@@ -47,7 +46,7 @@ impl Rules {
         identity: &Identity,
         trace: &str,
         request: &Request<Body>,
-    ) -> Result<(Caller, OwnedSemaphorePermit), Refusal> {
+    ) -> Result<(Caller, Place), Refusal> {
         let guard = &self.guard;
         let class = match method.lane {
             Lane::Returns => Class::Returns,
@@ -70,7 +69,7 @@ impl Rules {
             Err(refusal) => trail.decided(false, status::entry(refusal).reason),
         }
         let right = right?;
-        let permit = self.lanes.enter(method.lane, &right)?;
+        let permit = self.lanes.enter(method.lane, &right, &identity.name)?;
         let name = Arc::clone(&identity.name);
         Ok((Caller { name, right, trail }, permit))
     }
@@ -146,7 +145,7 @@ where
 }
 
 /// Waits for the head of the answer, or for what ends the call before.
-async fn run<F>(answer: F, mut until: Until, tally: Tally, permit: OwnedSemaphorePermit) -> Answer
+async fn run<F>(answer: F, mut until: Until, tally: Tally, permit: Place) -> Answer
 where
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {

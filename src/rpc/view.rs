@@ -9,7 +9,7 @@ use crate::machine::network::{
 };
 use crate::machine::spec::{DrainMode, PoolSpec, UpdateStrategy};
 use crate::machine::view::{
-    BreakerView, ClaimState, ClaimView, DrainState, DrainView, PoolView, Source,
+    BreakerView, ClaimState, ClaimView, DrainState, DrainView, Kept, PoolView, Source,
 };
 use std::time::{Duration, SystemTime};
 
@@ -183,6 +183,23 @@ pub fn drain(door: &dyn Door, view: DrainView) -> api::DrainStatus {
         unclaimed: view.unclaimed,
         since: Some(timestamp(door, view.since)),
         deadline: view.deadline.map(|at| timestamp(door, at)),
+        on_disk: view.on_disk,
+        to_disk: view.to_disk,
+        disk_tier: view.disk_tier,
+        kept: view.kept.into_iter().map(kept).collect(),
+    }
+}
+
+/// With the reasons that Claims.Hibernate gives.
+fn kept(kept: Kept) -> api::DrainKept {
+    let reason = match kept.no_room {
+        true => "NO_ROOM_ON_DISK",
+        false => "HIBERNATE_FAILED",
+    };
+    api::DrainKept {
+        claim_id: kept.claim.to_string(),
+        reason: reason.to_owned(),
+        detail: kept.detail,
     }
 }
 

@@ -30,7 +30,7 @@ async fn try_resume(hearth: &Hearth, claim: &str) -> Result<(), tonic::Status> {
 }
 
 /// Starts a python that counts, ten times a second, with a file open and deleted that it reads from.
-async fn count(hearth: &Hearth, claim: &str) {
+pub async fn count(hearth: &Hearth, claim: &str) {
     let script = "import os,time\nopen('/root/kept','w').write('from an open file')\nkept=open('/root/kept')\nos.unlink('/root/kept')\nballast=bytearray(os.urandom(1<<20)*20)\nn=0\nwhile True:\n  n+=1\n  kept.seek(0)\n  with open('/tmp/m','w') as f: f.write(f'{n} {os.getpid()} {kept.read()}')\n  os.replace('/tmp/m','/tmp/n')\n  time.sleep(.1)";
     hearth
         .start_detached(claim, &["python3", "-c", script])
@@ -39,13 +39,13 @@ async fn count(hearth: &Hearth, claim: &str) {
 }
 
 /// How far it has come, and which process it is.
-async fn counted(hearth: &Hearth, claim: &str) -> (u64, String) {
+pub async fn counted(hearth: &Hearth, claim: &str) -> (u64, String) {
     let (_, text) = hearth.run(claim, &["cat", "/tmp/n"]).await;
     let (number, rest) = text.split_once(' ').unwrap_or(("0", ""));
     (number.parse().unwrap_or(0), rest.to_owned())
 }
 
-async fn goes_on(hearth: &Hearth, claim: &str) {
+pub async fn goes_on(hearth: &Hearth, claim: &str) {
     let before = counted(hearth, claim).await;
     eventually("it goes on", || async {
         counted(hearth, claim).await.0 > before.0
@@ -53,7 +53,7 @@ async fn goes_on(hearth: &Hearth, claim: &str) {
     .await;
 }
 
-fn image(hearth: &Hearth, sandbox: &str) -> PathBuf {
+pub fn image(hearth: &Hearth, sandbox: &str) -> PathBuf {
     hearth.path("data/hibernated").join(sandbox)
 }
 
@@ -62,7 +62,7 @@ fn manifest(hearth: &Hearth, sandbox: &str) -> PathBuf {
 }
 
 /// Nothing of it runs, and it is an image.
-async fn is_on_disk(hearth: &Hearth, sandbox: &str) {
+pub async fn is_on_disk(hearth: &Hearth, sandbox: &str) {
     assert!(manifest(hearth, sandbox).exists());
     eventually("nothing of it runs", || async {
         let census = hearth.census();

@@ -1,9 +1,10 @@
-//! Drain on a real node: every mode, a long execution, kill -9 in the middle, and what hearthctl shows.
+//! Drain on a real node: every mode, a long execution, the disk, kill -9 in the middle, and what hearthctl shows.
 
+use crate::disk::{count, counted, goes_on, is_on_disk};
 use crate::hearthd::{Census, Hearth, claim_request, eventually, fresh_id, pool};
 use hearth::api::{
-    ClaimState, DrainMode, DrainRequest, DrainResponse, DrainState, DrainStatus, InfoRequest,
-    UndrainRequest,
+    ClaimState, DrainMode, DrainRequest, DrainResponse, DrainState, DrainStatus, HibernateRequest,
+    InfoRequest, Tier, UndrainRequest,
 };
 use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
@@ -186,6 +187,7 @@ async fn a_drain_hibernates_idle_claims_and_lets_a_long_execution_finish() {
         assert_eq!(hearth.run(&busy, &["touch", "/tmp/go"]).await.0, 0);
         let end = last(&mut told).await;
         assert_eq!((end.state(), end.hibernated), (DrainState::Drained, 2));
+        assert_eq!((end.disk_tier, end.on_disk, end.to_disk), (true, 2, 0));
     };
     let (worked, ()) = tokio::join!(work, meanwhile);
     assert_eq!(worked, (0, "done\n".to_owned()), "it was let finish");
@@ -230,5 +232,139 @@ async fn a_drain_evicts_at_its_deadline_also_over_a_restart() {
     assert_eq!(metric(&hearth, "hearth_claims_evicted_total"), 1.0);
     undrain(&hearth).await;
     hearth.serve_one("python").await;
+    hearth.finish().await;
+}
+
+async fn sleep_in_memory(hearth: &Hearth, claim: &str) {
+    let request = HibernateRequest {
+        claim_id: claim.to_owned(),
+        epoch: 1,
+        tier: Tier::Memory.into(),
+        ..HibernateRequest::default()
+    };
+    hearth.claims().await.hibernate(request).await.unwrap();
+}
+
+/// Awake ones and one that its caller put to sleep; hearthd dies while they are on their way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_puts_everything_on_the_disk_also_over_kill_9() {
+    let mut hearth = Hearth::start().await;
+    hearth.set_pools(vec![pool("python", 4, 8)]).await;
+    hearth.warm("python", 4).await;
+    let mut claims = Vec::new();
+    for _ in 0..4 {
+        let (claim, answer) = hearth.claim("python").await;
+        count(&hearth, &claim).await;
+        let before = counted(&hearth, &claim).await;
+        claims.push((claim, answer.sandbox_id, before));
+    }
+    sleep_in_memory(&hearth, &claims[0].0).await;
+    let mut told = drain(&hearth, DrainMode::Hibernate, Some(0)).await;
+    // Killed with one on the disk and the others somewhere on their way.
+    loop {
+        let now = next(&mut told).await;
+        assert!(now.disk_tier, "{now:?}");
+        assert!(now.on_disk + now.to_disk <= now.hibernated, "{now:?}");
+        if now.on_disk > 0 {
+            println!("killed at {now:?}");
+            break;
+        }
+    }
+    hearth.kill();
+    hearth.restart().await;
+    let mut told = drain(&hearth, DrainMode::Hibernate, Some(0)).await;
+    let end = last(&mut told).await;
+    assert_eq!(end.state(), DrainState::Drained, "{end:?}");
+    assert_eq!((end.hibernated, end.on_disk), (4, 4), "{end:?}");
+    assert!(end.kept.is_empty(), "{end:?}");
+    let output = ctl(
+        &hearth,
+        &["drain", "--mode", "hibernate", "--deadline", "0s"],
+    );
+    assert!(output.status.success(), "{output:?}");
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("4 asleep (4 on the disk)"), "{shown}");
+    for (claim, sandbox, _) in &claims {
+        is_on_disk(&hearth, sandbox).await;
+        let refused = hearth.try_run(claim, &["true"]).await.unwrap_err();
+        let details = refused.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "NODE_DRAINING");
+    }
+    assert_eq!(metric(&hearth, "hearth_images"), 4.0);
+    assert_eq!(metric(&hearth, "hearth_drain_claims"), 0.0);
+    // The node goes away, as it was drained for.
+    hearth.reboot().await;
+    undrain(&hearth).await;
+    for (claim, _, (before, process)) in &claims {
+        let (now, same) = counted(&hearth, claim).await;
+        assert_eq!(&same, process, "the same process");
+        assert!(now >= *before, "{before} → {now}");
+        goes_on(&hearth, claim).await;
+    }
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_names_those_that_find_no_room_on_the_disk_and_leaves_them_asleep() {
+    let hearth = Hearth::start_with(&[("hibernation.quota_bytes", "33554432")]).await;
+    hearth.set_pools(vec![pool("python", 2, 8)]).await;
+    hearth.warm("python", 2).await;
+    let mut claims = Vec::new();
+    for _ in 0..2 {
+        let (claim, _) = hearth.claim("python").await;
+        count(&hearth, &claim).await;
+        claims.push(claim);
+    }
+    let mut told = drain(&hearth, DrainMode::Hibernate, Some(0)).await;
+    let end = last(&mut told).await;
+    assert_eq!(end.state(), DrainState::Drained, "{end:?}");
+    assert_eq!(
+        (end.hibernated, end.on_disk, end.to_disk),
+        (2, 0, 0),
+        "{end:?}"
+    );
+    let named: BTreeSet<_> = end.kept.iter().map(|it| it.claim_id.clone()).collect();
+    assert_eq!(named, claims.iter().cloned().collect());
+    for kept in &end.kept {
+        assert_eq!(kept.reason, "NO_ROOM_ON_DISK", "{kept:?}");
+        assert!(kept.detail.contains("quota_bytes"), "{kept:?}");
+        assert_eq!(
+            hearth.get(&kept.claim_id).await.state(),
+            ClaimState::Hibernated
+        );
+    }
+    let output = ctl(
+        &hearth,
+        &["drain", "--mode", "hibernate", "--deadline", "0s"],
+    );
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("2 stay in memory"), "{shown}");
+    assert!(
+        shown.contains("stays in memory: NO_ROOM_ON_DISK"),
+        "{shown}"
+    );
+    undrain(&hearth).await;
+    for claim in &claims {
+        goes_on(&hearth, claim).await;
+    }
+    hearth.finish().await;
+
+    // Without a disk tier everything sleeps in memory, and it is told.
+    let hearth = Hearth::start_with(&[("hibernation.quota_bytes", "0")]).await;
+    hearth.set_pools(vec![pool("python", 1, 8)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, _) = hearth.claim("python").await;
+    let mut told = drain(&hearth, DrainMode::Hibernate, Some(0)).await;
+    let end = last(&mut told).await;
+    assert_eq!((end.state(), end.hibernated), (DrainState::Drained, 1));
+    assert_eq!((end.disk_tier, end.on_disk), (false, 0), "{end:?}");
+    let output = ctl(
+        &hearth,
+        &["drain", "--mode", "hibernate", "--deadline", "0s"],
+    );
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("no disk tier"), "{shown}");
+    undrain(&hearth).await;
+    assert_eq!(hearth.run(&claim, &["echo", "awake"]).await.1, "awake\n");
     hearth.finish().await;
 }

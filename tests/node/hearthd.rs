@@ -496,30 +496,7 @@ impl Hearth {
         claim: &str,
         command: &[&str],
     ) -> Result<(i32, String), tonic::Status> {
-        let start = ExecStart {
-            claim_id: claim.to_owned(),
-            command: command.iter().map(|word| (*word).to_owned()).collect(),
-            ..ExecStart::default()
-        };
-        let request = ExecRequest {
-            request: Some(exec_request::Request::Start(start)),
-        };
-        let mut client = self.sandboxes().await;
-        let mut stream = client
-            .exec(tokio_stream::iter([request]))
-            .await?
-            .into_inner();
-        let mut stdout = Vec::new();
-        while let Some(response) = stream.message().await? {
-            match response.response.unwrap() {
-                exec_response::Response::Stdout(data) => stdout.extend_from_slice(&data),
-                exec_response::Response::Exited(exited) => {
-                    return Ok((exited.code, String::from_utf8_lossy(&stdout).into_owned()));
-                }
-                _ => {}
-            }
-        }
-        panic!("the stream ended before the process");
+        run_in(self.channel().await, claim, command).await
     }
 
     /// Starts a command inside that outlives its stream.
@@ -694,6 +671,40 @@ impl Drop for Hearth {
             let _status = child.wait();
         }
     }
+}
+
+/// Runs a command inside over this connection: (exit code, stdout).
+pub async fn run_in(
+    channel: Channel,
+    claim: &str,
+    command: &[&str],
+) -> Result<(i32, String), tonic::Status> {
+    let start = ExecStart {
+        claim_id: claim.to_owned(),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        ..ExecStart::default()
+    };
+    let request = ExecRequest {
+        request: Some(exec_request::Request::Start(start)),
+    };
+    let mut client = SandboxesClient::new(channel);
+    let mut stream = client
+        .exec(tokio_stream::iter([request]))
+        .await?
+        .into_inner();
+    let mut stdout = Vec::new();
+    while let Some(response) = stream.message().await? {
+        match response.response.unwrap() {
+            exec_response::Response::Stdout(data) => stdout.extend_from_slice(&data),
+            exec_response::Response::Exited(exited) => {
+                return Ok((exited.code, String::from_utf8_lossy(&stdout).into_owned()));
+            }
+            _ => {}
+        }
+    }
+    Err(tonic::Status::unavailable(
+        "the stream ended before the process",
+    ))
 }
 
 /// What there is of sandboxes outside hearthd, by id.

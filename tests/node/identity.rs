@@ -3,6 +3,7 @@
 use crate::hearthd::{Hearth, IMAGE, pool};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 #[path = "../support/certificates.rs"]
 mod certificates;
@@ -11,8 +12,8 @@ use certificates::{Authority, Issued, Volume, Wanted};
 const ALLOCATOR: &str = "spiffe://cluster.local/ns/agents/sa/allocator";
 
 /// A node with a TCP port, its CA, and what callers hold.
-struct Secure {
-    hearth: Hearth,
+pub struct Secure {
+    pub hearth: Hearth,
     authority: Authority,
     dir: tempfile::TempDir,
     address: String,
@@ -20,7 +21,7 @@ struct Secure {
 }
 
 impl Secure {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let (authority, volume) = (Authority::new("node test"), Volume::new());
         let node = Wanted::dns("localhost").and_address("127.0.0.1");
         volume.swap(&authority.issue(&node), &authority.pem());
@@ -57,6 +58,20 @@ impl Secure {
             &Authority::new("x").issue(&Wanted::spiffe(ALLOCATOR)),
         );
         secure
+    }
+
+    /// A connection of its own with this certificate.
+    pub async fn channel(&self, name: &str) -> Channel {
+        let read = |file: String| std::fs::read(self.path(&file)).unwrap();
+        let ours = Identity::from_pem(read(format!("{name}.crt")), read(format!("{name}.key")));
+        let authority = Certificate::from_pem(self.authority.pem());
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(authority)
+            .identity(ours)
+            .domain_name("localhost");
+        let endpoint = Endpoint::try_from(format!("https://{}", self.address)).unwrap();
+        let endpoint = endpoint.tls_config(tls).unwrap();
+        endpoint.connect().await.unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {

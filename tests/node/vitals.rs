@@ -22,6 +22,17 @@ impl Vitals {
         self.status("VmHWM") << 10
     }
 
+    /// What is resident now, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        self.status("VmRSS") << 10
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid));
+        open.unwrap().count()
+    }
+
     /// The peak begins anew at what is resident now (proc(5), clear_refs).
     pub fn forget_peak(&self) {
         std::fs::write(format!("/proc/{}/clear_refs", self.pid), "5").unwrap();

@@ -4,10 +4,11 @@
 
 use crate::App;
 use crate::claims::word;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, clean};
 use crate::output::{self, Format};
 use crate::parse::duration;
 use hearth::api::{self, DrainRequest, DrainState, DrainStatus, UndrainRequest};
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 /// What a drain does with claims.
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime};
 pub enum DrainMode {
     /// Wait until they are released or expire
     Wait,
-    /// Put their sandboxes to sleep once no stream is open in them, at the deadline all
+    /// Put their sandboxes to sleep once no stream is open in them, at the deadline all; with a disk tier on the disk
     Hibernate,
     /// Wait, and release at the deadline those that are left
     Evict,
@@ -48,6 +49,7 @@ pub async fn begin(app: &App, args: DrainArgs) -> Result<(), Failure> {
         deadline: args.deadline.and_then(output::to_proto),
     });
     let mut steps = link.node().drain(request).await?.into_inner();
+    let mut named = BTreeSet::new();
     while let Some(step) = steps.message().await? {
         let status = step.status.unwrap_or_default();
         output::print(&match app.format() {
@@ -55,6 +57,18 @@ pub async fn begin(app: &App, args: DrainArgs) -> Result<(), Failure> {
             Format::Name => format!("{}\n", state(&status)),
             format => output::record(format, &value(&status))?,
         })?;
+        if matches!(app.format(), Format::Table) {
+            for it in &status.kept {
+                if named.insert(it.claim_id.clone()) {
+                    output::print(&format!(
+                        "  {} stays in memory: {} ({})\n",
+                        clean(&it.claim_id),
+                        clean(&it.reason),
+                        clean(&it.detail)
+                    ))?;
+                }
+            }
+        }
         match status.state() {
             DrainState::Drained => return Ok(()),
             DrainState::Undrained => {
@@ -86,6 +100,10 @@ pub async fn undo(app: &App) -> Result<(), Failure> {
     })
 }
 
+fn kept(it: &api::DrainKept) -> serde_json::Value {
+    serde_json::json!({ "claim": it.claim_id, "reason": it.reason, "detail": it.detail })
+}
+
 fn state(status: &DrainStatus) -> String {
     word(status.state().as_str_name(), "DRAIN_STATE_")
 }
@@ -97,7 +115,7 @@ pub fn line(status: &DrainStatus) -> String {
     }
     let mut parts = vec![format!("{} claims left", status.claims)];
     if status.hibernated > 0 {
-        parts.push(format!("{} asleep", status.hibernated));
+        parts.push(asleep(status));
     }
     if status.unclaimed > 0 {
         parts.push(format!("{} sandboxes going", status.unclaimed));
@@ -111,6 +129,24 @@ pub fn line(status: &DrainStatus) -> String {
     format!("{} ({mode}): {}", state(status), parts.join(", "))
 }
 
+/// "5 asleep (2 on the disk, 1 on its way, 2 stay in memory)"
+fn asleep(status: &DrainStatus) -> String {
+    let all = format!("{} asleep", status.hibernated);
+    if !status.disk_tier {
+        return format!("{all} (in memory: no disk tier)");
+    }
+    let mut where_to = vec![format!("{} on the disk", status.on_disk)];
+    if status.to_disk > 0 {
+        where_to.push(format!("{} on the way", status.to_disk));
+    }
+    let there = status.on_disk.saturating_add(status.to_disk);
+    let kept = status.hibernated.saturating_sub(there);
+    if kept > 0 {
+        where_to.push(format!("{kept} stay in memory"));
+    }
+    format!("{all} ({})", where_to.join(", "))
+}
+
 /// For programs.
 pub fn value(status: &DrainStatus) -> serde_json::Value {
     serde_json::json!({
@@ -118,6 +154,10 @@ pub fn value(status: &DrainStatus) -> serde_json::Value {
         "mode": word(status.mode().as_str_name(), "DRAIN_MODE_"),
         "claims": status.claims,
         "hibernated": status.hibernated,
+        "on_disk": status.on_disk,
+        "to_disk": status.to_disk,
+        "disk_tier": status.disk_tier,
+        "kept": status.kept.iter().map(kept).collect::<Vec<_>>(),
         "unclaimed": status.unclaimed,
         "since": output::time(status.since.as_ref()).map(output::rfc3339),
         "deadline": output::time(status.deadline.as_ref()).map(output::rfc3339),

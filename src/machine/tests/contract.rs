@@ -421,6 +421,55 @@ fn rule_7_waiting_claims_are_bounded() {
     assert!(full(rig.refusal(one_more)));
 }
 
+fn by(who: &str, asked: ClaimRequest) -> ClaimRequest {
+    let by = who.into();
+    ClaimRequest { by, ..asked }
+}
+
+#[test]
+fn rule_7_callers_that_wait_take_turns_and_each_is_served_in_its_order() {
+    let mut rig = Rig::with(&[pool("py", 0, 4)]);
+    for claim in 1..=20 {
+        rig.claim(by("greedy", wait(claim, 60_000)));
+    }
+    for claim in 21..=23 {
+        rig.claim(by("modest", wait(claim, 60_000)));
+    }
+    rig.create_all();
+    let served = rig.personalizing.iter().map(|(_, claim, _)| *claim);
+    assert_eq!(served.collect::<Vec<_>>(), [1, 21, 2, 22].map(id));
+    // One that loses its member comes next again.
+    rig.guest_is_lost();
+    rig.destroy_all();
+    rig.create_all();
+    let next = rig.personalizing.last().unwrap().1;
+    assert_eq!(next, id(1));
+}
+
+#[test]
+fn rule_7_who_waits_with_many_makes_room_for_who_waits_with_few() {
+    let mut rig = Rig::with(&[pool("py", 0, 0)]);
+    let most = u128::try_from(WAITERS_PER_POOL).unwrap();
+    let greedy: Vec<_> = (1..=most)
+        .map(|claim| rig.claim(by("greedy", wait(claim, 60_000))))
+        .collect();
+    let full = |it| matches!(it, Refusal::QueueFull { queue, .. } if queue == "waiters");
+    let more = rig.claim(by("greedy", wait(most + 1, 60_000)));
+    assert!(full(rig.refusal(more)));
+    let modest = rig.claim(by("modest", wait(most + 2, 60_000)));
+    assert!(rig.is_open(modest));
+    let newest = *greedy.last().unwrap();
+    assert!(full(rig.refusal(newest)), "the newest of who has most");
+    assert!(greedy[..greedy.len() - 1].iter().all(|it| rig.is_open(*it)));
+    // As many each, and not one more.
+    let others =
+        (2..=most / 2).map(|claim| rig.claim(by("modest", wait(most + 1 + claim, 60_000))));
+    let others: Vec<_> = others.collect();
+    assert!(others.iter().all(|it| rig.is_open(*it)));
+    let beyond = rig.claim(by("modest", wait(3 * most, 60_000)));
+    assert!(full(rig.refusal(beyond)));
+}
+
 #[test]
 fn rule_7_cold_is_created_for_the_claim_within_the_limits() {
     let mut rig = Rig::with(&[pool("py", 0, 2)]);

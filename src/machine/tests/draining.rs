@@ -176,10 +176,13 @@ fn hibernation_waits_for_streams_until_the_deadline() {
     assert!(rig.freezing.is_empty(), "it is in use");
     sampled(rig, false);
     assert_eq!(rig.freezing.len(), 1);
+    rig.node.settings.disk.enabled = false;
     rig.freeze_all();
     assert_eq!(rig.state(1), Some(ClaimState::Hibernated));
     let view = look(rig).unwrap();
     assert_eq!((view.claims, view.hibernated), (0, 1));
+    // Without a disk tier that is all, and it is told.
+    assert_eq!((view.disk_tier, view.to_disk), (false, 0));
     assert_eq!(view.state, DrainState::Drained);
     // What the drain has put to sleep stays so.
     for woken in [rig.locate(1), rig.resume(1)] {
@@ -290,4 +293,151 @@ fn a_claim_that_nobody_was_told_of_does_not_hold_a_drain_up() {
     assert_eq!(rig.refusal(again), REFUSED);
     rig.destroy_all();
     assert_eq!(state(rig), DrainState::Drained);
+}
+
+/// So many claims, all asleep in memory, on a node that is drained at once.
+fn asleep(claims: u128) -> Rig {
+    let mut rig = Rig::with(&[pool("py", u32::try_from(claims).unwrap(), 8)]);
+    for claim in 1..=claims {
+        rig.granted(ask(claim));
+    }
+    rig.create_all();
+    drain(&mut rig, DrainMode::Hibernate, Some(0));
+    rig.advance(0);
+    rig.destroy_all();
+    rig
+}
+
+/// Freezes end until none begins.
+fn all_freeze(rig: &mut Rig) {
+    while !rig.freezing.is_empty() {
+        rig.freeze_all();
+    }
+}
+
+#[test]
+fn what_sleeps_goes_to_the_disk_a_few_at_a_time() {
+    let rig = &mut asleep(5);
+    all_freeze(rig);
+    assert_eq!(rig.checkpointing.len(), NODE_PARALLEL_SINKS);
+    let view = look(rig).unwrap();
+    assert_eq!((view.claims, view.hibernated), (0, 5));
+    assert_eq!((view.on_disk, view.to_disk, view.disk_tier), (0, 5, true));
+    assert_eq!(view.state, DrainState::Overdue, "not there yet");
+    let first = rig.checkpointing.remove(0);
+    rig.send(Event::Checkpointed(first, Ok(7)));
+    assert_eq!(rig.checkpointing.len(), NODE_PARALLEL_SINKS, "the next one");
+    assert_eq!(rig.shedding, [first]);
+    let view = look(rig).unwrap();
+    assert_eq!(
+        (view.on_disk, view.to_disk),
+        (0, 5),
+        "what ran is there yet"
+    );
+    while !rig.checkpointing.is_empty() {
+        assert!(rig.checkpointing.len() <= NODE_PARALLEL_SINKS);
+        rig.sink_all();
+    }
+    let view = look(rig).unwrap();
+    assert_eq!((view.on_disk, view.to_disk), (5, 0));
+    assert_eq!(view.state, DrainState::Drained);
+    let used = rig.locate(1);
+    assert_eq!(rig.refusal(used), REFUSED);
+    undrain(rig);
+    let used = rig.locate(1);
+    rig.restore_all();
+    assert!(matches!(rig.ok(used), Answer::Located { .. }));
+}
+
+#[test]
+fn what_was_asleep_before_goes_to_the_disk_too_and_what_is_there_stays() {
+    let rig = &mut Rig::with(&[pool("py", 2, 8)]);
+    let sandboxes = [1, 2].map(|claim| rig.granted(ask(claim)).sandbox);
+    rig.create_all();
+    rig.hibernate(1);
+    rig.freeze_all();
+    rig.sink(2);
+    rig.sink_all();
+    drain(rig, DrainMode::Hibernate, None);
+    rig.destroy_all();
+    assert_eq!(rig.checkpointing, sandboxes[..1], "no look is needed");
+    rig.sink_all();
+    assert_eq!(state(rig), DrainState::Drained);
+}
+
+#[test]
+fn one_that_does_not_get_to_the_disk_is_tried_a_few_times_and_stays_asleep() {
+    let rig = &mut asleep(2);
+    all_freeze(rig);
+    let stuck = rig.checkpointing.remove(0);
+    let no_room = CheckpointFailure::NoRoom("quota".to_owned());
+    rig.send(Event::Checkpointed(stuck, Err(no_room)));
+    rig.sink_all();
+    for _ in 1..DRAIN_SINK_TRIES {
+        assert!(rig.checkpointing.is_empty(), "not at once");
+        assert_eq!(look(rig).unwrap().to_disk, 1);
+        assert_eq!(state(rig), DrainState::Overdue);
+        rig.advance(DRAIN_SINK_RETRY_MS);
+        assert_eq!(rig.checkpointing, [stuck]);
+        rig.checkpointing.clear();
+        let failure = CheckpointFailure::Failed("deadline".to_owned());
+        rig.send(Event::Checkpointed(stuck, Err(failure)));
+    }
+    rig.live_for(10 * DRAIN_SINK_RETRY_MS, |_| {});
+    assert!(rig.checkpointing.is_empty(), "given up");
+    let view = look(rig).unwrap();
+    assert_eq!(view.state, DrainState::Drained, "all that can be done");
+    assert_eq!((view.hibernated, view.on_disk, view.to_disk), (2, 1, 0));
+    let kept = Kept {
+        claim: id(1),
+        no_room: false,
+        detail: "deadline".to_owned(),
+    };
+    assert_eq!(view.kept, [kept]);
+    // Asked for again it is tried again.
+    let deadline_ms = Some(0);
+    drain(rig, DrainMode::Hibernate, deadline_ms);
+    assert_eq!(rig.checkpointing, [stuck]);
+    rig.sink_all();
+    let view = look(rig).unwrap();
+    assert_eq!((view.on_disk, view.kept.len()), (2, 0));
+}
+
+#[test]
+fn a_restart_goes_on_sending_to_the_disk() {
+    let rig = &mut asleep(3);
+    all_freeze(rig);
+    let there: Vec<_> = rig.store.sandboxes.keys().copied().collect();
+    let sunk = rig.checkpointing.remove(0);
+    rig.asleep.remove(&sunk);
+    rig.send(Event::Checkpointed(sunk, Ok(7)));
+    rig.restart();
+    rig.connect(&there);
+    rig.advance(0);
+    assert_eq!(rig.kept, Some(vec![sunk]));
+    assert_eq!(rig.checkpointing.len(), NODE_PARALLEL_SINKS);
+    rig.sink_all();
+    let view = look(rig).unwrap();
+    assert_eq!((view.hibernated, view.on_disk), (3, 3));
+    assert_eq!(view.state, DrainState::Drained);
+}
+
+#[test]
+fn nothing_goes_to_the_disk_while_containerd_is_away() {
+    let rig = &mut asleep(1);
+    rig.send(Event::Runtime { available: false });
+    all_freeze(rig);
+    assert!(rig.checkpointing.is_empty());
+    let there: Vec<_> = rig.store.sandboxes.keys().copied().collect();
+    rig.connect(&there);
+    assert_eq!(rig.checkpointing.len(), 1);
+    // The claim is released on its way: nothing is left of it.
+    rig.release(1);
+    rig.send(Event::Checkpointed(
+        there[0],
+        Err(CheckpointFailure::Failed("gone".to_owned())),
+    ));
+    rig.destroy_all();
+    let view = look(rig).unwrap();
+    assert_eq!((view.state, view.kept.len()), (DrainState::Drained, 0));
 }

@@ -129,6 +129,7 @@ pub fn ask(claim: u128) -> ClaimRequest {
         content: content(0),
         on_empty: OnEmpty::Fail,
         network_policy: None,
+        by: "someone".into(),
     }
 }
 

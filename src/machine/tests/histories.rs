@@ -133,6 +133,7 @@ fn asked(world: &World, slot: usize, other_content: bool) -> ClaimRequest {
             1 => OnEmpty::Cold,
             _ => OnEmpty::Wait { timeout_ms: 8_000 },
         },
+        by: ["one", "other"][slot / 4].into(),
         network_policy: match slot {
             1 | 2 | 5 => Some(reaches(u8::try_from(slot).unwrap())),
             6 => Some(mode(NetworkMode::Internet)),

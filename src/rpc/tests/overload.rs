@@ -22,7 +22,7 @@ async fn claims_that_wait_starve_neither_releases_nor_reads() {
         }),
         ..claim_request()
     };
-    for _ in 0..bounds::CLAIMS_IN_FLIGHT {
+    for _ in 0..bounds::CLAIMS_PER_CALLER {
         // One channel takes as many streams as there is room for claims; a second one for the calls below.
         let (mut client, request) = (
             client.clone(),
@@ -35,7 +35,7 @@ async fn claims_that_wait_starve_neither_releases_nor_reads() {
     }
     let begun = || bench.driver.claims_begun.load(Ordering::SeqCst) as usize;
     eventually("all claims are waiting", || {
-        begun() == bounds::CLAIMS_IN_FLIGHT + 1
+        begun() == bounds::CLAIMS_PER_CALLER + 1
     })
     .await;
     let status = refused(
