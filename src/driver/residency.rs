@@ -307,3 +307,7 @@ impl Residencies {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "residency_tests.rs"]
+mod tests;
