@@ -1,6 +1,10 @@
 //! `docs/api.md` is true: its reference is what the protos say, what its prose names exists, and its snippets are parts
-//! of code that is compiled or run. `UPDATE=1 cargo test --test api_docs` rewrites the reference and the snippets.
+//! of code that is compiled or run. `UPDATE=1 cargo test --test api_docs` rewrites the reference and the snippets, and
+//! `docs/faults.md`, whose tests exist like those of `docs/SPECIFICATION.md`.
 #![allow(clippy::unwrap_used)]
+
+#[path = "support/faults.rs"]
+mod faults;
 
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
@@ -8,7 +12,7 @@ use prost_types::{
     DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
     FileDescriptorSet,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -417,9 +421,9 @@ mod rust {
     // api.md: end
 }
 
-/// Every test of the house, by name.
-fn tests() -> BTreeSet<String> {
-    fn visit(dir: &Path, names: &mut BTreeSet<String>) {
+/// Every test of the house, by name, with the files that have one of that name.
+fn tests() -> BTreeMap<String, Vec<PathBuf>> {
+    fn visit(dir: &Path, names: &mut BTreeMap<String, Vec<PathBuf>>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
@@ -433,13 +437,14 @@ fn tests() -> BTreeSet<String> {
                     } else if let Some((_, rest)) = line.split_once("fn ")
                         && std::mem::take(&mut is_test)
                     {
-                        names.insert(rest.split('(').next().unwrap().to_owned());
+                        let name = rest.split('(').next().unwrap().to_owned();
+                        names.entry(name).or_default().push(path.clone());
                     }
                 }
             }
         }
     }
-    let mut names = BTreeSet::new();
+    let mut names = BTreeMap::new();
     visit(&path("src"), &mut names);
     visit(&path("tests"), &mut names);
     names
@@ -469,7 +474,7 @@ fn the_specification_names_tests_that_exist() {
         if named.is_empty() {
             wrong.push(format!("{number} names no test"));
         }
-        let missing = named.into_iter().filter(|name| !tests.contains(*name));
+        let missing = named.into_iter().filter(|name| !tests.contains_key(*name));
         wrong.extend(missing.map(|name| format!("{number}: no test {name}")));
     }
     assert!(
@@ -477,4 +482,50 @@ fn the_specification_names_tests_that_exist() {
         "the tables were not understood: {promises:?}"
     );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_fault_has_a_test_and_its_place_in_the_document() {
+    let tests = tests();
+    let mut wrong = Vec::new();
+    for fault in faults::FAULTS.iter().flat_map(|(_, faults)| *faults) {
+        let missing = fault
+            .tests
+            .iter()
+            .filter(|name| !tests.contains_key(**name));
+        wrong.extend(missing.map(|name| format!("{}: no test {name}", fault.what)));
+        let files = fault.tests.iter().filter_map(|name| tests.get(*name));
+        // Also what a file shares with those beside it.
+        let texts: Vec<_> = files
+            .flatten()
+            .flat_map(|file| [file.clone(), file.parent().unwrap().with_extension("rs")])
+            .filter_map(|file| std::fs::read_to_string(file).ok())
+            .collect();
+        // A reason that is told is one that a test looks for, in its own spelling or in the machine's.
+        for word in fault.told.split('`').skip(1).step_by(2) {
+            let camel = word.split('_').map(|part| {
+                let (first, rest) = part.split_at(1);
+                format!("{first}{}", rest.to_lowercase())
+            });
+            let camel = camel.collect::<String>();
+            if !texts
+                .iter()
+                .any(|it| it.contains(word) || it.contains(&camel))
+            {
+                wrong.push(format!("{}: no test of it looks for {word}", fault.what));
+            }
+        }
+        if fault.tests.is_empty() {
+            wrong.push(format!("{}: no test", fault.what));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let wanted = faults::document();
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path("docs/faults.md"), &wanted).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(path("docs/faults.md")).unwrap_or_default() == wanted,
+        "docs/faults.md is out of date: UPDATE=1 cargo test --test api_docs"
+    );
 }

@@ -209,3 +209,29 @@ async fn a_hung_one_is_killed_and_started_again() {
     node.guest(id).assert_answers("living").await;
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_whose_socket_is_gone_is_replaced() {
+    let mut node = Node::with_image("socket").await;
+    node.adapter()
+        .event(|event| *event == RuntimeEvent::Connected)
+        .await;
+    let id = node.sandbox().await;
+    let pid = node.managed.pid();
+    // Long enough for the supervisor to have seen an answer.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fs::remove_file(&node.config.socket).unwrap();
+    node.adapter()
+        .event(|event| *event == RuntimeEvent::Disconnected)
+        .await;
+    node.adapter()
+        .event(|event| *event == RuntimeEvent::Connected)
+        .await;
+    assert_ne!(node.managed.pid(), pid);
+    assert!(!is_running(pid));
+    assert!(node.config.socket.exists());
+    assert!(node.runtime().list().await.unwrap()[0].alive);
+    node.guest(id).assert_answers("living").await;
+    node.runtime().destroy(id).await.unwrap();
+    node.finish().await;
+}

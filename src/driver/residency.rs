@@ -306,3 +306,7 @@ impl Residencies {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "residency_tests.rs"]
+mod tests;

@@ -13,6 +13,10 @@ use crate::cgroup::CgroupError;
 /// Exit status of our own refusals and failures, as runc's.
 pub(super) const EXIT_FAILURE: u8 = 1;
 
+/// What it says of a runsc that hung and was killed at its deadline. The runtime room tells by these words that nothing was
+/// learnt of what runsc was asked to do.
+pub const OVERDUE: &str = "did not end within";
+
 /// Why hearth-runsc itself failed. The texts reach the shim, which matches some of runc's words.
 #[derive(Debug, thiserror::Error)]
 pub enum WrapError {
@@ -75,7 +79,7 @@ pub enum WrapError {
         source: io::Error,
     },
     /// runsc did not answer in time and was killed.
-    #[error("hearth-runsc: runsc {verb} did not end within {limit:?} and was killed")]
+    #[error("hearth-runsc: runsc {verb} {} {limit:?} and was killed", OVERDUE)]
     Deadline {
         /// The subcommand.
         verb: &'static str,

@@ -34,7 +34,7 @@ use std::{
 
 pub use bundle::{DISK_ANNOTATION, NETWORK_ANNOTATION, NETWORK_SANDBOX};
 pub use config::{Deadlines, WrapperConfig};
-pub use failure::WrapError;
+pub use failure::{OVERDUE, WrapError};
 
 use act::Outcome;
 use command::Invocation;

@@ -118,7 +118,12 @@ impl Hearth {
 
     /// The same through another program (setpriv), which becomes it.
     pub async fn start_as(prefix: &[&str], settings: &[(&str, &str)]) -> Self {
-        Self::begin(prefix, None, settings).await
+        Self::begin(prefix, None, settings, |_| ()).await
+    }
+
+    /// The same with something done to its empty directory first.
+    pub async fn start_in(prepare: impl FnOnce(&Path), settings: &[(&str, &str)]) -> Self {
+        Self::begin(&[], None, settings, prepare).await
     }
 
     /// The same in a network namespace of `ip netns`, perhaps through another program.
@@ -126,15 +131,21 @@ impl Hearth {
         let entered = format!("--net=/run/netns/{netns}");
         let mut words = vec!["nsenter", &entered];
         words.extend(prefix.iter().map(String::as_str));
-        Self::begin(&words, Some(netns.to_owned()), settings).await
+        Self::begin(&words, Some(netns.to_owned()), settings, |_| ()).await
     }
 
-    async fn begin(prefix: &[&str], netns: Option<String>, settings: &[(&str, &str)]) -> Self {
+    async fn begin(
+        prefix: &[&str],
+        netns: Option<String>,
+        settings: &[(&str, &str)],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         // Short: sockets' paths are bounded.
         let root = tempfile::Builder::new()
             .prefix("hh")
             .tempdir_in("/tmp")
             .unwrap();
+        prepare(root.path());
         let admin = {
             let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             free.local_addr().unwrap().to_string()
@@ -242,6 +253,19 @@ impl Hearth {
         assert_eq!(status.signal(), Some(9), "{status}:\n{}", self.log_tail());
         self.child = None;
         true
+    }
+
+    /// How it ended by itself, once it has. [`Self::restart`] may follow.
+    pub async fn end(&mut self) -> std::process::ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                self.child = None;
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "it lives:\n{}", self.log_tail());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn spawn(&mut self, keep: bool) {
@@ -553,12 +577,16 @@ impl Hearth {
 
     /// kill -9 of the managed containerd; hearthd starts another.
     pub fn kill_containerd(&self) {
+        kill(self.containerd_pid(), Signal::SIGKILL).unwrap();
+    }
+
+    pub fn containerd_pid(&self) -> Pid {
         let config = self.path("").display().to_string();
         let pid = processes(|line| {
             line[0].ends_with("/containerd") && line.iter().any(|word| word.starts_with(&config))
         });
         assert_eq!(pid.len(), 1, "one managed containerd");
-        kill(Pid::from_raw(pid[0]), Signal::SIGKILL).unwrap();
+        Pid::from_raw(pid[0])
     }
 
     pub fn ctr(&self, args: &[&str]) -> String {

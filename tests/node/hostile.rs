@@ -75,7 +75,7 @@ fn name(act: &str) -> String {
     act.to_lowercase()
 }
 
-fn reason(status: &Status) -> String {
+pub fn reason(status: &Status) -> String {
     let info = status.get_details_error_info();
     info.map(|info| info.reason).unwrap_or_default()
 }

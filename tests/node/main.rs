@@ -8,6 +8,7 @@ mod command_line;
 mod crash;
 mod disk;
 mod drain;
+mod faults;
 mod golden;
 mod hearthd;
 mod hostile;

@@ -43,7 +43,7 @@ use crate::{
         event::{CheckpointFailure, RestoreFailure},
         ids::{PoolName, SandboxId},
     },
-    ociwrap::WrapperConfig,
+    ociwrap::{OVERDUE, WrapperConfig},
     runtime::{RuntimeError, SandboxNetwork},
     vault::{Fingerprint, Vault, VaultError, cpu_features},
 };
@@ -116,9 +116,10 @@ fn later(error: impl Into<RuntimeError>) -> RestoreFailure {
     RestoreFailure::Unavailable(error.into().to_string())
 }
 
-/// What runsc was asked to do went wrong, or could not be asked.
+/// What runsc was asked to do went wrong, or could not be asked. One that hung has said nothing of the image.
 fn judged(error: RuntimeError) -> RestoreFailure {
     match error {
+        RuntimeError::Refused { ref detail, .. } if detail.contains(OVERDUE) => later(error),
         RuntimeError::Refused { .. } | RuntimeError::ImageMissing(_) => {
             RestoreFailure::Lost(error.to_string())
         }

@@ -75,6 +75,10 @@ pub(super) async fn keep(
                 if live.is_leaving(id) || live.life(id) != life {
                     continue;
                 }
+                // By right a shim outlives its sandbox; containerd ends a sandbox whose shim has died.
+                if live.shim(id).is_some_and(|shim| !shim.is_running()) {
+                    tracing::warn!(sandbox = %id, "the sandbox ended because its shim did");
+                }
                 let out_of_memory = out_of_memory(live.cgroup(id)).await;
                 metrics.exited(out_of_memory);
                 outbox.exited(id, out_of_memory);
