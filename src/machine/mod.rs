@@ -34,6 +34,7 @@ mod reaper;
 mod recovery;
 mod refill;
 mod releasing;
+mod replacing;
 mod residing;
 mod sampling;
 mod sandboxes;

@@ -199,6 +199,8 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
             false => record.expires_at,
         },
         ticket: Ticket(0),
+        first: record.first.unwrap_or(record.sandbox),
+        cold_starts: record.cold_starts,
     };
     let backed = is_backed(record.id, record.sandbox, sandboxes);
     let stage = match (record.failed, backed, confirmed) {
@@ -222,6 +224,7 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
             content: record.content,
             ttl_ms,
             network: record.network.map(Arc::new),
+            on_data_loss: record.on_data_loss,
         },
         stage,
     }

@@ -57,6 +57,7 @@ pub fn template(image: &str) -> Template {
         },
         interpreter: String::new(),
         idle_after_ms: 0,
+        on_data_loss: OnDataLoss::Fail,
     }
 }
 
@@ -129,6 +130,7 @@ pub fn ask(claim: u128) -> ClaimRequest {
         content: content(0),
         on_empty: OnEmpty::Fail,
         network_policy: None,
+        on_data_loss: None,
     }
 }
 
