@@ -1,10 +1,10 @@
 # hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image image-hearth demo dev check test cluster cluster-test cluster-demo fuzz torture soak bench clean
+.PHONY: help setup build image image-hearth demo dev check test test-v2 cluster cluster-test cluster-demo fuzz torture soak churn bench clean
 
 help: ## What there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install Debian packages, build runsc and containerd (once a version)
 	@hack/setup.sh
@@ -26,6 +26,9 @@ dev: build image ## Keep a node running to play with, until Ctrl-C
 
 check: setup ## Format, lints, licences
 	@hack/check.sh
+
+test-v2: setup image ## Freeze, reclaim, limits, kill and claim tests on a kernel with cgroup v2 only, in QEMU
+	@hack/test-v2.sh
 
 test: setup image ## All tests, on real containerd and gVisor
 	@hack/test.sh
@@ -49,6 +52,11 @@ torture: setup image ## Kill hearthd -9 at its fail points under load, TORTURE_K
 soak: setup image ## Churn and faults for SOAK_SECONDS=1800, then nothing has grown and nothing is left
 	@hack/build.sh init
 	@HEARTH_SOAK_SECONDS=$(or $(SOAK_SECONDS),1800) cargo test --locked --test node -- soak:: --nocapture
+
+churn: setup image ## Hibernate and resume CHURN_ROUNDS=1000 times over CHURN_SANDBOXES=50
+	@hack/build.sh init
+	@HEARTH_CHURN_ROUNDS=$(or $(CHURN_ROUNDS),1000) HEARTH_CHURN_SANDBOXES=$(or $(CHURN_SANDBOXES),50) \
+	  cargo test --locked --test node -- churn:: --nocapture
 
 bench: build image ## Our figures beside their floor or peer, in target/bench/
 	@hack/bench.sh

@@ -4,6 +4,8 @@
 
 #[path = "node/code.rs"]
 mod code;
+#[path = "node/density.rs"]
+mod density;
 #[path = "../tests/node/hearthd.rs"]
 #[allow(dead_code)]
 mod hearthd;
@@ -63,6 +65,12 @@ async fn main() {
         sleep::section(&mut report).await;
         if only.is_some() {
             return report.write("node-sleep");
+        }
+    }
+    if wanted("density") {
+        density::section(&mut report).await;
+        if only.is_some() {
+            return report.write("node-density");
         }
     }
     if wanted("network") {

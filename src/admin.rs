@@ -101,9 +101,16 @@ async fn startupz(State(shared): State<Shared>) -> Response {
 /// Prometheus text format.
 async fn metrics(State(shared): State<Shared>) -> Response {
     shared.handle.prepare_metrics().await;
-    let mut text = Vec::new();
-    match TextEncoder::new().encode(&shared.registry.gather(), &mut text) {
-        Ok(()) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+    let encode = move || {
+        let mut text = Vec::new();
+        let encoded = TextEncoder::new().encode(&shared.registry.gather(), &mut text);
+        encoded.map(|()| text)
+    };
+    // Some of it is read from files.
+    let encoded = tokio::task::spawn_blocking(encode).await;
+    let encoded = encoded.map_err(|error| error.to_string());
+    match encoded.and_then(|encoded| encoded.map_err(|error| error.to_string())) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

@@ -12,6 +12,7 @@ mod host;
 mod images;
 mod install;
 mod log;
+mod metrics;
 mod network;
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -44,8 +45,7 @@ use crate::runtime::managed::{ManagedConfig, ManagedContainerd, ManagedError};
 use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics, SHIM};
 use log::Logs;
 use programs::Programs;
-use prometheus::process_collector::ProcessCollector;
-use prometheus::{IntGaugeVec, Opts, Registry};
+use prometheus::Registry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -206,7 +206,7 @@ async fn start(
     let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
     let opened = open_journal(config, boot, journal_in, registry)?;
     failpoint!("start.journal");
-    build_info(registry)?;
+    metrics::register(registry, config)?;
 
     let (listeners, guard) = Box::pin(callers::listen(config, registry)).await?;
     let ports = pages::Ports::bind(config).await?;
@@ -378,18 +378,6 @@ fn rpc_config(
             shutdown: Duration::from_secs(config.limits.shutdown_seconds),
         },
     })
-}
-
-fn build_info(registry: &Registry) -> Result<(), AppError> {
-    let info = IntGaugeVec::new(
-        Opts::new("hearth_build_info", "1, labelled with hearthd's version"),
-        &["version"],
-    )?;
-    info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    registry.register(Box::new(info))?;
-    // Start time, memory, files and threads under the names that every Prometheus knows.
-    registry.register(Box::new(ProcessCollector::for_self()))?;
-    Ok(())
 }
 
 impl Running {

@@ -129,6 +129,7 @@ fn template() -> Template {
         },
         interpreter: String::new(),
         idle_after_ms: 0,
+        on_data_loss: hearth::machine::spec::OnDataLoss::Fail,
     }
 }
 

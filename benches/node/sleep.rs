@@ -2,17 +2,20 @@
 //! `runsc checkpoint` and `runsc restore` of the same sandbox, and the same again and again.
 
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool, tool};
-use crate::measure::{Report, Series, millis};
+use crate::measure::{self, Report, Series, millis};
 use hearth::api::{HibernateRequest, ResumeRequest, Tier};
 use hearth::cgroup::{CgroupTree, SandboxCgroup};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const MEMBERS: u32 = 60;
+/// Members whose memory is counted; `HEARTH_BENCH_SLEEPERS`.
+const SLEEPERS: u32 = 200;
 const ROUNDS: u32 = 25;
-/// Sandboxes, and sleeps of each, in the churn.
-const CHURN: (usize, u32) = (10, 20);
+/// Sandboxes, and sleeps of all of them together, in the churn; `HEARTH_BENCH_CHURN_SANDBOXES`, `HEARTH_BENCH_CHURN_ROUNDS`.
+const CHURN: (u32, u32) = (50, 1000);
+/// Heavy members made each way; `HEARTH_BENCH_GOLDEN`.
+const GOLDEN: u32 = 12;
 
 pub async fn section(report: &mut Report) {
     let settings = [("log.level", "warn"), ("memory.swap", "zram:4GiB")];
@@ -34,6 +37,25 @@ fn groups(hearth: &Hearth) -> Vec<SandboxCgroup> {
     found
         .map(|it| tree().sandbox(&parent, &it.pool, &it.id).unwrap())
         .collect()
+}
+
+/// A size of this run, from the environment.
+pub fn number(name: &str, otherwise: u32) -> u32 {
+    let text = std::env::var(name).ok();
+    text.map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+/// So many members are warm, however long that takes as long as it goes on.
+pub async fn full(hearth: &Hearth, pool: &str, wanted: u32) {
+    let mut there = hearth.status(pool).await.warm;
+    while there < wanted {
+        let before = there;
+        eventually("more members", || async {
+            hearth.status(pool).await.warm > before
+        })
+        .await;
+        there = hearth.status(pool).await.warm;
+    }
 }
 
 /// RAM that all sandboxes have: their cgroups, the zram device, their shims.
@@ -73,22 +95,23 @@ fn pss_kib(pid: i32) -> u64 {
 }
 
 async fn memory_tier(report: &mut Report, hearth: &Hearth) {
-    let mut members = pool("python", MEMBERS, 3 * MEMBERS);
+    let wanted = number("HEARTH_BENCH_SLEEPERS", SLEEPERS);
+    let mut members = pool("python", wanted, 2 * wanted);
     members.max_parallel_refills = 4;
     if let Some(template) = &mut members.template {
         template.warm_command = ["python3", "-c", "pass"].map(str::to_owned).to_vec();
         template.interpreter = "python".into();
     }
     hearth.set_pools(vec![members.clone()]).await;
-    hearth.warm("python", MEMBERS).await;
+    full(hearth, "python", wanted).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let count = f64::from(MEMBERS);
+    let count = f64::from(wanted);
     let (_, running) = all_in_mib(hearth);
     members.running = Some(0);
     members.generation = 2;
     hearth.set_pools(vec![members]).await;
     eventually("all are frozen", || async {
-        hearth.status("python").await.frozen == MEMBERS
+        hearth.status("python").await.frozen == wanted
     })
     .await;
     // Both passes of the reclaim of each, at a quarter of a core.
@@ -119,7 +142,7 @@ async fn memory_tier(report: &mut Report, hearth: &Hearth) {
         // No refill and no reclaim is measured.
         eventually("full, frozen and quiet", || async {
             let status = hearth.status("python").await;
-            status.creating == 0 && status.frozen == MEMBERS
+            status.creating == 0 && status.frozen == wanted
         })
         .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -272,40 +295,72 @@ fn bundle(hearth: &Hearth, sandbox: &str, own: &Path) -> PathBuf {
 }
 
 async fn churn(report: &mut Report, hearth: &Hearth) {
+    let count = number("HEARTH_BENCH_CHURN_SANDBOXES", CHURN.0);
+    let rounds = number("HEARTH_BENCH_CHURN_ROUNDS", CHURN.1).div_ceil(count);
+    let mut few = pool("churn", 1, count + 1);
+    few.max_parallel_refills = 2;
+    hearth.set_pools(vec![few]).await;
     let mut claims = Vec::new();
-    for _ in 0..CHURN.0 {
-        hearth.warm("few", 1).await;
-        claims.push(hearth.claim("few").await.0);
+    for _ in 0..count {
+        hearth.warm("churn", 1).await;
+        claims.push(hearth.claim("churn").await.0);
     }
+    hearth.warm("churn", 1).await;
+    let (census, fds) = (hearth.census(), measure::open_files(hearth.pid()));
+    let resident = measure::resident_mib(hearth.pid());
     let began = Instant::now();
-    for _ in 0..CHURN.1 {
+    for _ in 0..rounds {
+        // Each call must succeed, or the bench ends here.
         let sinks = claims.iter().map(|claim| to_disk(hearth, claim));
         futures::future::join_all(sinks).await;
         let wakes = claims.iter().map(|claim| back(hearth, claim));
         futures::future::join_all(wakes).await;
     }
-    let rounds = f64::from(CHURN.1) * CHURN.0 as f64;
-    let rate = rounds / began.elapsed().as_secs_f64();
-    report.rate(
-        "to the disk and back, 10 sandboxes at once",
-        rate,
-        "rounds/s",
-    );
+    let done = f64::from(rounds) * f64::from(count);
+    let rate = done / began.elapsed().as_secs_f64();
+    let what = format!("to the disk and back, {done} times, {count} at once");
+    report.rate(&what, rate, "rounds/s");
     for claim in &claims {
         let (code, _) = hearth.run(claim, &["true"]).await;
         assert_eq!(code, 0);
+    }
+    let (_, metrics) = hearth.admin_page("/metrics");
+    let failed = metrics.lines().filter_map(|line| {
+        let line = line.strip_prefix("hearth_residency_failures_total{")?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    });
+    let failed: f64 = failed.sum();
+    report.goal("  failures", failed, "0", failed == 0.0);
+    let left = std::fs::read_dir(hearth.path("data/hibernated")).map_or(0, Iterator::count);
+    let strange = usize::from(hearth.census() != census) + left;
+    report.goal(
+        "  images and sandboxes left over",
+        strange as f64,
+        "0",
+        strange == 0,
+    );
+    let more = measure::open_files(hearth.pid()).saturating_sub(fds);
+    report.goal(
+        "  more open files of hearthd",
+        more as f64,
+        "≤ 8",
+        more <= 8,
+    );
+    let grown = measure::resident_mib(hearth.pid()) - resident;
+    report.rate("  more resident memory of hearthd", grown, "MiB");
+    for claim in &claims {
         hearth.release(claim).await;
     }
 }
 
 /// Members that import what takes a second: made anew, and cloned.
 async fn golden(report: &mut Report) {
-    const COUNT: u32 = 12;
+    let count = number("HEARTH_BENCH_GOLDEN", GOLDEN);
     let mut took = Vec::new();
     for mode in ["off", "auto"] {
         let settings = [("log.level", "warn"), ("hibernation.golden_images", mode)];
         let hearth = Hearth::start_with(&settings).await;
-        let mut heavy = pool("heavy", 1, 3 * COUNT);
+        let mut heavy = pool("heavy", 1, 3 * count);
         heavy.max_parallel_refills = 2;
         if let Some(template) = &mut heavy.template {
             // What there is of the standard library: no numpy is at hand; as there, most of it is reading and running
@@ -314,9 +369,9 @@ async fn golden(report: &mut Report) {
             template.warm_command = ["python3", "-c", import].map(str::to_owned).to_vec();
             template.interpreter = "python".into();
         }
-        heavy.min_warm = COUNT;
+        heavy.min_warm = count;
         hearth.set_pools(vec![heavy]).await;
-        hearth.warm("heavy", COUNT).await;
+        full(&hearth, "heavy", count).await;
         let (_, metrics) = hearth.admin_page("/metrics");
         let figure = |name: &str| -> f64 {
             let line = metrics.lines().find_map(|line| line.strip_prefix(name));

@@ -135,6 +135,7 @@ impl Dev {
                 },
                 interpreter: "python".into(),
                 idle_after_ms: 0,
+                on_data_loss: crate::machine::spec::OnDataLoss::Fail,
             },
             min_warm: self.warm,
             max_total: self.warm.saturating_mul(8).clamp(1, limits::POOL_MAX_TOTAL),

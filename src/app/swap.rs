@@ -29,7 +29,8 @@ struct Device {
     label: String,
 }
 
-fn note(config: &Config) -> PathBuf {
+/// Says which device is ours.
+pub(super) fn note(config: &Config) -> PathBuf {
     config.run_dir.join("zram")
 }
 
@@ -78,6 +79,17 @@ pub(super) async fn prepare(config: &Config) -> Result<(), AppError> {
 pub(super) async fn take_down(config: &Config) -> Result<(), AppError> {
     let ours = find(config)?;
     remove(config, ours).await
+}
+
+/// What the device of a note holds, before compression, and the RAM that this takes. `None`: there is no device.
+pub(super) fn zram_bytes(note: &Path) -> Option<(u64, u64)> {
+    let number: u32 = std::fs::read_to_string(note).ok()?.trim().parse().ok()?;
+    let stat = std::fs::read_to_string(format!("/sys/block/zram{number}/mm_stat")).ok()?;
+    // orig_data_size, compr_data_size, mem_used_total, ...
+    let mut figures = stat.split_whitespace().map(str::parse);
+    let stored = figures.next()?.ok()?;
+    let taken = figures.nth(1)?.ok()?;
+    Some((stored, taken))
 }
 
 fn swaps() -> String {

@@ -71,14 +71,16 @@ impl Flights {
         self.open.len()
     }
 
-    /// A sandbox was assigned to the claim that `id` asks for; what to personalize it with, and under which span.
+    /// A sandbox was assigned to the claim that `id` asks for; what to personalize it with, and under which span. `None`:
+    /// nobody brought anything.
     pub(super) fn assigned(
         &mut self,
-        id: RequestId,
+        id: Option<RequestId>,
         sandbox: SandboxId,
         ticket: Ticket,
     ) -> (Arc<Personalization>, Span) {
-        let Some(flight) = self.open.get_mut(&id) else {
+        let flight = id.and_then(|id| Some((id, self.open.get_mut(&id)?)));
+        let Some((id, flight)) = flight else {
             // The machine names an unanswered request; should it err, the guest gets an empty personalization, which
             // the machine's own invariants then show.
             return (Arc::default(), Span::none());

@@ -36,6 +36,7 @@ pub(super) struct Metrics {
     image_bytes: IntGauge,
     sinks: IntCounterVec,
     restores: IntCounterVec,
+    cold_starts: IntCounter,
     memory_short: IntCounter,
     draining: IntGauge,
     drain_claims: IntGauge,
@@ -220,6 +221,10 @@ impl Metrics {
                 "Sandboxes that began to come back from the disk",
                 &["cause"],
             )?,
+            cold_starts: counter(
+                "hearth_claims_cold_started_total",
+                "Claims that got a fresh sandbox because an image did not come back",
+            )?,
             memory_short: counter(
                 "hearth_memory_short_total",
                 "Looks that found the node short of memory",
@@ -372,6 +377,7 @@ impl Metrics {
             Notice::RestoreStarted { cause } => {
                 self.restores.with_label_values(&[thaw_label(*cause)]).inc();
             }
+            Notice::ColdStarted(..) => self.cold_starts.inc(),
             Notice::MemoryShort { .. } => self.memory_short.inc(),
             // Counted where they happen.
             Notice::FreezeFailed { .. }

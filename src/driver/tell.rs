@@ -49,6 +49,9 @@ pub(super) fn tell(notice: &Notice) {
             warn!(%sandbox, error, "a sandbox did not get to the disk");
         }
         Notice::RestoreStarted { cause } => debug!(?cause, "a sandbox comes back from the disk"),
+        Notice::ColdStarted(claim, sandbox) => {
+            warn!(%claim, %sandbox, "the claim's image is lost: it was started cold");
+        }
         Notice::RestoreFailed { sandbox, error } => {
             warn!(%sandbox, error, "a sandbox did not come back from the disk");
         }

@@ -63,6 +63,8 @@ fn view(number: u128) -> ClaimView {
         state: ClaimState::Claimed,
         reason: None,
         sandbox: None,
+        first: None,
+        cold_starts: 0,
         generation: 0,
         source: None,
         claimed_at: None,

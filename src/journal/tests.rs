@@ -166,6 +166,9 @@ fn claim(number: u64, sandbox: u64) -> ClaimRecord {
         confirmed: false,
         failed: None,
         network: Some(claim_policy()),
+        on_data_loss: crate::machine::spec::OnDataLoss::Fail,
+        first: None,
+        cold_starts: 0,
     }
 }
 
@@ -191,6 +194,7 @@ fn pools(generation: u64) -> PoolSet {
         },
         interpreter: "python".to_owned(),
         idle_after_ms: 0,
+        on_data_loss: crate::machine::spec::OnDataLoss::Fail,
     };
     PoolSet {
         generation,

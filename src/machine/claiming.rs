@@ -10,7 +10,7 @@ use super::pools::Pool;
 use super::record::{Op, Owner};
 use super::refusal::{Refusal, bounded};
 use super::sandboxes::{Operation, Residency, Sandbox};
-use super::spec::{ClaimRequest, Fence, OnEmpty};
+use super::spec::{ClaimRequest, Fence, OnDataLoss, OnEmpty};
 use super::timers::Timer;
 use super::view::{Answer, Source};
 
@@ -52,7 +52,9 @@ impl Node {
         }
         self.admit(&asked)?;
         let pending = self.pending(asker, Askers::default());
-        self.seek(Terms::of(asked), pending, out);
+        let template = self.pools.get(&asked.pool).map(|pool| &pool.template);
+        let on_data_loss = template.map_or(OnDataLoss::Fail, |it| it.on_data_loss);
+        self.seek(Terms::of(asked, on_data_loss), pending, out);
         Ok(())
     }
 
@@ -156,7 +158,7 @@ impl Node {
         out.push(Effect::Personalize {
             sandbox: member,
             claim: id,
-            request: pending.first.request,
+            request: Some(pending.first.request),
             thaw: source == Source::Thawed,
             network: self.policy_to_apply(&terms, member),
         });
@@ -167,6 +169,8 @@ impl Node {
             claimed_at: out.now(),
             expires_at: expiry(terms.ttl_ms, out.now()),
             ticket: out.ticket(),
+            first: member,
+            cold_starts: 0,
         };
         let stage = Stage::Assigned {
             pending,
@@ -196,7 +200,7 @@ impl Node {
         out.push(Effect::Personalize {
             sandbox,
             claim: id,
-            request: pending.first.request,
+            request: Some(pending.first.request),
             thaw: false,
             network,
         });
@@ -223,6 +227,9 @@ impl Node {
         });
         if !expected {
             return;
+        }
+        if let Some(old) = self.replaced_by(id, sandbox) {
+            return self.replacement_told(id, old, sandbox, result, out);
         }
         match result {
             Ok(()) => self.acknowledge(id, sandbox, out),

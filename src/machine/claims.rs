@@ -21,7 +21,7 @@ use super::limits::{COLD_WAIT_MS, JOINERS_PER_CLAIM, MAX_WAIT_MS, RETRY_MS};
 use super::network::NetworkPolicy;
 use super::record::ClaimRecord;
 use super::refusal::Refusal;
-use super::spec::{ClaimRequest, ContentDigest, Holder, OnEmpty};
+use super::spec::{ClaimRequest, ContentDigest, Holder, OnDataLoss, OnEmpty};
 use super::view::{ClaimState, ClaimView, Grant, Source};
 use std::sync::Arc;
 
@@ -37,10 +37,12 @@ pub(super) struct Terms {
     pub(super) by: Arc<str>,
     /// Its own; `None`: what the sandbox was made with.
     pub(super) network: Option<Arc<NetworkPolicy>>,
+    pub(super) on_data_loss: OnDataLoss,
 }
 
 impl Terms {
-    pub(super) fn of(asked: ClaimRequest) -> Self {
+    /// `on_data_loss`: of the template, where the claim does not say it.
+    pub(super) fn of(asked: ClaimRequest, on_data_loss: OnDataLoss) -> Self {
         Self {
             id: asked.claim_id,
             pool: asked.pool,
@@ -49,6 +51,7 @@ impl Terms {
             ttl_ms: asked.ttl_ms,
             by: asked.by,
             network: asked.network_policy.map(Arc::new),
+            on_data_loss: asked.on_data_loss.unwrap_or(on_data_loss),
         }
     }
 }
@@ -153,6 +156,10 @@ pub(super) struct Assignment {
     pub(super) expires_at: Option<Now>,
     /// Of the batch that persisted what callers see of it.
     pub(super) ticket: Ticket,
+    /// The sandbox it had first: its access token is of that.
+    pub(super) first: SandboxId,
+    /// How often it got a fresh sandbox because an image did not come back.
+    pub(super) cold_starts: u32,
 }
 
 /// How far a claim has come.
@@ -266,6 +273,9 @@ impl Claim {
             confirmed,
             failed,
             network: self.terms.network.as_deref().cloned(),
+            on_data_loss: self.terms.on_data_loss,
+            first: (assignment.first != assignment.sandbox).then_some(assignment.first),
+            cold_starts: assignment.cold_starts,
         })
     }
 
@@ -286,6 +296,7 @@ impl Claim {
         };
         let shown = self.assignment();
         let told = shown.filter(|_| state != ClaimState::Pending);
+        let cold_starts = shown.map_or(0, |a| a.cold_starts);
         ClaimView {
             id: self.terms.id,
             pool: self.terms.pool.clone(),
@@ -293,9 +304,11 @@ impl Claim {
             state,
             reason: match &self.stage {
                 Stage::Failed { reason, .. } => Some(reason.clone()),
-                _ => None,
+                _ => (cold_starts > 0).then(|| super::replacing::REASON.to_owned()),
             },
             sandbox: shown.map(|a| a.sandbox),
+            first: shown.map(|a| a.first),
+            cold_starts,
             generation: shown.map_or(0, |a| a.generation),
             source: shown.map(|a| a.source),
             claimed_at: told.map(|a| a.claimed_at),
@@ -313,5 +326,6 @@ pub(super) fn grant(claim: ClaimId, assignment: &Assignment) -> Grant {
         generation: assignment.generation,
         source: assignment.source,
         expires_at: assignment.expires_at,
+        first: assignment.first,
     }
 }

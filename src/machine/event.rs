@@ -194,8 +194,8 @@ pub enum Effect {
         sandbox: SandboxId,
         /// The claim.
         claim: ClaimId,
-        /// Whose personalization.
-        request: RequestId,
+        /// Whose personalization; `None`: an empty one (a cold start).
+        request: Option<RequestId>,
         /// It is frozen, or a freeze or thaw of it is out: it is thawed first, and a freeze that has not begun never
         /// does.
         thaw: bool,
@@ -411,6 +411,8 @@ pub enum Notice {
         /// Why.
         error: String,
     },
+    /// A claim whose image did not come back has got this fresh sandbox.
+    ColdStarted(ClaimId, SandboxId),
     /// A thaw failed.
     ThawFailed {
         /// Sandbox.

@@ -119,7 +119,7 @@ impl Node {
             }
         };
         match self.sandboxes.get(sandbox).map(|it| it.operation) {
-            Some(Operation::Thaw | Operation::Restore) => {
+            Some(Operation::Thaw | Operation::Restore | Operation::Replace { .. }) => {
                 let claim = claim.to_string();
                 return Err(Refusal::WakeInFlight { claim });
             }

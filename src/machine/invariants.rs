@@ -2,7 +2,7 @@
 //!
 //! | # | |
 //! |---|---|
-//! | 1 | A sandbox belongs to at most one claim, and a claim that has a sandbox owns it: both point at each other. |
+//! | 1 | A sandbox belongs to at most one claim, and a claim that has a sandbox owns it: both point at each other. Beside it a claim has at most the one that is to replace it. |
 //! | 2 | What goes on with a sandbox fits its owner and residency. |
 //! | 3 | A claim that is served has 1 to `JOINERS_PER_CLAIM` requests; no request waits twice. |
 //! | 4 | Queues hold exactly the claims that wait, at their places, within their bound. |
@@ -56,14 +56,22 @@ impl Node {
             let claim = self.claims.get(&claim);
             let mutual = claim.is_some_and(|it| it.sandbox() == Some(id));
             let undone_soon = self.conditions.recovering && is_left_over(sandbox);
+            let to_come = || match sandbox.owner {
+                Owner::Claimed(claim) => self.replaced_by(claim, id).is_some(),
+                _ => false,
+            };
             ensure(
-                mutual || undone_soon,
+                mutual || undone_soon || to_come(),
                 1,
                 "a claimed sandbox without its claim",
                 id,
             )?;
         }
         ensure(self.operation_fits(sandbox), 2, "operation", id)?;
+        if let Operation::Replace { by } = sandbox.operation {
+            let owner = self.sandboxes.get(by).map(|it| it.owner);
+            ensure(owner == Some(sandbox.owner), 1, "replaced by nobody", id)?;
+        }
         let ours = id.tag() == self.settings.tag;
         ensure(
             !ours || self.sequence.covers(id),
@@ -102,6 +110,11 @@ impl Node {
                 Unknown { .. },
                 Operation::Witness { .. } | Operation::AskAgain { .. },
             ) => true,
+            (Owner::Claimed(claim), Running, Operation::Personalize)
+                if self.replaced_by(claim, sandbox.id).is_some() =>
+            {
+                true
+            }
             (Owner::Claimed(claim), residency, operation) => {
                 let stage = self.claims.get(&claim).map(|it| &it.stage);
                 matches!(
@@ -125,7 +138,10 @@ impl Node {
                     ) | (
                         Some(Stage::Held { .. }),
                         OnDisk(_),
-                        Operation::Idle | Operation::Shed | Operation::Restore
+                        Operation::Idle
+                            | Operation::Shed
+                            | Operation::Restore
+                            | Operation::Replace { .. }
                     ) | (Some(Stage::Unheld { .. }), Running, Operation::Idle)
                         | (
                             Some(Stage::Unknown { .. }),

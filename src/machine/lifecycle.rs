@@ -74,6 +74,9 @@ impl Node {
         result: Result<(), CreateFailure>,
         out: &mut Out<'_>,
     ) {
+        if let Some(old) = self.replaced_by(id, sandbox) {
+            return self.replacement_made(id, old, sandbox, result, out);
+        }
         match result {
             Ok(()) => {
                 if let Some(Claim {
@@ -133,8 +136,12 @@ impl Node {
                 self.doom(id, out);
             }
             (Owner::Claimed(claim), _) => {
+                let old = self.replaced_by(claim, id);
                 self.doom(id, out);
-                self.lost_by(claim, cause, out);
+                match old {
+                    Some(old) => self.not_replaced(claim, old, "the fresh sandbox ended", out),
+                    None => self.lost_by(claim, cause, out),
+                }
             }
         }
     }
@@ -164,12 +171,16 @@ impl Node {
         if let Operation::AskAgain { at, .. } = sandbox.operation {
             self.timers.clear(at, Timer::Witness(id));
         }
-        let creating = sandbox.operation == Operation::Create;
+        let operation = sandbox.operation;
         self.sinking.forget(id);
         self.drain_forget(id);
         self.put_sandbox(id, |sandbox| sandbox.owner = Owner::Releasing, out);
-        if !creating {
+        if operation != Operation::Create {
             self.reap(id);
+        }
+        // What was to take its place has none any more.
+        if let Operation::Replace { by } = operation {
+            self.doom(by, out);
         }
     }
 

@@ -35,6 +35,7 @@ mod reaper;
 mod recovery;
 mod refill;
 mod releasing;
+mod replacing;
 mod residing;
 mod sampling;
 mod sandboxes;

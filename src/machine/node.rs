@@ -6,7 +6,7 @@
 //!
 //! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry), `hibernating` (Hibernate, Resume, waking on
 //! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure), `sinking` (to the disk and back),
-//! `declaring` (SetPools), `draining`, `stowing` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
+//! `replacing` (a cold start where an image is lost), `declaring` (SetPools), `draining`, `stowing` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
 //! `listing`, `witness` (restart, and what the outside shows), `networking` (what a sandbox may reach), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
 //! tests from what the machine does.
 

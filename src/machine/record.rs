@@ -2,7 +2,7 @@
 
 use super::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
 use super::network::NetworkPolicy;
-use super::spec::{ContentDigest, DrainRequest, Fence, Holder, PoolSet};
+use super::spec::{ContentDigest, DrainRequest, Fence, Holder, OnDataLoss, PoolSet};
 use super::view::Source;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +96,19 @@ pub struct ClaimRecord {
     /// Its own network policy, which is in force for its sandbox; `None`: the sandbox's template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkPolicy>,
+    /// What becomes of it when its sandbox's image does not come back.
+    #[serde(default, skip_serializing_if = "OnDataLoss::is_fail")]
+    pub on_data_loss: OnDataLoss,
+    /// The sandbox it had first, if that was another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<SandboxId>,
+    /// How often it got a fresh sandbox because an image did not come back.
+    #[serde(default, skip_serializing_if = "is_none_yet")]
+    pub cold_starts: u32,
+}
+
+fn is_none_yet(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A drain under way. It goes on over restarts until it is undone.

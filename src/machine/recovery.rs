@@ -199,6 +199,8 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
             false => record.expires_at,
         },
         ticket: Ticket(0),
+        first: record.first.unwrap_or(record.sandbox),
+        cold_starts: record.cold_starts,
     };
     let backed = is_backed(record.id, record.sandbox, sandboxes);
     let stage = match (record.failed, backed, confirmed) {
@@ -223,6 +225,7 @@ fn recovered_claim(record: ClaimRecord, sandboxes: &Sandboxes, now: Now) -> Clai
             ttl_ms,
             by: "".into(),
             network: record.network.map(Arc::new),
+            on_data_loss: record.on_data_loss,
         },
         stage,
     }

@@ -76,7 +76,7 @@ impl Node {
     }
 
     /// The intent, then the effect.
-    fn create(
+    pub(super) fn create(
         &mut self,
         name: &PoolName,
         cold: Option<ClaimId>,

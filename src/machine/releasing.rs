@@ -144,7 +144,7 @@ impl Node {
     }
 
     /// Persists a claim as it is now and tells watchers.
-    fn put_claim(&self, id: ClaimId, out: &mut Out<'_>) {
+    pub(super) fn put_claim(&self, id: ClaimId, out: &mut Out<'_>) {
         let Some(claim) = self.claims.get(&id) else {
             return;
         };

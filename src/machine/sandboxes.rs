@@ -48,6 +48,8 @@ pub(super) enum Operation {
     Shed,
     /// `Effect::Restore` is out.
     Restore,
+    /// Its image does not come back, and its claim is to get that one in its place: see `replacing`.
+    Replace { by: SandboxId },
     /// `Effect::Witness` is out; the guest has been silent so many times before.
     Witness { tries: u32 },
     /// The guest was silent so many times and is asked again then.
@@ -59,8 +61,11 @@ pub(super) enum Operation {
 impl Operation {
     /// It is on its way to sleep, or back.
     pub(super) fn is_shift(self) -> bool {
-        use Operation::{Checkpoint, Freeze, Restore, Shed, Thaw};
-        matches!(self, Freeze | Thaw | Checkpoint | Shed | Restore)
+        use Operation::{Checkpoint, Freeze, Replace, Restore, Shed, Thaw};
+        matches!(
+            self,
+            Freeze | Thaw | Checkpoint | Shed | Restore | Replace { .. }
+        )
     }
 }
 
@@ -144,7 +149,10 @@ impl Sandbox {
     pub(super) fn is_to_sleep(&self) -> bool {
         match self.residency {
             Residency::Frozen => self.operation != Operation::Thaw,
-            Residency::OnDisk(_) => self.operation != Operation::Restore,
+            Residency::OnDisk(_) => !matches!(
+                self.operation,
+                Operation::Restore | Operation::Replace { .. }
+            ),
             Residency::Unknown { slept } => slept,
             _ => matches!(self.operation, Operation::Freeze | Operation::Checkpoint),
         }

@@ -5,15 +5,14 @@
 //!         ▲               │ failed    │ durable first              │ failed      │ durable first
 //!         └───────────────┘           └ the image is the sandbox   └▶ OnDisk     └ then the image goes
 //! ```
+//! One whose image never comes back is data loss, or replaced: see `replacing`.
 //! The sandbox runs on (frozen) while its image is made and sealed, and is shed only after "it is on the disk" is durable;
 //! until then an image is garbage. The image goes only after "it runs" is durable, and nothing inside goes on before that;
 //! until then what runs is garbage. So whenever hearthd dies, exactly one of the two is the sandbox, and the record says
 //! which.
 
 use super::claims::Stage;
-use super::event::{
-    CheckpointFailure, Effect, ExitCause, Notice, RestoreFailure, SinkCause, ThawCause,
-};
+use super::event::{CheckpointFailure, Effect, Notice, RestoreFailure, SinkCause, ThawCause};
 use super::ids::{ClaimId, Now, SandboxId};
 use super::limits::{RETRY_MS, SINK_PAUSE_MS};
 use super::node::Node;
@@ -319,12 +318,7 @@ impl Node {
                 self.woke_up(claim, id, Some(refusal), out);
                 self.show_claim_of(id, out);
             }
-            None => {
-                self.sandboxes
-                    .change(id, |sandbox| sandbox.residency = Residency::Gone);
-                self.doom(id, out);
-                self.fail_claim(claim, ExitCause::DataLost, out);
-            }
+            None => self.image_lost(claim, id, out),
         }
     }
 

@@ -57,6 +57,9 @@ pub struct Template {
     /// A claimed sandbox that did nothing for so long is frozen, milliseconds; 0: never.
     #[serde(default, skip_serializing_if = "is_never")]
     pub idle_after_ms: u64,
+    /// For claims that do not say it themselves.
+    #[serde(default, skip_serializing_if = "OnDataLoss::is_fail")]
+    pub on_data_loss: OnDataLoss,
 }
 
 fn is_never(after_ms: &u64) -> bool {
@@ -119,21 +122,21 @@ pub struct Holder {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContentDigest {
     /// (field name, digest), in proto order: `pool`, `holder`, `ttl`, `personalization.env`, `.files`, `.secrets`,
-    /// `.hostname`, `.network_policy`, `on_empty`.
+    /// `.hostname`, `.network_policy`, `on_empty`, and `on_data_loss` where it is said.
     pub fields: Vec<(String, [u8; 16])>,
 }
 
 impl ContentDigest {
     /// The first field that differs from `other`, if any.
     #[must_use]
-    pub fn first_difference(&self, other: &Self) -> Option<&str> {
-        if self.fields.len() != other.fields.len() {
-            return Some("(schema)");
-        }
+    pub fn first_difference<'a>(&'a self, other: &'a Self) -> Option<&'a str> {
         let mut pairs = self.fields.iter().zip(&other.fields);
-        pairs
-            .find(|(mine, theirs)| mine != theirs)
-            .map(|(mine, _)| mine.0.as_str())
+        let differs = pairs.find(|(mine, theirs)| mine != theirs);
+        // Fields that a request may leave out come last.
+        let both = self.fields.len().min(other.fields.len());
+        let more = self.fields.get(both).or(other.fields.get(both));
+        let first = differs.map(|(mine, _)| mine).or(more)?;
+        Some(first.0.as_str())
     }
 }
 
@@ -149,6 +152,23 @@ pub enum OnEmpty {
     },
     /// Create for this claim.
     Cold,
+}
+
+/// What becomes of a claim whose sandbox's image does not come back from the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum OnDataLoss {
+    /// It fails with DATA_LOSS.
+    #[default]
+    Fail,
+    /// It gets a fresh sandbox of its pool's template, with nothing of what was in the old one.
+    Cold,
+}
+
+impl OnDataLoss {
+    /// For the journal: the default is not written.
+    pub(super) fn is_fail(&self) -> bool {
+        *self == Self::Fail
+    }
 }
 
 /// A claim as asked for. The personalization itself stays with the driver, under the request's id.
@@ -170,6 +190,8 @@ pub struct ClaimRequest {
     pub network_policy: Option<NetworkPolicy>,
     /// Who asks: callers that wait for the same pool take turns. No part of the content.
     pub by: Arc<str>,
+    /// `None`: as the template says.
+    pub on_data_loss: Option<OnDataLoss>,
 }
 
 /// Why a caller puts a sandbox to sleep, as it says itself: the closed list of `HibernateReason`.

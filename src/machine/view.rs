@@ -43,10 +43,14 @@ pub struct ClaimView {
     pub holder: Holder,
     /// State.
     pub state: ClaimState,
-    /// Why, when failed: SANDBOX_EXITED, OOM, GUEST_LOST, DATA_LOSS.
+    /// Why, when failed: SANDBOX_EXITED, OOM, GUEST_LOST, DATA_LOSS. DATA_LOSS also of one that was started cold since.
     pub reason: Option<String>,
     /// `None` while pending without a sandbox.
     pub sandbox: Option<SandboxId>,
+    /// The sandbox it had first: its access token is of that.
+    pub first: Option<SandboxId>,
+    /// How often it got a fresh sandbox because an image did not come back.
+    pub cold_starts: u32,
     /// Generation of the pool the sandbox was made for; 0 without a sandbox.
     pub generation: u64,
     /// `None` without a sandbox.
@@ -72,6 +76,8 @@ pub struct Grant {
     pub source: Source,
     /// `None`: never.
     pub expires_at: Option<Now>,
+    /// The sandbox the claim had first: its access token is of that.
+    pub first: SandboxId,
 }
 
 /// State of a breaker.

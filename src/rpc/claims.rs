@@ -93,6 +93,7 @@ impl ClaimsService {
         let claim = check::claim(request)?;
         let content = content::digest(&self.0.key, &claim);
         let fence = fence(caller, claim.epoch);
+        let brings_its_own = claim.brings_its_own();
         let request = spec::ClaimRequest {
             claim_id: claim.claim_id,
             pool: claim.pool,
@@ -100,6 +101,10 @@ impl ClaimsService {
             ttl_ms: claim.ttl_ms,
             content,
             on_empty: claim.on_empty,
+            on_data_loss: match claim.on_data_loss {
+                None if brings_its_own => Some(spec::OnDataLoss::Fail),
+                said => said,
+            },
             network_policy: claim.network,
             by: Arc::clone(by),
         };
@@ -122,7 +127,7 @@ impl ClaimsService {
             generation: grant.generation,
             source: view::source(grant.source).into(),
             expires_at: grant.expires_at.map(|at| view::timestamp(&*core.door, at)),
-            access_token: core.key.access_token(grant.claim, grant.sandbox),
+            access_token: core.key.access_token(grant.claim, grant.first),
             endpoints: core
                 .config
                 .endpoints

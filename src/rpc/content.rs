@@ -4,7 +4,7 @@ use super::check::Claim;
 use super::key::{FieldDigest, NodeKey};
 use crate::api;
 use crate::machine::network::{NetworkMode, NetworkPolicy, Protocol, Target};
-use crate::machine::spec::{ContentDigest, OnEmpty};
+use crate::machine::spec::{ContentDigest, OnDataLoss, OnEmpty};
 
 /// Keyed digests of the fields of a claim, in the order of the proto, without epoch and deadlines. Defaults are filled
 /// in before, so that leaving a field out and naming its default are the same content.
@@ -16,7 +16,7 @@ pub fn digest(key: &NodeKey, claim: &Claim) -> ContentDigest {
         fill(&mut digest);
         (name.to_owned(), digest.finish())
     };
-    let fields = vec![
+    let mut fields = vec![
         field("pool", &|d| d.bytes(claim.pool.as_str().as_bytes())),
         field("holder", &|d| {
             d.bytes(claim.holder.namespace.as_bytes());
@@ -61,6 +61,15 @@ pub fn digest(key: &NodeKey, claim: &Claim) -> ContentDigest {
             });
         }),
     ];
+    // Only where it is said: claims of before have no such field.
+    if let Some(on_data_loss) = claim.on_data_loss {
+        fields.push(field("on_data_loss", &|d| {
+            d.bytes(match on_data_loss {
+                OnDataLoss::Fail => b"fail",
+                OnDataLoss::Cold => b"cold",
+            });
+        }));
+    }
     ContentDigest { fields }
 }
 
@@ -163,7 +172,7 @@ mod tests {
     #[test]
     fn the_first_field_that_differs_is_named() {
         type Change = fn(&mut ClaimRequest);
-        let changes: [(&str, Change); 12] = [
+        let changes: [(&str, Change); 13] = [
             ("pool", |r| r.pool = "other".into()),
             ("holder", |r| r.holder = None),
             ("ttl", |r| {
@@ -195,6 +204,9 @@ mod tests {
             }),
             ("on_empty", |r| {
                 r.on_empty = crate::api::OnEmpty::Cold.into()
+            }),
+            ("on_data_loss", |r| {
+                r.on_data_loss = crate::api::OnDataLoss::Fail.into()
             }),
         ];
         let base = of(|_| ());

@@ -131,8 +131,8 @@ impl Core {
 
     /// Does the token open this claim's sandbox? Without a sandbox there is nothing to open.
     fn opens(&self, token: &str, claim: &ClaimView) -> bool {
-        let sandbox = claim.sandbox;
-        sandbox.is_some_and(|sandbox| self.key.opens(token, claim.id, sandbox))
+        let first = claim.first;
+        first.is_some_and(|sandbox| self.key.opens(token, claim.id, sandbox))
     }
 }
 

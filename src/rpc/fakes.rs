@@ -278,6 +278,8 @@ impl State {
             state: ClaimState::Claimed,
             reason: None,
             sandbox: SandboxId::new(TAG, self.sequence),
+            first: SandboxId::new(TAG, self.sequence),
+            cold_starts: 0,
             generation: pool.generation,
             source: Some(source),
             claimed_at: Some(now()),
@@ -481,6 +483,7 @@ fn grant(view: &ClaimView) -> Grant {
         generation: view.generation,
         source: view.source.unwrap(),
         expires_at: view.expires_at,
+        first: view.first.unwrap(),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::machine::ids::Now;
 use crate::machine::network::{
     Cidr, NetworkMode, NetworkPolicy, PortRange, Protocol, Rule, Target,
 };
-use crate::machine::spec::{DrainMode, PoolSpec, UpdateStrategy};
+use crate::machine::spec::{DrainMode, OnDataLoss, PoolSpec, UpdateStrategy};
 use crate::machine::view::{
     BreakerView, ClaimState, ClaimView, DrainState, DrainView, Kept, PoolView, Source,
 };
@@ -57,6 +57,7 @@ pub fn claim(door: &dyn Door, view: ClaimView) -> api::Claim {
         source: view.source.map_or(api::Source::Unspecified, source).into(),
         claimed_at: view.claimed_at.map(|at| timestamp(door, at)),
         expires_at: view.expires_at.map(|at| timestamp(door, at)),
+        cold_starts: view.cold_starts,
     }
 }
 
@@ -236,6 +237,11 @@ fn declared(spec: PoolSpec) -> api::Pool {
                 timeout: duration(Duration::from_millis(template.readiness.timeout_ms)),
             }),
             interpreter: template.interpreter,
+            on_data_loss: match template.on_data_loss {
+                OnDataLoss::Fail => api::OnDataLoss::Unspecified,
+                OnDataLoss::Cold => api::OnDataLoss::Cold,
+            }
+            .into(),
         }),
         min_warm: spec.min_warm,
         max_total: spec.max_total,

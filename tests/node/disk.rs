@@ -1,7 +1,9 @@
 //! The disk tier on a real node: checkpoint, restore, deaths in between, damage, a reboot.
 
-use crate::hearthd::{Hearth, eventually, pool};
-use hearth::api::{ClaimState, HibernateReason, HibernateRequest, ResumeRequest, Tier};
+use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use hearth::api::{
+    ClaimState, HibernateReason, HibernateRequest, OnDataLoss, ResumeRequest, Source, Tier,
+};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -241,16 +243,74 @@ async fn a_damaged_image_is_data_loss_and_one_that_does_not_fit_is_kept() {
 
     sink(&hearth, &claim).await;
     is_on_disk(&hearth, &answer.sandbox_id).await;
-    let pages = image(&hearth, &answer.sandbox_id).join("pages.img");
-    let mut content = std::fs::read(&pages).unwrap();
-    let middle = content.len() / 2;
-    content[middle] ^= 1;
-    std::fs::write(&pages, content).unwrap();
+    damage(&hearth, &answer.sandbox_id);
     let lost = try_resume(&hearth, &claim).await.unwrap_err();
     assert!(lost.message().contains("DATA_LOSS"), "{lost}");
     let view = hearth.get(&claim).await;
     assert_eq!(view.state(), ClaimState::Failed);
     assert_eq!(view.status_reason, "DATA_LOSS");
+    hearth.release(&claim).await;
+    hearth.finish().await;
+}
+
+/// One bit in the middle of its memory.
+fn damage(hearth: &Hearth, sandbox: &str) {
+    let pages = image(hearth, sandbox).join("pages.img");
+    let mut content = std::fs::read(&pages).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&pages, content).unwrap();
+}
+
+/// The claim says so: it goes on in a fresh sandbox, under its own id and token, and everybody can see what was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_image_is_a_cold_start_where_the_claim_wants_it() {
+    let mut hearth = Hearth::start().await;
+    hearth.set_pools(vec![pool("python", 1, 2)]).await;
+    hearth.warm("python", 1).await;
+    let claim = fresh_id();
+    let mut request = claim_request(&claim, "python");
+    request.on_data_loss = OnDataLoss::Cold.into();
+    let mut client = hearth.claims().await;
+    let first = client.claim(request.clone()).await.unwrap().into_inner();
+    count(&hearth, &claim).await;
+    sink(&hearth, &claim).await;
+    is_on_disk(&hearth, &first.sandbox_id).await;
+    damage(&hearth, &first.sandbox_id);
+    // It is known of after a restart, too.
+    hearth.kill();
+    hearth.restart().await;
+    // The use that meets the damage is served, in the fresh one.
+    let (code, text) = hearth
+        .run(&claim, &["sh", "-c", "ls /tmp; echo here"])
+        .await;
+    assert_eq!((code, text.as_str()), (0, "here\n"));
+    let view = hearth.get(&claim).await;
+    assert_eq!(view.state(), ClaimState::Claimed);
+    assert_eq!(
+        (view.cold_starts, view.status_reason.as_str()),
+        (1, "DATA_LOSS")
+    );
+    assert_eq!(view.source(), Source::Cold);
+    assert_ne!(view.sandbox_id, first.sandbox_id);
+    let again = hearth.claims().await.claim(request).await.unwrap();
+    let again = again.into_inner();
+    assert_eq!(again.sandbox_id, view.sandbox_id);
+    assert_eq!(
+        again.access_token, first.access_token,
+        "it holds on to its token"
+    );
+    let (_, metrics) = hearth.admin_page("/metrics");
+    assert!(metrics.contains("hearth_claims_cold_started_total 1"));
+    eventually("nothing is left of the old one", || async {
+        !image(&hearth, &first.sandbox_id).exists()
+            && !hearth.census().containers.contains(&first.sandbox_id)
+    })
+    .await;
+    // From here on it is like any other.
+    count(&hearth, &claim).await;
+    sink(&hearth, &claim).await;
+    goes_on(&hearth, &claim).await;
     hearth.release(&claim).await;
     hearth.finish().await;
 }
@@ -340,43 +400,5 @@ async fn who_sleeps_long_sinks_to_the_disk() {
     let (_, metrics) = hearth.admin_page("/metrics");
     assert!(metrics.contains("hearth_sinks_total{cause=\"age\"} 1"));
     goes_on(&hearth, &claim).await;
-    hearth.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn many_rounds_to_the_disk_and_back_leave_nothing_behind() {
-    const ROUNDS: u64 = 15;
-    let hearth = Hearth::start().await;
-    hearth.set_pools(vec![pool("python", 3, 6)]).await;
-    hearth.warm("python", 3).await;
-    let mut claims = Vec::new();
-    for _ in 0..3 {
-        let (claim, _) = hearth.claim("python").await;
-        count(&hearth, &claim).await;
-        let forks = ["sh", "-c", "while :; do sleep 0.02; done"];
-        hearth.start_detached(&claim, &forks).await;
-        claims.push(claim);
-    }
-    for _ in 0..ROUNDS {
-        let sinks = claims.iter().map(|claim| try_sink(&hearth, claim));
-        for sunk in futures::future::join_all(sinks).await {
-            sunk.unwrap();
-        }
-        let wakes = claims.iter().map(|claim| try_resume(&hearth, claim));
-        for woken in futures::future::join_all(wakes).await {
-            woken.unwrap();
-        }
-        for claim in &claims {
-            assert!(counted(&hearth, claim).await.0 > 0);
-        }
-    }
-    eventually("no image is left", || async {
-        size(&hearth.path("data/hibernated")) == 0
-            || std::fs::read_dir(hearth.path("data/hibernated"))
-                .unwrap()
-                .count()
-                == 0
-    })
-    .await;
     hearth.finish().await;
 }

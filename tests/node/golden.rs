@@ -5,13 +5,16 @@ use hearth::api::run_code_response::Response as Told;
 use hearth::api::{OnEmpty, Pool, RunCodeRequest, Source};
 use std::collections::BTreeSet;
 
+/// And leaves a machine id, as images of whole systems do.
+const WARM: &str = "import decimal, json, time; time.sleep(1)\nopen('/etc/machine-id', 'w').write('0' * 32 + '\\n')";
+
 fn members(min_warm: u32) -> Pool {
     let mut python = pool("python", min_warm, 12);
     python.max_parallel_refills = 1;
     let template = python.template.as_mut().unwrap();
     template.interpreter = "python".into();
     // What takes its time when a member is made: a clone has it done.
-    let warm = ["python3", "-c", "import decimal, json, time; time.sleep(1)"];
+    let warm = ["python3", "-c", WARM];
     template.warm_command = warm.map(str::to_owned).to_vec();
     python
 }
@@ -73,6 +76,10 @@ async fn clones_are_ready_and_share_no_randomness_and_no_name() {
         let (_, name) = hearth.run(&claim, &["busybox", "hostname"]).await;
         assert_eq!(name.trim(), answer.sandbox_id);
         assert!(names.insert(name));
+        let (_, machine) = hearth.run(&claim, &["cat", "/etc/machine-id"]).await;
+        let made = machine.len() == 33 && machine.trim().chars().all(|c| c.is_ascii_hexdigit());
+        assert!(made && !machine.starts_with("0000000000"), "{machine}");
+        assert!(drawn.insert(machine), "two machines have the same id");
         let (_, now) = hearth.run(&claim, &["busybox", "date", "+%s"]).await;
         let here = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let apart = here
@@ -81,7 +88,7 @@ async fn clones_are_ready_and_share_no_randomness_and_no_name() {
             .abs_diff(now.trim().parse().unwrap());
         assert!(apart <= 2, "its clock is {apart} s apart");
     }
-    assert_eq!(drawn.len(), 4 * 2 * 4);
+    assert_eq!(drawn.len(), 4 * (2 * 4 + 1));
     hearth.finish().await;
 }
 

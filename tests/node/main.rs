@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adoption;
+mod churn;
 mod code;
 mod command_line;
 mod crash;

@@ -264,6 +264,7 @@ impl Bench {
             }),
             on_empty: OnEmpty::Wait.into(),
             wait_timeout: seconds(60),
+            ..ClaimRequest::default()
         }
     }
 

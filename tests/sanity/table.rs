@@ -93,6 +93,8 @@ pub static TABLE: &[Row] = &[
     ("Claims/Claim", Text("personalization.network_policy.allow.cidr", "no/where"), Field("personalization.network_policy.mode")),
     ("Claims/Claim", Without("on_empty"), Field("wait_timeout")),
     ("Claims/Claim", UnknownEnum("on_empty"), Field("on_empty")),
+    ("Claims/Claim", Without("on_data_loss"), Ok),
+    ("Claims/Claim", UnknownEnum("on_data_loss"), Field("on_data_loss")),
     ("Claims/Claim", Without("wait_timeout"), Field("wait_timeout")),
     ("Claims/Claim", Number("wait_timeout.seconds", 601), Field("wait_timeout")),
     // In a batch the same is told in the claim's own result.

@@ -390,6 +390,7 @@ pub fn template(image: &str) -> Template {
         },
         interpreter: String::new(),
         idle_after_ms: 0,
+        on_data_loss: hearth::machine::spec::OnDataLoss::Fail,
     }
 }
 

@@ -78,6 +78,7 @@ pub fn personalize(
     }
     name_in_tables(&claim.hostname, log);
     random.stir(&claim.entropy, log);
+    own_machine_id(log);
     compare_clock(claim.wall_clock_ns, log);
     *held = Some(Held {
         claim_id: claim.claim_id,
@@ -169,6 +170,34 @@ fn name_in_tables(name: &str, log: &mut Log) {
         .and_then(|written| written);
     told("/etc/hostname", hostname);
     told("/etc/hosts", add_host(name));
+}
+
+/// `/etc/machine-id` where the image or the warm command has left one: every sandbox of it, clones included, would have the
+/// same. In place and of random bytes drawn after the host's were stirred in. (D-Bus's own is a link to it, as a rule.)
+fn own_machine_id(log: &mut Log) {
+    const TABLE: &str = "/etc/machine-id";
+    let mut file = match open_table(TABLE, OpenOptions::new().write(true)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => return log.say(format_args!("{TABLE} was left as it is: {error}")),
+    };
+    let mut drawn = [0; 16];
+    let written = File::open("/dev/urandom")
+        .and_then(|mut device| device.read_exact(&mut drawn))
+        .and_then(|()| {
+            file.set_len(0)?;
+            file.write_all(format!("{}\n", machine_id(drawn)).as_bytes())
+        });
+    if let Err(error) = written {
+        log.say(format_args!("{TABLE} was left as it is: {error}"));
+    }
+}
+
+/// As systemd makes them: a version 4 UUID without its dashes.
+fn machine_id(mut drawn: [u8; 16]) -> String {
+    drawn[6] = drawn[6] & 0x0f | 0x40;
+    drawn[8] = drawn[8] & 0x3f | 0x80;
+    drawn.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn add_host(name: &str) -> io::Result<()> {

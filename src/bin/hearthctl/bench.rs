@@ -73,6 +73,7 @@ async fn once(link: &Link, pool: &str, epoch: u64, wait: Duration) -> Result<Sam
         personalization: None,
         on_empty: OnEmpty::Wait.into(),
         wait_timeout: output::to_proto(wait),
+        ..ClaimRequest::default()
     };
     let began = Instant::now();
     let answer = link

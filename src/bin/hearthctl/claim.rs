@@ -9,11 +9,35 @@ use crate::failure::Failure;
 use crate::link::{CALL_DEADLINE, Link};
 use crate::output::{self, Format};
 use bytes::Bytes;
-use hearth::api::{ClaimRequest, ClaimResponse, File, Holder, OnEmpty, Personalization, Secret};
+use hearth::api::{
+    ClaimRequest, ClaimResponse, File, Holder, OnDataLoss, OnEmpty, Personalization, Secret,
+};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
+
+/// `--on-data-loss`, and a pool file's `on_data_loss`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loss {
+    /// the claim fails with DATA_LOSS
+    #[default]
+    Fail,
+    /// it gets a fresh sandbox under the same claim id
+    Cold,
+}
+
+impl Loss {
+    /// In the API's words.
+    pub fn to_api(self) -> OnDataLoss {
+        match self {
+            Self::Fail => OnDataLoss::Fail,
+            Self::Cold => OnDataLoss::Cold,
+        }
+    }
+}
 
 /// Longest a cold start may take.
 const COLD_DEADLINE: Duration = Duration::from_secs(120);
@@ -95,6 +119,10 @@ pub async fn request(link: &Link, args: ClaimArgs) -> Result<ClaimRequest, Failu
         }
         .into(),
         wait_timeout: args.wait.and_then(output::to_proto),
+        on_data_loss: args
+            .on_data_loss
+            .map_or(OnDataLoss::Unspecified, Loss::to_api)
+            .into(),
     })
 }
 

@@ -328,6 +328,9 @@ pub struct ClaimArgs {
     /// When the pool is dry: make a sandbox for this claim
     #[arg(long)]
     pub cold: bool,
+    /// When its sandbox does not come back from the disk [default: the pool's]
+    #[arg(long, value_name = "POLICY")]
+    pub on_data_loss: Option<crate::claim::Loss>,
     /// Show the access token
     #[arg(long)]
     pub show_token: bool,

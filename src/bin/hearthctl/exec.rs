@@ -91,6 +91,7 @@ pub async fn run_once(app: &App, args: RunArgs) -> Result<u8, Failure> {
         personalization: None,
         on_empty: OnEmpty::Wait.into(),
         wait_timeout: output::to_proto(args.wait),
+        ..ClaimRequest::default()
     };
     let deadline = args.wait + crate::link::CALL_DEADLINE;
     let mut client = link.claims();

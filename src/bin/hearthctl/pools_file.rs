@@ -2,9 +2,10 @@
 //!
 //! Owns the file's form and how generations are raised. Pure: reads no file, asks nobody.
 
+use crate::claim::Loss;
 use crate::failure::Failure;
 use crate::network::{self, PolicyEntry};
-use hearth::api::{Pool, Readiness, Resources, Template, UpdateStrategy};
+use hearth::api::{OnDataLoss, Pool, Readiness, Resources, Template, UpdateStrategy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -77,6 +78,8 @@ struct TemplateEntry {
         with = "humantime_text"
     )]
     idle_after: Option<std::time::Duration>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    on_data_loss: Loss,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -320,6 +323,7 @@ impl PoolEntry {
                 }),
                 interpreter: template.interpreter.clone(),
                 idle_after: template.idle_after.and_then(crate::output::to_proto),
+                on_data_loss: template.on_data_loss.to_api().into(),
             }),
             min_warm: self.min_warm,
             max_total: self.max_total.unwrap_or(self.min_warm),
@@ -338,6 +342,10 @@ impl From<&Pool> for PoolEntry {
     fn from(pool: &Pool) -> Self {
         let template = pool.template.clone().unwrap_or_default();
         let resources = template.resources.unwrap_or_default();
+        let on_data_loss = match template.on_data_loss() {
+            OnDataLoss::Cold => Loss::Cold,
+            OnDataLoss::Fail | OnDataLoss::Unspecified => Loss::Fail,
+        };
         let readiness = template.readiness.unwrap_or_default();
         PoolEntry {
             name: pool.name.clone(),
@@ -375,6 +383,7 @@ impl From<&Pool> for PoolEntry {
                     command: readiness.command,
                     timeout: readiness.timeout.and_then(|t| t.try_into().ok()),
                 },
+                on_data_loss,
                 idle_after: template.idle_after.and_then(|t| t.try_into().ok()),
             },
         }

@@ -57,6 +57,7 @@ pub fn template(image: &str) -> Template {
         },
         interpreter: String::new(),
         idle_after_ms: 0,
+        on_data_loss: OnDataLoss::Fail,
     }
 }
 
@@ -130,6 +131,7 @@ pub fn ask(claim: u128) -> ClaimRequest {
         on_empty: OnEmpty::Fail,
         network_policy: None,
         by: "someone".into(),
+        on_data_loss: None,
     }
 }
 

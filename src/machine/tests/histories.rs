@@ -140,6 +140,11 @@ fn asked(world: &World, slot: usize, other_content: bool) -> ClaimRequest {
             7 => Some(mode(NetworkMode::None)),
             _ => None,
         },
+        on_data_loss: match slot % 4 {
+            0 => None,
+            1 => Some(OnDataLoss::Fail),
+            _ => Some(OnDataLoss::Cold),
+        },
         ..ask(0)
     }
 }
@@ -153,6 +158,7 @@ fn declared(world: &World, variant: u8) -> PoolSet {
             generation,
             template: Template {
                 idle_after_ms: [0, 4_000][usize::from(variant >> 6) % 2],
+                on_data_loss: [OnDataLoss::Fail, OnDataLoss::Cold][usize::from(variant >> 4) % 2],
                 network_policy: match usize::from(variant / 5) % 3 {
                     0 => mode(NetworkMode::Allowlist),
                     1 => mode(NetworkMode::None),

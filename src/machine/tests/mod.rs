@@ -10,6 +10,7 @@ mod networking;
 mod pools;
 mod promises;
 mod recovery;
+mod replacing;
 mod residency;
 mod rig;
 mod sinking;

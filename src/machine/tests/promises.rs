@@ -7,7 +7,7 @@ use crate::machine::network::NetworkPolicy;
 use crate::machine::node::Node;
 use crate::machine::record::Owner;
 use crate::machine::refusal::Refusal;
-use crate::machine::spec::{DrainMode, DrainRequest};
+use crate::machine::spec::{DrainMode, DrainRequest, OnDataLoss};
 use crate::machine::view::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,6 +49,8 @@ pub struct Promises {
     ended: BTreeSet<SandboxId>,
     /// Claims ever asked for.
     asked: BTreeSet<ClaimId>,
+    /// Those of them that may get a fresh sandbox when an image is lost: not those that said no.
+    may_start_cold: BTreeSet<ClaimId>,
     /// Of the latest look, milliseconds.
     now: u64,
     /// A drain was answered, and nobody has asked to undo it since.
@@ -86,6 +88,9 @@ impl Promises {
             unwanted: match &call {
                 Call::Claim(_, asked) => {
                     let first = self.asked.insert(asked.claim_id);
+                    if asked.on_data_loss != Some(OnDataLoss::Fail) {
+                        self.may_start_cold.insert(asked.claim_id);
+                    }
                     first && self.draining
                 }
                 _ => false,
@@ -217,6 +222,12 @@ impl Promises {
             self.acknowledged.insert(grant.claim, known);
             return;
         };
+        // Its image was lost, and it wanted a fresh sandbox then: that is its own from now on.
+        if self.ended.contains(&known.grant.sandbox) && grant.sandbox != known.grant.sandbox {
+            assert!(self.may_start_cold.contains(&grant.claim), "{grant:?}");
+            assert_eq!(known.grant.first, grant.first, "its token changes");
+            known.grant = grant.clone();
+        }
         let same = |grant: &Grant| (grant.sandbox, grant.generation, grant.source);
         assert_eq!(
             same(&known.grant),

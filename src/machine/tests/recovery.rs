@@ -83,7 +83,7 @@ fn a_claim_the_guest_does_not_hold_is_served_by_a_retry_on_the_same_sandbox() {
     rig.witness(Held::Nothing);
     assert_eq!(rig.state(1), Some(ClaimState::Pending));
     let retry = rig.claim(ask(1));
-    let again = vec![(grant.sandbox, id(1), retry)];
+    let again = vec![(grant.sandbox, id(1), Some(retry))];
     assert_eq!(rig.personalizing, again, "with the retry's own data");
     rig.guests_confirm();
     assert_eq!(rig.grant(retry), grant);

@@ -20,7 +20,7 @@ pub struct Rig {
     /// Creations that have been asked for and have not ended.
     pub creating: Vec<SandboxId>,
     pub destroying: Vec<SandboxId>,
-    pub personalizing: Vec<(SandboxId, ClaimId, RequestId)>,
+    pub personalizing: Vec<(SandboxId, ClaimId, Option<RequestId>)>,
     pub witnessing: Vec<SandboxId>,
     pub freezing: Vec<SandboxId>,
     pub thawing: Vec<SandboxId>,

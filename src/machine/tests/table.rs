@@ -377,6 +377,7 @@ fn state(rig: &Rig, sandbox: SandboxId) -> String {
         Operation::Checkpoint => "checkpoint",
         Operation::Shed => "shed",
         Operation::Restore => "restore",
+        Operation::Replace { .. } => "replace",
         Operation::Witness { .. } => "witness",
         Operation::AskAgain { .. } => "ask again",
         Operation::Destroy if rig.destroying.contains(&sandbox) => "destroy",

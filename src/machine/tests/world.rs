@@ -395,7 +395,15 @@ impl World {
     /// A creation keeps the limits. (It is what a step decides last.)
     fn check_creation(&self, name: &PoolName) {
         let most = usize::try_from(self.node.pools[name].spec.max_total).unwrap();
-        let there = self.node.sandboxes.tally(name).total();
+        // One that takes the place of a lost image does not count beside it.
+        let lost = self.node.sandboxes.iter().filter(|it| {
+            let lost = matches!(
+                it.operation,
+                crate::machine::sandboxes::Operation::Replace { .. }
+            );
+            lost && it.pool == *name
+        });
+        let there = self.node.sandboxes.tally(name).total() - lost.count();
         assert!(
             there <= most,
             "{name} has {there} sandboxes, {most} at most"

@@ -10,7 +10,7 @@ use crate::machine::ids::{ClaimId, PoolName};
 use crate::machine::limits;
 use crate::machine::network::NetworkPolicy;
 use crate::machine::refusal::Refusal;
-use crate::machine::spec::{self, Holder, OnEmpty};
+use crate::machine::spec::{self, Holder, OnDataLoss, OnEmpty};
 use std::collections::BTreeSet;
 
 /// A checked ClaimRequest.
@@ -32,6 +32,20 @@ pub struct Claim {
     pub personalization: Personalization,
     /// Its own network policy; `None`: the template's.
     pub network: Option<NetworkPolicy>,
+    /// As its caller said it; `None`: not at all.
+    pub on_data_loss: Option<OnDataLoss>,
+}
+
+impl Claim {
+    /// It brings what hearth can't give a second time: it is not kept.
+    #[must_use]
+    pub fn brings_its_own(&self) -> bool {
+        let inside = &self.personalization;
+        !(inside.env.is_empty()
+            && inside.files.is_empty()
+            && inside.secrets.is_empty()
+            && inside.hostname.is_empty())
+    }
 }
 
 /// One ClaimRequest.
@@ -47,6 +61,7 @@ pub fn claim(request: ClaimRequest) -> Result<Claim, Refusal> {
     let policy = asked.network_policy.take();
     let network = network::policy(&mut fields, "personalization.network_policy", policy);
     let personalization = personalization(&mut fields, asked);
+    let on_data_loss = on_data_loss(&mut fields, "on_data_loss", request.on_data_loss);
     let claim = (|| {
         Some(Claim {
             claim_id: claim_id?,
@@ -57,8 +72,18 @@ pub fn claim(request: ClaimRequest) -> Result<Claim, Refusal> {
             on_empty: on_empty?,
             personalization,
             network,
+            on_data_loss: on_data_loss?,
         })
     })();
+    let cold = |claim: &Claim| claim.on_data_loss == Some(OnDataLoss::Cold);
+    let twice = claim
+        .as_ref()
+        .is_some_and(|it| cold(it) && it.brings_its_own());
+    fields.need(
+        !twice,
+        "on_data_loss",
+        "ON_DATA_LOSS_COLD can't be had with env, files, secrets or a hostname: hearth does not keep them",
+    );
     fields.give(claim)
 }
 
@@ -107,6 +132,24 @@ fn holder(fields: &mut Fields, holder: crate::api::Holder) -> Holder {
 
 fn ttl(fields: &mut Fields, ttl: Option<prost_types::Duration>) -> Option<u64> {
     value::millis(fields, "ttl", ttl.unwrap_or_default(), limits::MAX_TTL_MS)
+}
+
+/// Also of a template. `None` inside: not said.
+pub(super) fn on_data_loss(
+    fields: &mut Fields,
+    at: &str,
+    asked: i32,
+) -> Option<Option<OnDataLoss>> {
+    use crate::api::OnDataLoss as Asked;
+    match Asked::try_from(asked) {
+        Ok(Asked::Unspecified) => Some(None),
+        Ok(Asked::Fail) => Some(Some(OnDataLoss::Fail)),
+        Ok(Asked::Cold) => Some(Some(OnDataLoss::Cold)),
+        Err(_) => {
+            fields.wrong(at, "is not a known value");
+            None
+        }
+    }
 }
 
 fn on_empty(

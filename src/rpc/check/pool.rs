@@ -154,6 +154,8 @@ fn template(
     );
     let network_policy = network::policy(fields, &field("network_policy"), asked.network_policy);
     let idle_after = idle_after(fields, &field("idle_after"), asked.idle_after);
+    let on_data_loss =
+        super::claim::on_data_loss(fields, &field("on_data_loss"), asked.on_data_loss);
     Some(spec::Template {
         image: asked.image,
         runtime_handler: asked.runtime_handler,
@@ -166,6 +168,7 @@ fn template(
         readiness: readiness?,
         interpreter: asked.interpreter,
         idle_after_ms: idle_after?,
+        on_data_loss: on_data_loss?.unwrap_or_default(),
     })
 }
 

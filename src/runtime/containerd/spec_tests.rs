@@ -31,6 +31,7 @@ fn sandbox() -> CreateSpec {
         },
         interpreter: "python".into(),
         idle_after_ms: 0,
+        on_data_loss: crate::machine::spec::OnDataLoss::Fail,
     };
     CreateSpec {
         id: SandboxId::new(NodeTag(0xabcd), 1).unwrap(),
