@@ -215,6 +215,8 @@ impl Promises {
                 renewing: 0,
             };
             self.acknowledged.insert(grant.claim, known);
+            // Of the batch that has evicted it: the answer comes after.
+            self.evict_due(Now(self.now));
             return;
         };
         let same = |grant: &Grant| (grant.sandbox, grant.generation, grant.source);
