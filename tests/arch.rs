@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "runtime",
         &["machine", "cgroup", "ociwrap", "vault", "failpoint"],
     ),
-    ("vault", &["machine"]),
+    ("vault", &["machine", "failpoint"]),
     ("journal", &["machine", "failpoint"]),
     ("net", &["machine"]),
     (

@@ -3,6 +3,7 @@
 
 use super::residency::{Residencies, SETTLE};
 use super::work::{Workers, bounded};
+use crate::failpoint::failpoint;
 use crate::machine::event::{CheckpointFailure, Effect, Event, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::network::NetworkPolicy;
@@ -100,11 +101,16 @@ impl Residencies {
         let stop = slot.awake().clone();
         let _place = self.sinks.acquire().await;
         let _turn = slot.turn.lock().await;
+        failpoint!("checkpoint.begin");
         let began = Instant::now();
         let made = match self.hush(id, asleep).await {
-            Ok(()) => self.runtime.checkpoint(id, &stop).await,
+            Ok(()) => {
+                failpoint!("checkpoint.quiesced");
+                self.runtime.checkpoint(id, &stop).await
+            }
             Err(what) => Err(CheckpointFailure::Failed(what)),
         };
+        failpoint!("checkpoint.end");
         match &made {
             Ok(size_bytes) => {
                 self.metrics.took("checkpoint", began.elapsed());
@@ -157,14 +163,17 @@ impl Residencies {
         {
             warn!(sandbox = %id, %error, "its image was not removed; the next start does");
         }
+        failpoint!("image.dropped");
     }
 
     async fn shed(&self, id: SandboxId) -> Result<(), String> {
         let slot = self.slot(id);
         let _turn = slot.turn.lock().await;
+        failpoint!("shed.begin");
         self.guests.close(id);
         let began = Instant::now();
         let shed = self.runtime.shed(id).await;
+        failpoint!("shed.end");
         self.measure("shed", began, shed.as_ref().err());
         shed.map_err(|error| bounded(error.to_string()))
     }
@@ -179,6 +188,7 @@ impl Residencies {
         let slot = self.slot(id);
         let _place = self.restores.acquire().await;
         let _turn = slot.turn.lock().await;
+        failpoint!("restore.begin");
         let began = Instant::now();
         let mut last = Ok(());
         for attempt in 1..=TRIES {
@@ -195,6 +205,7 @@ impl Residencies {
                 Err(failure) => warn!(sandbox = %id, attempt, ?failure, "not brought back"),
             }
         }
+        failpoint!("restore.end");
         match &last {
             Ok(()) => self.metrics.took("restore", began.elapsed()),
             Err(failure) => {

@@ -47,9 +47,8 @@ fn name(stage: Stage, op: &Op) -> &'static str {
             (Owner::Pool, Residency::Frozen | Residency::OnDisk(_)) => both!(stage, "freeze"),
             (Owner::Claimed(_), Residency::Creating) => both!(stage, "make"),
             (Owner::Claimed(_), Residency::Running) => both!(stage, "assign"),
-            (Owner::Claimed(_), Residency::Frozen | Residency::OnDisk(_)) => {
-                both!(stage, "hibernate")
-            }
+            (Owner::Claimed(_), Residency::Frozen) => both!(stage, "hibernate"),
+            (Owner::Claimed(_), Residency::OnDisk(_)) => both!(stage, "sink"),
         },
         Op::DeleteSandbox(_) => both!(stage, "gone"),
         Op::PutClaim(record) if record.confirmed => both!(stage, "confirm"),

@@ -32,6 +32,8 @@ pub(super) struct Sinking {
     pub(super) next_at: Option<Now>,
     /// One did not get to the disk: hearth sends none by itself until then.
     rests_until: Option<Now>,
+    /// On the disk, and what ran of them could not be shed.
+    remains: BTreeSet<SandboxId>,
 }
 
 impl Sinking {
@@ -42,8 +44,14 @@ impl Sinking {
         self.order.insert((now, id));
     }
 
+    /// It is on the disk, and something of it is still there beside.
+    pub(super) fn has_remains(&self, id: SandboxId) -> bool {
+        self.remains.contains(&id)
+    }
+
     /// It wakes, goes to the disk, or goes.
     pub(super) fn forget(&mut self, id: SandboxId) {
+        self.remains.remove(&id);
         if let Some(since) = self.since.remove(&id) {
             self.order.remove(&(since, id));
         }
@@ -221,14 +229,17 @@ impl Node {
         self.show_claim_of(id, out);
     }
 
-    /// What ran of it is gone. If not, the next listing shows it, and it is tried again.
+    /// What ran of it is gone. If not, it is tried again at the next listing, whatever that shows: of what has died there is
+    /// no more to be seen than of what is gone.
     pub(super) fn shed(&mut self, id: SandboxId, result: Result<(), String>, out: &mut Out<'_>) {
         let Some(claim) = self.claimed_in(id, Operation::Shed) else {
             return;
         };
         self.set_operation(id, Operation::Idle);
         self.pools_changed = true;
+        self.sinking.remains.remove(&id);
         if let Err(error) = result {
+            self.sinking.remains.insert(id);
             let (sandbox, error) = (id, bounded(error));
             out.notice(Notice::SinkFailed { sandbox, error });
         }
@@ -238,7 +249,7 @@ impl Node {
     }
 
     /// What the outside shows beside sandboxes that are on the disk goes: at the first listing of each, for some of it
-    /// may not show; later of those that live.
+    /// may not show; later of those that live, and of those of which it could not be shed before.
     pub(super) fn shed_remains(&mut self, alive: &BTreeSet<SandboxId>, out: &mut Out<'_>) {
         let first = self.conditions.recovering;
         let on_disk = self.sandboxes.iter().filter(|it| {
@@ -246,7 +257,8 @@ impl Node {
         });
         let on_disk: Vec<_> = on_disk.map(|it| (it.id, it.operation)).collect();
         for (id, operation) in &on_disk {
-            if *operation == Operation::Idle && (first || alive.contains(id)) {
+            let seen = alive.contains(id) || self.sinking.has_remains(*id);
+            if *operation == Operation::Idle && (first || seen) {
                 self.set_operation(*id, Operation::Shed);
                 let (sandbox, after) = (*id, out.ticket());
                 out.push(Effect::Shed { sandbox, after });
@@ -324,6 +336,8 @@ impl Node {
 
     /// It runs, and everybody inside waits: what they do is theirs once "it runs" is durable.
     fn is_back(&mut self, claim: ClaimId, id: SandboxId, out: &mut Out<'_>) {
+        // What was left of it was shed before.
+        self.sinking.forget(id);
         let round = self.listing.round;
         let wake = |sandbox: &mut super::sandboxes::Sandbox| {
             sandbox.residency = Residency::Running;

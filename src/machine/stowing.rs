@@ -161,7 +161,8 @@ impl Node {
 
     /// It is on the disk, and nothing of it runs.
     pub(super) fn is_stowed(&self, it: &Sandbox) -> bool {
-        matches!(it.residency, Residency::OnDisk(_)) && it.operation == Operation::Idle
+        let on_disk = matches!(it.residency, Residency::OnDisk(_));
+        on_disk && it.operation == Operation::Idle && !self.sinking.has_remains(it.id)
     }
 
     /// The drain is to see it on the disk, or is at it.
@@ -172,6 +173,7 @@ impl Node {
         };
         match (it.residency, it.operation) {
             (Residency::OnDisk(_), Operation::Shed) => true,
+            (Residency::OnDisk(_), Operation::Idle) => self.sinking.has_remains(it.id),
             (Residency::Frozen, Operation::Idle | Operation::Checkpoint) => {
                 self.is_held(it) && drain.stowing.hopes_for(it.id)
             }

@@ -27,6 +27,7 @@ mod tests;
 pub use fingerprint::{Fingerprint, cpu_features};
 pub use sealing::image_key;
 
+use crate::failpoint::failpoint;
 use crate::machine::ids::SandboxId;
 use manifest::{Entry, Manifest};
 use room::Room;
@@ -254,6 +255,7 @@ impl Vault {
             size_bytes += sealed_bytes;
             entries.push(Entry { name, plain_bytes });
         }
+        failpoint!("checkpoint.sealed");
         let manifest = Manifest::new(id, &salt, fingerprint.clone(), entries);
         manifest.write(&to, &key)?;
         sync(&self.config.dir)?;

@@ -220,6 +220,8 @@ impl Promises {
                 renewing: 0,
             };
             self.acknowledged.insert(grant.claim, known);
+            // Of the batch that has evicted it: the answer comes after.
+            self.evict_due(Now(self.now));
             return;
         };
         // Its image was lost, and it wanted a fresh sandbox then: that is its own from now on.

@@ -256,9 +256,20 @@ fn what_could_not_be_shed_is_shed_when_a_listing_shows_it() {
     rig.send(Event::Checkpointed(sandbox, Ok(7)));
     rig.shedding.clear();
     rig.send(Event::Shed(sandbox, Err("busy".to_owned())));
+    // A use that fails leaves it there.
+    rig.locate(1);
+    rig.restoring.clear();
+    let failure = RestoreFailure::Unavailable("unreachable".to_owned());
+    rig.send(Event::Restored(sandbox, Err(failure)));
+    // It has died meanwhile: what is left of it shows no more than what is gone.
     rig.advance(RELIST_MS);
     rig.listed(&[]);
-    assert!(rig.shedding.is_empty());
+    assert_eq!(rig.shedding, [sandbox]);
+    rig.sink_all();
+    rig.advance(RELIST_MS);
+    rig.listed(&[]);
+    assert!(rig.shedding.is_empty(), "once it is gone that is all");
+    // One that shows itself all the same goes again.
     rig.advance(RELIST_MS);
     rig.listed(&[sandbox]);
     assert_eq!(rig.shedding, [sandbox]);

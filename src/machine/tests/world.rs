@@ -350,7 +350,11 @@ impl World {
                 None => self.store.tombstones.contains_key(&grant.claim),
             };
             assert!(durable, "acknowledged, not durable: {grant:?}");
-            if let Some(real) = self.outside.get(&grant.sandbox) {
+            let record = self.store.sandboxes.get(&grant.sandbox);
+            let on_disk = record.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_)));
+            let real = self.outside.get(&grant.sandbox);
+            // What is left beside an image is not the sandbox, and goes.
+            if let Some(real) = real.filter(|_| !on_disk) {
                 assert_eq!(real.held, Some(grant.claim), "acknowledged, not confirmed");
                 let asked = self.promises.policy_asked(to);
                 let due = asked.unwrap_or(&real.made_with);

@@ -39,6 +39,7 @@ use super::{
     watch::{self, Watch},
 };
 use crate::{
+    failpoint::failpoint,
     machine::{
         event::{CheckpointFailure, RestoreFailure},
         ids::{PoolName, SandboxId},
@@ -198,6 +199,7 @@ impl ContainerdRuntime {
             .call(CHECKPOINT, tasks.checkpoint(request))
             .await;
         made.map_err(failed)?;
+        failpoint!("checkpoint.plain");
         self.stop_processes(id).await.map_err(failed)
     }
 
@@ -344,6 +346,7 @@ impl ContainerdRuntime {
         };
         let mut tasks = self.client.tasks();
         self.client.call(TASK, tasks.create(request)).await?;
+        failpoint!("restore.task");
         let request = StartRequest {
             container_id: id.to_string(),
             exec_id: String::new(),
@@ -351,6 +354,7 @@ impl ContainerdRuntime {
         let mut tasks = self.client.tasks();
         // Only now runsc runs, and only now there is a pid.
         let started = self.client.call(RESTORE, tasks.start(request)).await?;
+        failpoint!("restore.started");
         let found = blocking("watch", move || {
             watch::find(id, started.pid, &cgroup).map_err(|error| error.to_string())
         });
