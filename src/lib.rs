@@ -49,6 +49,9 @@ pub mod rpc;
 /// containerd and the runtime handlers.
 #[cfg(feature = "daemon")]
 pub mod runtime;
+/// The daemon above its adapters in a seeded world, for tests.
+#[cfg(all(test, feature = "daemon"))]
+mod sim;
 /// Images of sandboxes on the disk, sealed.
 #[cfg(feature = "daemon")]
 pub mod vault;

@@ -34,6 +34,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("identity", &[]),
     ("rpc", &["machine", "driver", "identity", "api"]),
     ("admin", &["machine", "driver"]),
+    // Only tests: all above the adapters, on fakes of what is below.
+    (
+        "sim",
+        &[
+            "machine", "driver", "journal", "runtime", "guest", "cgroup", "net", "rpc", "api",
+        ],
+    ),
     ("config", &["identity"]),
     ("api", &[]),
     (

@@ -259,15 +259,18 @@ impl Residencies {
         let awake = self.slot(id).awake().clone();
         for pause in [FIRST_PASS, SECOND_PASS] {
             tokio::select! {
+                biased;
                 () = awake.cancelled() => return,
                 () = sleep(pause) => {}
             }
             let place = tokio::select! {
+                biased;
                 () = awake.cancelled() => return,
                 place = self.places.acquire() => place,
             };
             let mut claims = self.claims.subscribe();
             tokio::select! {
+                biased;
                 () = awake.cancelled() => return,
                 // The sender lives as long as self.
                 _quiet = claims.wait_for(|count| *count == 0) => {}

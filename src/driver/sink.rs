@@ -29,7 +29,9 @@ impl Workers {
     /// An effect of the disk tier.
     pub(super) fn sink(&self, effect: Effect) {
         match effect {
-            Effect::Checkpoint { sandbox, asleep } => self.checkpoint(sandbox, asleep),
+            Effect::Checkpoint {
+                sandbox, asleep, ..
+            } => self.checkpoint(sandbox, asleep),
             Effect::Shed { sandbox, .. } => self.shed(sandbox),
             Effect::Restore {
                 sandbox,

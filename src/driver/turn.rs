@@ -333,6 +333,7 @@ impl Driver {
                 | Effect::Create { after, .. }
                 | Effect::Destroy { after, .. }
                 | Effect::Freeze { after, .. }
+                | Effect::Checkpoint { after, .. }
                 | Effect::Shed { after, .. }
                 | Effect::GoOn { after, .. }
                 | Effect::DropImage { after, .. }

@@ -10,6 +10,44 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
+/// SplitMix64: enough for tests, and the seed is one number.
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// Seeded by `HEARTH_SEED`, or anew; prints the seed.
+    pub(super) fn new() -> Self {
+        let given = std::env::var("HEARTH_SEED").ok();
+        let seed = given.map_or_else(|| getrandom::u64().unwrap(), |text| text.parse().unwrap());
+        println!("HEARTH_SEED={seed}");
+        Self(seed)
+    }
+
+    /// Any number.
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// One below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// One of `len` places.
+    pub fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap()
+    }
+
+    /// Heads or tails.
+    pub fn coin(&mut self) -> bool {
+        self.below(2) == 0
+    }
+}
+
 /// What the operations amount to: the model that the real journal is compared with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemoryRecords {
@@ -38,6 +76,12 @@ impl MemoryRecords {
             Op::DeleteDrain => self.drain = None,
             Op::PutSequence(next) => self.next_sequence = next,
         }
+    }
+
+    /// What is recorded of a sandbox.
+    #[must_use]
+    pub fn sandbox(&self, id: SandboxId) -> Option<&SandboxRecord> {
+        self.sandboxes.get(&id)
     }
 
     /// As a journal reads them back.

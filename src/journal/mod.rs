@@ -38,6 +38,8 @@ mod codec;
 mod committer;
 mod directory;
 #[cfg(test)]
+pub mod disk_fakes;
+#[cfg(test)]
 pub mod fakes;
 mod file;
 mod mark;

@@ -11,7 +11,7 @@ mod figures;
 mod golden;
 mod upgrade;
 
-use super::fakes::MemoryRecords;
+use super::fakes::{MemoryRecords, Random};
 use super::*;
 use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
 use crate::machine::network::{
@@ -30,40 +30,6 @@ use tokio::sync::mpsc;
 
 /// Longest wait for anything: only a hang takes that long.
 const HANG: Duration = Duration::from_secs(60);
-
-/// SplitMix64: enough for tests, and the seed is one number.
-#[derive(Debug, Clone)]
-struct Random(u64);
-
-impl Random {
-    /// Seeded by `HEARTH_SEED`, or anew; prints the seed.
-    fn new() -> Self {
-        let given = std::env::var("HEARTH_SEED").ok();
-        let seed = given.map_or_else(|| getrandom::u64().unwrap(), |text| text.parse().unwrap());
-        println!("HEARTH_SEED={seed}");
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).unwrap()
-    }
-
-    fn coin(&mut self) -> bool {
-        self.below(2) == 0
-    }
-}
 
 fn boot(id: &str, boottime_ms: u64, wall_ms: u64) -> Boot {
     Boot {

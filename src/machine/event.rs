@@ -223,6 +223,9 @@ pub enum Effect {
         sandbox: SandboxId,
         /// It is frozen.
         asleep: bool,
+        /// When: whose it is is durable. It is frozen meanwhile, and a frozen sandbox whose record still calls it a member
+        /// would be taken for one that was never used.
+        after: Ticket,
     },
     /// Destroy what runs of a sandbox and keep its image and its file system; ends with `Event::Shed`.
     Shed {

@@ -14,7 +14,7 @@ use super::view::Answer;
 
 impl Node {
     /// Claims.Release. Served during recovery too: what it decides is durable, the destruction waits. Rule 9: absent is
-    /// fine, and a release that meets the claim in flight wins.
+    /// fine, and a release that meets the claim in flight wins, also over one that comes after it.
     pub(super) fn release(
         &mut self,
         request: RequestId,
@@ -25,6 +25,10 @@ impl Node {
         let admitted = self.conditions.staying();
         match admitted.and_then(|()| self.fencing.admit(fence, out)) {
             Ok(_) => {
+                // Calls have no order among each other: a claim that this release has overtaken is refused when it comes.
+                if !self.claims.contains_key(&claim) && !self.tombstones.contains(claim) {
+                    self.tombstones.add(claim, out);
+                }
                 self.end_claim(claim, out);
                 out.answer(request, Answer::Released, out.ticket());
             }

@@ -135,7 +135,7 @@ impl Node {
         }
     }
 
-    /// Needs no intent: nothing is lost however it ends.
+    /// Needs no intent: nothing is lost however it ends. But its claim must be durable, which may be told to nobody yet.
     pub(super) fn begin_checkpoint(&mut self, id: SandboxId, cause: SinkCause, out: &mut Out<'_>) {
         self.sinking.forget(id);
         self.sampling.forget(id);
@@ -143,9 +143,11 @@ impl Node {
         let asleep = before == Some(Residency::Frozen);
         self.set_operation(id, Operation::Checkpoint);
         self.pools_changed = true;
+        let after = out.ticket();
         out.push(Effect::Checkpoint {
             sandbox: id,
             asleep,
+            after,
         });
         out.notice(Notice::SinkStarted { cause });
         self.show_claim_of(id, out);

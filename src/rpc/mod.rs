@@ -60,6 +60,8 @@ mod fakes;
 mod guest_fakes;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub mod unguarded;
 
 pub use config::{Guard, Listeners, RpcConfig, RpcLimits};
 pub use metrics::Metrics;

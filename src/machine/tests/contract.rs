@@ -595,6 +595,22 @@ fn rule_9_release_during_claim_wins_at_every_stage() {
 }
 
 #[test]
+fn rule_9_a_release_that_overtakes_its_claim_wins() {
+    let mut rig = Rig::with(&[pool("py", 1, 2)]);
+    let member = rig.created[0];
+    let released = rig.release(1);
+    assert_eq!(rig.ok(released), Answer::Released);
+    assert_eq!(rig.replies[&released].1, rig.ticket, "durable before");
+    rig.restart();
+    rig.connect(&[member]);
+    rig.witness(Held::Nothing);
+    let late = rig.claim(ask(1));
+    assert!(matches!(rig.refusal(late), Refusal::ClaimReleased { .. }));
+    rig.release(1);
+    assert_eq!(rig.persisted, [], "spent already");
+}
+
+#[test]
 fn rule_9_a_failed_destruction_is_tried_for_ever() {
     let mut rig = Rig::with(&[pool("py", 1, 1)]);
     rig.granted(ask(1));

@@ -200,6 +200,12 @@ impl Promises {
         self.now = now.0;
         if self.evicting.values().any(|at| *at <= now) {
             self.let_go.extend(self.acknowledged.keys());
+            // An acknowledgement that waits for its commit may be told after the claim was evicted.
+            let open = self.open.values().filter_map(|sent| match &sent.call {
+                Call::Claim(_, asked) => Some(asked.claim_id),
+                _ => None,
+            });
+            self.let_go.extend(open);
         }
     }
 

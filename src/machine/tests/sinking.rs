@@ -80,6 +80,24 @@ fn a_use_brings_it_back_and_joins_another() {
 }
 
 #[test]
+fn an_image_is_not_begun_before_its_claim_is_durable() {
+    let mut rig = Rig::with(&[pool("py", 1, 1)]);
+    // Confirmed by its guest; the commit of the assignment is still under way, and nobody was told.
+    rig.claim(ask(1));
+    let assigned = rig.ticket;
+    rig.guests_confirm();
+    rig.sink(1);
+    let gate = rig.effects.iter().find_map(|it| match it {
+        Effect::Checkpoint { after, .. } => Some(*after),
+        _ => None,
+    });
+    assert!(
+        gate.unwrap() >= assigned,
+        "frozen, it would pass for a member never used"
+    );
+}
+
+#[test]
 fn a_frozen_one_goes_to_the_disk_and_a_freeze_under_way_is_followed() {
     let (mut rig, sandbox) = held();
     rig.hibernate(1);

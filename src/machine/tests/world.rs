@@ -269,7 +269,9 @@ impl World {
                 self.work.push(Work::Freeze(sandbox, after));
             }
             Effect::Thaw { sandbox } => self.work.push(Work::Thaw(sandbox)),
-            Effect::Checkpoint { sandbox, asleep } => {
+            Effect::Checkpoint {
+                sandbox, asleep, ..
+            } => {
                 self.work.push(Work::Checkpoint(sandbox, asleep));
             }
             Effect::Shed { sandbox, .. } => {
@@ -939,6 +941,7 @@ fn after(effect: &Effect) -> Ticket {
         | Effect::Create { after, .. }
         | Effect::Destroy { after, .. }
         | Effect::Freeze { after, .. }
+        | Effect::Checkpoint { after, .. }
         | Effect::Shed { after, .. }
         | Effect::GoOn { after, .. }
         | Effect::DropImage { after, .. }

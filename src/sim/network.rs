@@ -1,0 +1,95 @@
+//! Fake: the node's network, in memory, which fails as the others do. It outlives hearthd.
+
+use super::world::{Fate, World};
+use crate::machine::ids::{PoolName, SandboxId};
+use crate::machine::network::NetworkPolicy;
+use crate::net::fakes::PaperNetwork;
+use crate::net::{Interface, NetError, NetReport, Network, Wanted};
+use async_trait::async_trait;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// Deadline of every call.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+pub struct SimNetwork {
+    pub paper: PaperNetwork,
+    pub world: Arc<World>,
+}
+
+impl SimNetwork {
+    /// One call: some time before, some time after, and whatever may go wrong.
+    async fn act<T>(
+        &self,
+        what: &'static str,
+        deed: impl Future<Output = Result<T, NetError>>,
+    ) -> Result<T, NetError> {
+        let refused = || NetError::Refused {
+            what,
+            detail: "the simulation says no".to_owned(),
+        };
+        let fate = self.world.fate();
+        self.world.pause(what, 0..5).await;
+        match fate {
+            Fate::Before => return Err(refused()),
+            Fate::Hang => {
+                sleep(DEADLINE).await;
+                let seconds = DEADLINE.as_secs();
+                return Err(NetError::DeadlineExceeded { what, seconds });
+            }
+            Fate::Well | Fate::After => {}
+        }
+        let done = deed.await;
+        self.world.pause(what, 0..5).await;
+        match fate {
+            Fate::After => Err(refused()),
+            _ => done,
+        }
+    }
+}
+
+#[async_trait]
+impl Network for SimNetwork {
+    async fn furnish(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        policy: &NetworkPolicy,
+    ) -> Result<Interface, NetError> {
+        self.act("furnish", self.paper.furnish(id, pool, policy))
+            .await
+    }
+
+    async fn refurnish(
+        &self,
+        id: SandboxId,
+        pool: &PoolName,
+        policy: &NetworkPolicy,
+    ) -> Result<Interface, NetError> {
+        self.act("refurnish", self.paper.refurnish(id, pool, policy))
+            .await
+    }
+
+    async fn apply(&self, id: SandboxId, policy: &NetworkPolicy) -> Result<(), NetError> {
+        self.act("apply", self.paper.apply(id, policy)).await
+    }
+
+    async fn release(&self, id: SandboxId) -> Result<(), NetError> {
+        self.act("release", self.paper.release(id)).await
+    }
+
+    async fn reconcile(&self, wanted: Vec<Wanted>) -> Result<Vec<SandboxId>, NetError> {
+        self.act("reconcile", self.paper.reconcile(wanted)).await
+    }
+
+    async fn report(&self, id: SandboxId) -> Result<NetReport, NetError> {
+        self.paper.report(id).await
+    }
+
+    async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {
+        self.paper.denied().await
+    }
+}

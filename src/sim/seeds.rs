@@ -1,0 +1,17 @@
+//! Bugs that the simulation has found, each as the history that showed it. A seed means what it did only as long as the
+//! world is made as it was: each bug has a test of its own beside.
+
+use super::history::run;
+
+fn holds(seed: u64) {
+    let outcome = run(seed, false);
+    assert!(outcome.broken.is_none(), "{}", outcome.broken.unwrap());
+}
+
+/// A claim was sent to the disk before its assignment was durable: the sandbox was frozen, used, and a member by its
+/// record, so the next hearthd would have adopted it as one that was never used.
+/// `machine::tests::sinking::an_image_is_not_begun_before_its_claim_is_durable`.
+#[test]
+fn an_image_of_a_claim_that_is_not_durable() {
+    holds(266_699_461_354_783);
+}
