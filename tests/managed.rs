@@ -180,7 +180,7 @@ async fn it_is_started_again_as_often_as_it_dies() {
     }
     let began = std::time::Instant::now();
     while node.runtime().versions().await.is_err() {
-        assert!(began.elapsed() < support::PATIENCE);
+        assert!(began.elapsed() < support::patience());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     node.finish().await;

@@ -96,7 +96,7 @@ fn pss_kib(pid: i32) -> u64 {
 
 async fn memory_tier(report: &mut Report, hearth: &Hearth) {
     let wanted = number("HEARTH_BENCH_SLEEPERS", SLEEPERS);
-    let mut members = pool("python", wanted, 2 * wanted);
+    let mut members = pool("python", wanted, wanted + 2 * ROUNDS);
     members.max_parallel_refills = 4;
     if let Some(template) = &mut members.template {
         template.warm_command = ["python3", "-c", "pass"].map(str::to_owned).to_vec();

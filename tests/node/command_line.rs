@@ -354,7 +354,7 @@ fn fetched(hearth: &Hearth, claim: &str) -> String {
             break page;
         }
         assert!(
-            began.elapsed() < crate::hearthd::PATIENCE,
+            began.elapsed() < crate::hearthd::patience(),
             "the server never answered"
         );
         std::thread::sleep(Duration::from_millis(50));

@@ -18,8 +18,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
-/// How long anything that must come may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long anything that must come may take on a busy machine; `HEARTH_PATIENCE` says more seconds for an emulated one.
+pub fn patience() -> Duration {
+    let seconds = std::env::var("HEARTH_PATIENCE").ok();
+    Duration::from_secs(seconds.map_or(60, |text| text.parse().expect("seconds")))
+}
 pub const IMAGE: &str = "hearth.local/python:3";
 
 fn cache() -> PathBuf {
@@ -86,8 +89,9 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnM
     let began = Instant::now();
     while !done().await {
         assert!(
-            began.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
+            began.elapsed() < patience(),
+            "not within {:?}: {what}",
+            patience()
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -295,7 +299,7 @@ impl Hearth {
                 return;
             }
             assert!(
-                began.elapsed() < PATIENCE,
+                began.elapsed() < patience(),
                 "hearthd is not ready:\n{}",
                 self.log_tail()
             );
@@ -336,14 +340,14 @@ impl Hearth {
             }
             for found in tree.list(&parent).unwrap() {
                 let group = tree.sandbox(&parent, &found.pool, &found.id).unwrap();
-                group.kill(PATIENCE).unwrap();
+                group.kill(patience()).unwrap();
             }
             ours().is_empty()
         })
         .await;
         for found in tree.list(&parent).unwrap() {
             let group = tree.sandbox(&parent, &found.pool, &found.id).unwrap();
-            group.remove(PATIENCE).unwrap();
+            group.remove(patience()).unwrap();
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));

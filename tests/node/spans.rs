@@ -1,6 +1,6 @@
 //! Export of spans from a real hearthd to an OTLP collector: the test is the collector.
 
-use super::hearthd::{Hearth, PATIENCE, claim_request, eventually, fresh_id, pool};
+use super::hearthd::{Hearth, claim_request, eventually, fresh_id, patience, pool};
 use hearth::api::GetPoolsRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -157,6 +157,6 @@ async fn a_claims_spans_reach_a_collector_and_never_hold_it_up() {
         hearth.warm("python", 1).await;
         claim_in(&hearth, TRACE, "01").await;
     };
-    tokio::time::timeout(PATIENCE, calls).await.unwrap();
+    tokio::time::timeout(patience(), calls).await.unwrap();
     hearth.finish().await;
 }

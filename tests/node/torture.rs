@@ -4,7 +4,7 @@
 //! a run.
 
 use crate::crash::assert_no_leak;
-use crate::hearthd::{Hearth, PATIENCE, eventually, fresh_id, patient_request, pool};
+use crate::hearthd::{Hearth, eventually, fresh_id, patience, patient_request, pool};
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::node_client::NodeClient;
 use hearth::api::pools_client::PoolsClient;
@@ -111,7 +111,7 @@ impl World {
             if let Ok(channel) = endpoint.connect().await {
                 return channel;
             }
-            assert!(began.elapsed() < PATIENCE * 2, "hearthd is away for good");
+            assert!(began.elapsed() < patience() * 2, "hearthd is away for good");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -128,7 +128,7 @@ impl World {
                 Ok(answer) => return Heard::Answer(answer),
                 Err(status) => status,
             };
-            assert!(began.elapsed() < PATIENCE * 2, "no answer: {status:?}");
+            assert!(began.elapsed() < patience() * 2, "no answer: {status:?}");
             let details = status.get_error_details();
             if let Some(info) = details.error_info() {
                 // Of a hearthd that lives. One that starts, or that is fenced newer, is asked again by everybody.
@@ -419,7 +419,7 @@ impl Torture {
                 started = Some(Instant::now());
             }
             assert!(
-                began.elapsed() < PATIENCE,
+                began.elapsed() < patience(),
                 "{point} was not reached {nth} times:\n{}",
                 self.hearth.log_tail()
             );

@@ -27,7 +27,10 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use super::{image::Layout, tool::tool};
 
 /// Nothing takes so long; only for what would hang.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub fn patience() -> Duration {
+    let seconds = std::env::var("HEARTH_PATIENCE").ok();
+    Duration::from_secs(seconds.map_or(30, |text| text.parse().expect("seconds")))
+}
 pub const IMAGE: &str = "test.local/busybox:1";
 pub const LIMIT: Duration = Duration::from_secs(5);
 
@@ -75,7 +78,7 @@ impl Adapter {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, next)
+        tokio::time::timeout(patience(), next)
             .await
             .expect("the event comes")
     }
@@ -331,7 +334,7 @@ impl Node {
     /// Ends containerd, and looks for what is left.
     pub async fn finish_stopped(mut self) {
         self.managed.stop().await.unwrap();
-        tokio::time::timeout(PATIENCE, &mut self.supervisor)
+        tokio::time::timeout(patience(), &mut self.supervisor)
             .await
             .unwrap()
             .unwrap();
@@ -436,7 +439,7 @@ impl Guest {
             match self.stdout.read(&mut piece) {
                 Ok(read) => self.rest.extend_from_slice(&piece[..read]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    assert!(began.elapsed() < PATIENCE, "the guest is silent");
+                    assert!(began.elapsed() < patience(), "the guest is silent");
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 Err(error) => panic!("{error}"),
@@ -509,8 +512,9 @@ pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
         assert!(
-            began.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
+            began.elapsed() < patience(),
+            "not within {:?}: {what}",
+            patience()
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

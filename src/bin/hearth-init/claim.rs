@@ -195,8 +195,8 @@ fn own_machine_id(log: &mut Log) {
 
 /// As systemd makes them: a version 4 UUID without its dashes.
 fn machine_id(mut drawn: [u8; 16]) -> String {
-    drawn[6] = drawn[6] & 0x0f | 0x40;
-    drawn[8] = drawn[8] & 0x3f | 0x80;
+    drawn[6] = (drawn[6] & 0x0f) | 0x40;
+    drawn[8] = (drawn[8] & 0x3f) | 0x80;
     drawn.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
