@@ -267,7 +267,11 @@ impl Hearth {
                 self.child = None;
                 return status;
             }
-            assert!(began.elapsed() < PATIENCE, "it lives:\n{}", self.log_tail());
+            assert!(
+                began.elapsed() < patience(),
+                "it lives:\n{}",
+                self.log_tail()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

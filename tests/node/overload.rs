@@ -2,7 +2,7 @@
 //! back or renews is never starved, a modest caller is served beside a greedy one, memory stays bounded, and when it is over
 //! the node is as before. `HEARTH_OVERLOAD_SECONDS` is how long (default 10; the promise is of 60).
 
-use crate::hearthd::{PATIENCE, eventually, fresh_id, patient_request, pool};
+use crate::hearthd::{eventually, fresh_id, patience, patient_request, pool};
 use crate::identity::Secure;
 use crate::vitals::Vitals;
 use hearth::api::claims_client::ClaimsClient;
@@ -109,7 +109,7 @@ async fn one(channel: Channel, request: ClaimRequest, heard: Arc<Mutex<Heard>>) 
     let mut client = ClaimsClient::new(channel);
     let id = request.claim_id.clone();
     let began = Instant::now();
-    let answer = client.claim(with_deadline(request, PATIENCE)).await;
+    let answer = client.claim(with_deadline(request, patience())).await;
     let took = began.elapsed();
     match answer {
         Ok(_) => heard.lock().unwrap().admitted.push(took),

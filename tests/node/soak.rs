@@ -7,7 +7,7 @@
 
 use crate::crash::assert_no_leak;
 use crate::hearthd::{
-    Hearth, PATIENCE, eventually, fresh_id, patient_request, pool, processes, run_in,
+    Hearth, eventually, fresh_id, patience, patient_request, pool, processes, run_in,
 };
 use crate::vitals::Vitals;
 use hearth::api::claims_client::ClaimsClient;
@@ -70,7 +70,7 @@ impl Caller {
             if let Ok(channel) = endpoint.connect().await {
                 return channel;
             }
-            assert!(began.elapsed() < PATIENCE, "hearthd is away for good");
+            assert!(began.elapsed() < patience(), "hearthd is away for good");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -94,7 +94,7 @@ impl Caller {
             let reason = details.error_info().map(|info| info.reason.clone());
             // Without a reason it is a hearthd that died under the call.
             let again = reason.is_none() || details.retry_info().is_some();
-            if !again || began.elapsed() > PATIENCE {
+            if !again || began.elapsed() > patience() {
                 let reason = reason.unwrap_or_else(|| status.to_string());
                 self.done.note(&format!("{what}: {reason}"));
                 return None;
