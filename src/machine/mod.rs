@@ -14,6 +14,7 @@ pub mod view;
 mod yielding;
 
 mod breaker;
+mod call;
 mod causes;
 mod claiming;
 mod claims;

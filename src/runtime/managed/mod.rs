@@ -286,25 +286,31 @@ impl ManagedContainerd {
                 sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
                 match self.start_again().await {
-                    Ok(fresh) => {
+                    Ok(Some(fresh)) => {
                         *self.running.lock().unwrap_or_else(PoisonError::into_inner) =
                             Arc::new(fresh);
                         break;
                     }
+                    Ok(None) => return,
                     Err(error) => tracing::error!(%error, "containerd cannot be started"),
                 }
             }
         }
     }
 
-    /// Another start may have been quicker: then that one is taken.
-    async fn start_again(&self) -> Result<Instance, ManagedError> {
+    /// Another start may have been quicker: then that one is taken. `None`: it is to stop.
+    async fn start_again(&self) -> Result<Option<Instance>, ManagedError> {
         let config = self.config.clone();
+        let stopping = self.stopping.subscribe();
         blocking(move || {
             let _lock = file::lock(&config.state())?;
+            // This thread goes on when nobody waits for it any more.
+            if *stopping.borrow() {
+                return Ok(None);
+            }
             match instance::adopt(&config)? {
-                Some(running) => Ok(running),
-                None => instance::spawn(&config),
+                Some(running) => Ok(Some(running)),
+                None => instance::spawn(&config).map(Some),
             }
         })
         .await
@@ -333,6 +339,15 @@ impl ManagedContainerd {
     pub async fn stop(&self) -> Result<(), ManagedError> {
         self.stopping.send_replace(true);
         end(&self.current()).await?;
+        // One that was being started just now, or that another start made.
+        let config = self.config.clone();
+        let other = blocking(move || {
+            let _lock = file::lock(&config.state())?;
+            instance::adopt(&config)
+        });
+        if let Some(other) = other.await? {
+            end(&other).await?;
+        }
         let config = self.config.clone();
         blocking(move || sweep::sweep(&config)).await
     }
