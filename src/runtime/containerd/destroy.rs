@@ -154,17 +154,19 @@ impl ContainerdRuntime {
             (None, TaskEnd::Unknown | TaskEnd::Wedged) => self.search_shim(id).await?,
             (known, _) => known,
         };
+        let mut killed = false;
         if let Some(shim) = &shim {
             let watch = |error: io::Error| failed(error.to_string());
             let ends =
                 end != TaskEnd::Wedged && shim.ends_within(SHIM_ENDS).await.map_err(watch)?;
             if !ends {
                 self.kill_shim(id, shim).await?;
+                killed = true;
             }
         }
         // A shim that did not end by its task's deletion is one that containerd cleans up after.
         let cleaned_up_after = match end {
-            TaskEnd::Deleted => false,
+            TaskEnd::Deleted => killed,
             TaskEnd::Wedged => true,
             TaskEnd::Unknown => {
                 shim.is_some() || blocking(WHAT, move || Ok(shim::is_spoken_of(id))).await?
