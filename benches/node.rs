@@ -54,36 +54,25 @@ async fn main() {
         .find(|word| !word.starts_with("--"));
     let wanted = |name: &str| only.as_ref().is_none_or(|only| name.starts_with(only));
     let mut report = Report::new();
+    // Each on a node of its own, gone before the others' members come.
     if wanted("code") {
-        // A node of its own, gone before the others' members come.
         code::section(&mut report).await;
-        if only.is_some() {
-            return report.write("node-code");
-        }
     }
     if wanted("sleep") {
         sleep::section(&mut report).await;
-        if only.is_some() {
-            return report.write("node-sleep");
-        }
     }
     if wanted("density") {
         density::section(&mut report).await;
-        if only.is_some() {
-            return report.write("node-density");
-        }
     }
     if wanted("network") {
         network::section(&mut report).await;
-        if only.is_some() {
-            return report.write("node-network");
-        }
     }
     if wanted("packets") {
         packets::section(&mut report);
-        if only.is_some() {
-            return report.write("node-packets");
-        }
+    }
+    let shared = ["claims", "burst", "exec", "neighbours", "refill", "memory"];
+    if let Some(only) = only.as_ref().filter(|_| !shared.into_iter().any(wanted)) {
+        return report.write(&format!("node-{only}"));
     }
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;
     let rss_empty = measure::resident_mib(hearth.pid());

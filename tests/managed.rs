@@ -186,6 +186,15 @@ async fn it_is_started_again_as_often_as_it_dies() {
     node.finish().await;
 }
 
+/// Another one answers, and that one is gone.
+async fn until_replaced(node: &mut Node, pid: i32) {
+    for wanted in [RuntimeEvent::Disconnected, RuntimeEvent::Connected] {
+        node.adapter().event(|event| *event == wanted).await;
+    }
+    assert_ne!(node.managed.pid(), pid);
+    assert!(!is_running(pid));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hung_one_is_killed_and_started_again() {
     let mut node = Node::with_image("hung").await;
@@ -197,14 +206,7 @@ async fn a_hung_one_is_killed_and_started_again() {
     // Long enough for the supervisor to have seen an answer.
     tokio::time::sleep(Duration::from_secs(2)).await;
     kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
-    node.adapter()
-        .event(|event| *event == RuntimeEvent::Disconnected)
-        .await;
-    node.adapter()
-        .event(|event| *event == RuntimeEvent::Connected)
-        .await;
-    assert_ne!(node.managed.pid(), pid);
-    assert!(!is_running(pid));
+    until_replaced(&mut node, pid).await;
     assert!(node.runtime().list().await.unwrap()[0].alive);
     node.guest(id).assert_answers("living").await;
     node.finish().await;
@@ -221,14 +223,7 @@ async fn one_whose_socket_is_gone_is_replaced() {
     // Long enough for the supervisor to have seen an answer.
     tokio::time::sleep(Duration::from_secs(2)).await;
     fs::remove_file(&node.config.socket).unwrap();
-    node.adapter()
-        .event(|event| *event == RuntimeEvent::Disconnected)
-        .await;
-    node.adapter()
-        .event(|event| *event == RuntimeEvent::Connected)
-        .await;
-    assert_ne!(node.managed.pid(), pid);
-    assert!(!is_running(pid));
+    until_replaced(&mut node, pid).await;
     assert!(node.config.socket.exists());
     assert!(node.runtime().list().await.unwrap()[0].alive);
     node.guest(id).assert_answers("living").await;

@@ -84,8 +84,8 @@ impl Node {
                     stage: Stage::Making { pending, .. },
                 }) = self.claims.remove(&id)
                 {
-                    let cloned = self.sandboxes.get(sandbox).is_some_and(|it| it.cloned);
-                    let source = if cloned { Source::Cloned } else { Source::Cold };
+                    let made = self.sandboxes.get(sandbox);
+                    let source = made.map_or(Source::Cold, Sandbox::made_as);
                     self.assign(terms, pending, sandbox, source, out);
                 }
             }

@@ -19,7 +19,6 @@ use super::pools::count;
 use super::refusal::{Refusal, bounded};
 use super::sandboxes::{Operation, Residency};
 use super::spec::OnDataLoss;
-use super::view::Source;
 
 /// What the status of a claim says that was started cold.
 pub(super) const REASON: &str = "DATA_LOSS";
@@ -129,11 +128,7 @@ impl Node {
         let assignment = Assignment {
             sandbox: fresh,
             generation: made.generation,
-            source: if made.cloned {
-                Source::Cloned
-            } else {
-                Source::Cold
-            },
+            source: made.made_as(),
             ticket: out.ticket(),
             cold_starts: assignment.cold_starts.saturating_add(1),
             ..assignment.clone()

@@ -145,6 +145,14 @@ impl Sandbox {
         }
     }
 
+    /// How a claim comes by it that it was made for.
+    pub(super) fn made_as(&self) -> Source {
+        match self.cloned {
+            true => Source::Cloned,
+            false => Source::Cold,
+        }
+    }
+
     /// It sleeps and stays so, or is about to.
     pub(super) fn is_to_sleep(&self) -> bool {
         match self.residency {

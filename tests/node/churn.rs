@@ -2,6 +2,7 @@
 //! `HEARTH_CHURN_SANDBOXES` (6) and `HEARTH_CHURN_ROUNDS` (60, of all together) say how much; `make churn` does 1,000 over 50.
 
 use crate::hearthd::{Census, Hearth, eventually, pool};
+use crate::vitals::Vitals;
 use hearth::api::{HibernateRequest, ResumeRequest, Tier};
 use std::collections::BTreeSet;
 
@@ -13,14 +14,16 @@ fn number(name: &str, otherwise: u32) -> u32 {
     text.map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-/// Counts, and starts processes all the time: a sleep in the middle of that is what hurts.
-async fn busy(hearth: &Hearth, claim: &str) {
+/// Counts, and starts processes all the time: a sleep in the middle of that is what hurts. All `count` together start as many
+/// a second, however many they are: more would be a test of how slow the node gets.
+async fn busy(hearth: &Hearth, claim: &str, count: u32) {
     let script = "import os,time\nballast=bytearray(os.urandom(1<<20)*4)\nn=0\nwhile True:\n  n+=1\n  with open('/tmp/m','w') as f: f.write(str(n))\n  os.replace('/tmp/m','/tmp/n')\n  time.sleep(.1)";
     hearth
         .start_detached(claim, &["python3", "-c", script])
         .await;
-    let forks = ["sh", "-c", "while :; do sleep 0.1; done"];
-    hearth.start_detached(claim, &forks).await;
+    let pause = f64::from(count) / 60.0;
+    let forks = format!("while :; do sleep {pause:.2}; done");
+    hearth.start_detached(claim, &["sh", "-c", &forks]).await;
     eventually("it counts", || async { counted(hearth, claim).await > 2 }).await;
 }
 
@@ -48,12 +51,6 @@ fn files(hearth: &Hearth, dir: &str) -> usize {
     std::fs::read_dir(hearth.path(dir)).map_or(0, Iterator::count)
 }
 
-fn open_files(hearth: &Hearth) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", hearth.pid()))
-        .unwrap()
-        .count()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn sleeping_and_waking_over_and_over_fails_nobody_and_leaves_nothing() {
     let count = number("HEARTH_CHURN_SANDBOXES", 6);
@@ -66,13 +63,14 @@ async fn sleeping_and_waking_over_and_over_fails_nobody_and_leaves_nothing() {
     for _ in 0..count {
         hearth.warm("python", 1).await;
         let (claim, answer) = hearth.claim("python").await;
-        busy(&hearth, &claim).await;
+        busy(&hearth, &claim, count).await;
         claims.push(claim);
         sandboxes.insert(answer.sandbox_id);
     }
     hearth.warm("python", 1).await;
     let before = hearth.census();
-    let open_before = open_files(&hearth);
+    let vitals = Vitals::of(hearth.pid());
+    let open_before = vitals.descriptors();
     let began = std::time::Instant::now();
     for round in 0..rounds {
         let tier = if round % 3 == 2 {
@@ -113,7 +111,7 @@ async fn sleeping_and_waking_over_and_over_fails_nobody_and_leaves_nothing() {
     })
     .await;
     eventually("no descriptor is left open", || async {
-        open_files(&hearth) <= open_before + FDS
+        vitals.descriptors() <= open_before + FDS
     })
     .await;
     let (_, metrics) = hearth.admin_page("/metrics");

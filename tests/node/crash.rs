@@ -1,13 +1,14 @@
 //! hearthd is killed with -9 while claims are under way, and so is containerd. What a caller was told stands, nothing is
 //! handed out twice, no sandbox restarts, nothing leaks. Real containerd, real gVisor.
-use crate::hearthd::{Census, Hearth, claim_request, eventually, fresh_id, patient_request, pool};
+use crate::hearthd::{
+    Census, Hearth, claim_request, eventually, fresh_id, patience, patient_request, pool, reach,
+};
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::{ClaimState, GetClaimRequest, ListClaimsRequest, ReleaseRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
 
 /// What callers were told.
 #[derive(Default)]
@@ -22,15 +23,7 @@ struct Told {
 
 /// A caller that goes on over every death of hearthd: claims, remembers, now and then releases.
 async fn caller(socket: String, told: Arc<Mutex<Told>>, stop: Arc<AtomicBool>, keep: usize) {
-    let connect = || async {
-        loop {
-            let endpoint = Endpoint::try_from(socket.clone()).unwrap();
-            if let Ok(channel) = endpoint.connect().await {
-                return ClaimsClient::<Channel>::new(channel);
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
+    let connect = || async { ClaimsClient::new(reach(&socket, patience() * 2).await) };
     let mut client = connect().await;
     let mut kept = Vec::new();
     while !stop.load(Ordering::Relaxed) {

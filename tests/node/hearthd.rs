@@ -23,6 +23,20 @@ pub fn patience() -> Duration {
     let seconds = std::env::var("HEARTH_PATIENCE").ok();
     Duration::from_secs(seconds.map_or(60, |text| text.parse().expect("seconds")))
 }
+
+/// A connection to a hearthd that dies and comes back.
+pub async fn reach(socket: &str, limit: Duration) -> Channel {
+    let began = Instant::now();
+    loop {
+        let endpoint = Endpoint::try_from(socket.to_owned()).unwrap();
+        if let Ok(channel) = endpoint.connect().await {
+            return channel;
+        }
+        assert!(began.elapsed() < limit, "hearthd is away for good");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 pub const IMAGE: &str = "hearth.local/python:3";
 
 fn cache() -> PathBuf {

@@ -5,6 +5,7 @@ use crate::hearthd::{
     Hearth, claim_request, eventually, fresh_id, patient_request, pool, processes,
 };
 use crate::outside::{self, Outside};
+use crate::vitals::Vitals;
 use hearth::api::{
     ClaimRequest, GetNetworkRequest, GetNetworkResponse, HibernateReason, HibernateRequest,
     NetworkMode, NetworkPolicy, NetworkRule, Personalization, Pool, PortRange, Source, Tier,
@@ -356,11 +357,6 @@ fn census(hearth: &Hearth, outside: &Outside) -> BTreeMap<&'static str, usize> {
     ])
 }
 
-fn descriptors(hearth: &Hearth) -> usize {
-    let fds = std::fs::read_dir(format!("/proc/{}/fd", hearth.pid()));
-    fds.unwrap().count()
-}
-
 /// Claims a member with a policy of its own, uses its network, and releases it.
 async fn churn(hearth: &Hearth, round: u32) {
     let (open, closed) = match round % 2 {
@@ -405,7 +401,8 @@ async fn five_hundred_churned_sandboxes_leave_nothing_behind() {
     };
     // One round first: what is made once and kept is there.
     futures::future::join_all((0..CHURNERS).map(|round| churn(&hearth, round))).await;
-    let (before, held) = (settled().await, descriptors(&hearth));
+    let vitals = Vitals::of(hearth.pid());
+    let (before, held) = (settled().await, vitals.descriptors());
     let callers = (0..CHURNERS).map(|caller| {
         let hearth = &hearth;
         async move {
@@ -427,7 +424,7 @@ async fn five_hundred_churned_sandboxes_leave_nothing_behind() {
     .await;
     // Connections of the callers come and go.
     eventually("descriptors are as before", || async {
-        descriptors(&hearth) <= held + 4
+        vitals.descriptors() <= held + 4
     })
     .await;
     hearth.finish().await;

@@ -7,7 +7,7 @@
 
 use crate::crash::assert_no_leak;
 use crate::hearthd::{
-    Hearth, eventually, fresh_id, patience, patient_request, pool, processes, run_in,
+    Hearth, eventually, fresh_id, patience, patient_request, pool, processes, reach, run_in,
 };
 use crate::vitals::Vitals;
 use hearth::api::claims_client::ClaimsClient;
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
 const CALLERS: usize = 3;
@@ -64,15 +64,7 @@ struct Caller {
 
 impl Caller {
     async fn channel(&self) -> Channel {
-        let began = Instant::now();
-        loop {
-            let endpoint = Endpoint::try_from(self.socket.clone()).unwrap();
-            if let Ok(channel) = endpoint.connect().await {
-                return channel;
-            }
-            assert!(began.elapsed() < patience(), "hearthd is away for good");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        reach(&self.socket, patience()).await
     }
 
     /// Asks until there is an answer or a refusal that is final; which it was is counted.

@@ -4,7 +4,7 @@
 //! a run.
 
 use crate::crash::assert_no_leak;
-use crate::hearthd::{Hearth, eventually, fresh_id, patience, patient_request, pool};
+use crate::hearthd::{Hearth, eventually, fresh_id, patience, patient_request, pool, reach};
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::node_client::NodeClient;
 use hearth::api::pools_client::PoolsClient;
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
 /// Callers at once, and how many claims each keeps.
@@ -105,15 +105,7 @@ impl World {
     }
 
     async fn channel(&self) -> Channel {
-        let began = Instant::now();
-        loop {
-            let endpoint = Endpoint::try_from(self.socket.clone()).unwrap();
-            if let Ok(channel) = endpoint.connect().await {
-                return channel;
-            }
-            assert!(began.elapsed() < patience() * 2, "hearthd is away for good");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        reach(&self.socket, patience() * 2).await
     }
 
     /// Asks until there is an answer, over every death. `patient`: "not now" is asked again too, until everybody stops.

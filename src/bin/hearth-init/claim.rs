@@ -182,12 +182,11 @@ fn own_machine_id(log: &mut Log) {
         Err(error) => return log.say(format_args!("{TABLE} was left as it is: {error}")),
     };
     let mut drawn = [0; 16];
-    let written = File::open("/dev/urandom")
-        .and_then(|mut device| device.read_exact(&mut drawn))
-        .and_then(|()| {
-            file.set_len(0)?;
-            file.write_all(format!("{}\n", machine_id(drawn)).as_bytes())
-        });
+    let random = getrandom::fill(&mut drawn).map_err(|_| io::Error::other("no random bytes"));
+    let written = random.and_then(|()| {
+        file.set_len(0)?;
+        file.write_all(format!("{}\n", machine_id(drawn)).as_bytes())
+    });
     if let Err(error) = written {
         log.say(format_args!("{TABLE} was left as it is: {error}"));
     }
