@@ -103,7 +103,8 @@ impl Report {
         let cells = [
             format!("**{what}**"),
             String::new(),
-            format!("{value:.2}"),
+            // Without the sign that an empty sum has.
+            format!("{:.2}", value + 0.0),
             format!("goal {goal}: {verdict}"),
         ];
         let row = serde_json::json!({ "what": what, "value": value, "goal": goal, "met": met });
