@@ -13,6 +13,7 @@ mod images;
 mod install;
 mod log;
 mod metrics;
+mod mountspace;
 mod network;
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -20,6 +21,7 @@ mod pages;
 mod privileges;
 mod programs;
 mod swap;
+mod uninstall;
 mod versions;
 mod wiping;
 
@@ -27,6 +29,7 @@ pub use dev::Dev;
 pub use install::install;
 pub use log::LogError;
 pub use programs::MissingPrograms;
+pub use uninstall::uninstall;
 pub use wiping::Wiping;
 
 use crate::cgroup::{CgroupError, CgroupTree, Version};
@@ -112,6 +115,9 @@ pub enum AppError {
     /// Something of `--dev`.
     #[error("--dev: {0}")]
     Dev(String),
+    /// hearth can't be taken off the node.
+    #[error("{0}")]
+    Left(String),
     /// A task that must not end has ended.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),

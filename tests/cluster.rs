@@ -151,7 +151,8 @@ impl Cluster {
     fn pod(&self) -> Value {
         let mut found = Value::Null;
         eventually("one ready pod", || {
-            let pods = self.get(&["pods"])["items"].take();
+            let ours = "app.kubernetes.io/name=hearth";
+            let pods = self.get(&["pods", "-l", ours])["items"].take();
             let pods = pods.as_array().unwrap();
             let ready = |pod: &Value| {
                 let conditions = pod["status"]["conditions"].as_array();
@@ -175,14 +176,14 @@ impl Cluster {
 
     /// Sets how many members of the pool are warm and waits for them; 0: no pool at all.
     fn pool(&self, warm: u32) {
+        match warm {
+            0 => self.pools(&json!([])),
+            warm => self.pools(&json!([pool(POOL, warm)])),
+        }
+    }
+
+    fn pools(&self, pools: &Value) {
         let file = self.root.join("pools.json");
-        let pools = match warm {
-            0 => json!([]),
-            warm => json!([{
-                "name": POOL, "min_warm": warm, "max_total": 8,
-                "template": {"image": "hearth.local/python:3", "interpreter": "python"},
-            }]),
-        };
         let text = json!({"pools": pools}).to_string();
         std::fs::write(&file, text).unwrap();
         self.hearthctl(&["pools", "set", "-f", file.to_str().unwrap(), "--wait", "2m"]);
@@ -258,6 +259,13 @@ impl Cluster {
     }
 }
 
+fn pool(name: &str, warm: u32) -> Value {
+    json!({
+        "name": name, "min_warm": warm, "max_total": 8,
+        "template": {"image": "hearth.local/python:3", "interpreter": "python"},
+    })
+}
+
 /// A claim whose interpreter remembers a number, and its processes.
 struct Held {
     claim: String,
@@ -283,14 +291,25 @@ impl Held {
 
     /// The same processes, the same memory.
     fn is_untouched(&self, cluster: &Cluster, number: u32) {
-        assert_eq!(cluster.processes(&self.sandbox), self.processes);
+        self.runs(cluster);
         // It may recover at this moment.
         eventually("the claim answers", || {
             let output = cluster.try_hearthctl(&["run", &self.claim, "x"]);
             output.status.success()
                 && String::from_utf8_lossy(&output.stdout).trim() == number.to_string()
         });
-        assert_eq!(cluster.processes(&self.sandbox), self.processes);
+        self.runs(cluster);
+    }
+
+    /// Beside its processes there may be one of containerd's that looks at it at this moment.
+    fn runs(&self, cluster: &Cluster) {
+        let now = cluster.processes(&self.sandbox);
+        let still = |(pid, started): (&i32, &String)| now.get(pid) == Some(started);
+        assert!(
+            self.processes.iter().all(still),
+            "{now:?} were {:?}",
+            self.processes
+        );
     }
 }
 
@@ -400,12 +419,37 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     ];
     cluster.helm(&["upgrade"], &[&second[..], &served].concat());
     claimed_from_a_pod(&cluster, &authority);
+    controlled_from_a_pod(&cluster, &authority);
     held.is_untouched(&cluster, 41);
 
     step("writes to nodes are pinned to the own one");
     writes_are_pinned(&cluster);
     held.is_untouched(&cluster, 41);
     later.is_untouched(&cluster, 7);
+
+    step("sandboxes have a network");
+    let networked = [&second[..], &["network.enabled=true"]].concat();
+    cluster.helm(&["upgrade"], &networked);
+    sandboxes_have_a_network(&cluster);
+    held.is_untouched(&cluster, 41);
+
+    step("nothing is taken off a node in use");
+    let command = [
+        "-n",
+        "hearth",
+        "exec",
+        "daemonset/hearth",
+        "--",
+        "hearthd",
+        "uninstall",
+    ];
+    let refused = cluster.try_tool("kubectl", &command);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && told.contains("another hearthd"),
+        "{told}"
+    );
+    held.is_untouched(&cluster, 41);
 
     step("the old version goes when nothing uses it");
     cluster.hearthctl(&["release", &held.claim]);
@@ -422,7 +466,13 @@ fn a_daemonset_lives_on_a_real_kubelet() {
         cluster.versions() == [new.clone()]
     });
 
-    step("uninstalled");
+    step("taken off the node, and uninstalled");
+    cluster.helm(
+        &["upgrade"],
+        &[&networked[..], &["uninstall=true"]].concat(),
+    );
+    cluster.pod();
+    nothing_is_left(&cluster);
     cluster.tool(
         "helm",
         &["uninstall", "hearth", "--namespace=hearth", "--wait"],
@@ -434,6 +484,88 @@ fn a_daemonset_lives_on_a_real_kubelet() {
             .is_empty()
     });
     nothing_runs(&cluster);
+}
+
+/// A pod that has nothing but a certificate, the secret of its own name, and what it is given to see of the node.
+fn client(name: &str, command: &[&str], seen: &[&Path]) -> Value {
+    let mut volumes =
+        vec![json!({"name": "tls", "secret": {"secretName": name, "defaultMode": 0o440}})];
+    let mut mounts = vec![json!({"name": "tls", "mountPath": "/tls"})];
+    for (number, path) in seen.iter().enumerate() {
+        let volume = format!("seen-{number}");
+        volumes.push(json!({"name": volume, "hostPath": {"path": path, "type": "Directory"}}));
+        mounts.push(json!({"name": volume, "mountPath": path, "readOnly": true}));
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "restartPolicy": "Never", "automountServiceAccountToken": false,
+            "enableServiceLinks": false, "volumes": volumes,
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65534, "fsGroup": 65534},
+            "containers": [{
+                "name": "client", "image": "hearth.local/hearth:second", "imagePullPolicy": "Never",
+                "command": command, "volumeMounts": mounts,
+            }],
+        },
+    })
+}
+
+/// examples/rust in a pod: it keeps two claims, makes a new one for one that ends under it, and gives them back when its pod
+/// is deleted.
+fn controlled_from_a_pod(cluster: &Cluster, authority: &Authority) {
+    const NAME: &str = "controller";
+    let issued = authority.issue(&Wanted::spiffe("spiffe://test/allocator"));
+    cluster.secret(NAME, authority, &issued);
+    let ip = cluster.pod()["status"]["podIP"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let server = format!("https://{ip}:9470");
+    // target/debug/deps/cluster-… beside target/debug/examples, where cargo builds it.
+    let deps = std::env::current_exe().unwrap();
+    let programs = deps.ancestors().nth(2).unwrap().join("examples");
+    let program = programs.join(NAME);
+    let command = [
+        program.to_str().unwrap(),
+        "--server",
+        &server,
+        "--server-name=hearth",
+        "--ca=/tls/ca.crt",
+        "--cert=/tls/tls.crt",
+        "--key=/tls/tls.key",
+        "--claims=2",
+        "--pool",
+        POOL,
+    ];
+    cluster.apply(&client(NAME, &command, &[&programs]));
+    let ours = || -> Vec<String> {
+        let told = cluster.hearthctl(&["claims", "-o", "json"]);
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let claims = told.as_array().into_iter().flatten();
+        let ours = claims.filter(|claim| claim["holder"]["name"] == NAME);
+        ours.map(|claim| claim["claim_id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    eventually("it has two claims", || {
+        let pod = cluster.get(&["pod", NAME]);
+        assert_ne!(
+            pod["status"]["phase"],
+            "Failed",
+            "{:#} {}",
+            pod["status"],
+            cluster.kubectl(&["logs", NAME])
+        );
+        ours().len() == 2
+    });
+    let lost = ours().remove(0);
+    cluster.hearthctl(&["release", &lost]);
+    eventually("another one took its place", || {
+        let ours = ours();
+        ours.len() == 2 && !ours.contains(&lost)
+    });
+    cluster.kubectl(&["delete", "pod", NAME, "--grace-period=20"]);
+    assert_eq!(ours(), Vec::<String>::new());
+    cluster.kubectl(&["delete", "secret", NAME]);
 }
 
 /// hearthctl in a pod of another namespace, which has nothing but its certificate. A stranger's is refused.
@@ -463,19 +595,7 @@ fn claimed_from_a_pod(cluster: &Cluster, authority: &Authority) {
             "-o",
             "json",
         ];
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-            "spec": {
-                "restartPolicy": "Never", "automountServiceAccountToken": false,
-                "enableServiceLinks": false,
-                "securityContext": {"runAsNonRoot": true, "runAsUser": 65534, "fsGroup": 65534},
-                "containers": [{
-                    "name": "client", "image": "hearth.local/hearth:second", "imagePullPolicy": "Never",
-                    "command": command, "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
-                }],
-                "volumes": [{"name": "tls", "secret": {"secretName": name, "defaultMode": 0o440}}],
-            },
-        });
+        let pod = client(name, &command, &[]);
         cluster.apply(&pod);
         let phase = || {
             cluster.get(&["pod", name])["status"]["phase"]
@@ -499,6 +619,62 @@ fn claimed_from_a_pod(cluster: &Cluster, authority: &Authority) {
         cluster.kubectl(&["delete", "pod", name, "--grace-period=0", "--force"]);
         cluster.kubectl(&["delete", "secret", name]);
     }
+}
+
+/// Sandboxes with a network of their own, made from inside the pod: one reaches a pod of the cluster where its policy says
+/// so, another does not, and both stay so when hearthd's pod is deleted.
+fn sandboxes_have_a_network(cluster: &Cluster) {
+    const NETWORKED: &str = "networked";
+    let web = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+        "spec": {
+            "automountServiceAccountToken": false,
+            "containers": [{
+                "name": "web", "image": "hearth.local/pause:1", "imagePullPolicy": "Never",
+                "command": ["/busybox", "httpd", "-f", "-p", "8080"],
+            }],
+        },
+    });
+    cluster.apply(&web);
+    let mut address = String::new();
+    eventually("the web server's pod has an address", || {
+        let status = cluster.get(&["pod", "web"])["status"].take();
+        address = status["podIP"].as_str().unwrap_or_default().to_owned();
+        status["phase"] == "Running" && !address.is_empty()
+    });
+    let mut networked = pool(NETWORKED, 2);
+    networked["template"]["network_policy"] = json!("allowlist");
+    cluster.pools(&json!([pool(POOL, 2), networked]));
+    let claim = |policy: &str| {
+        let told = cluster.hearthctl(&["claim", NETWORKED, "--network", policy, "-o", "name"]);
+        told.trim().to_owned()
+    };
+    let may = claim(&format!("allow:{address}@tcp/8080"));
+    let may_not = claim("allow");
+    let code = format!(
+        "import http.client\n\
+         try:\n\
+         \x20   c = http.client.HTTPConnection('{address}', 8080, timeout=10)\n\
+         \x20   c.request('GET', '/')\n\
+         \x20   print('answered', c.getresponse().status)\n\
+         except OSError as e:\n\
+         \x20   print('refused', e)\n"
+    );
+    let reaches = |claim: &str| cluster.hearthctl(&["run", claim, &code]);
+    let hold = || {
+        let (first, second) = (reaches(&may), reaches(&may_not));
+        assert!(first.contains("answered 404"), "{first}");
+        assert!(second.contains("refused"), "{second}");
+    };
+    hold();
+    cluster.kubectl(&["delete", "pod", &cluster.pod_name()]);
+    cluster.pod();
+    hold();
+    for claim in [may, may_not] {
+        cluster.hearthctl(&["release", &claim]);
+    }
+    cluster.kubectl(&["delete", "pod", "web", "--grace-period=0", "--force"]);
+    cluster.pool(2);
 }
 
 /// docs/privileges.md, as the kernel sees it.
@@ -599,7 +775,24 @@ fn writes_are_pinned(cluster: &Cluster) {
     cluster.kubectl(&["delete", "node", "other"]);
 }
 
-/// No process, no container, no cgroup of a sandbox. Directories stay, and docs/kubernetes.md names them.
+/// No directory, no mount, no cgroup; containerd has forgotten hearth.
+fn nothing_is_left(cluster: &Cluster) {
+    for dir in ["/var/lib/hearth", "/run/hearth", "/opt/hearth"] {
+        let left = cluster.try_tool("node", &["ls", "-A", dir]);
+        assert!(!left.status.success(), "{dir}: {left:?}");
+    }
+    let namespaces = cluster.tool("ctr", &["namespaces", "ls", "-q"]);
+    assert!(
+        !namespaces.lines().any(|name| name == "hearth"),
+        "{namespaces}"
+    );
+    let mounts = cluster.tool("node", &["cat", "/proc/mounts"]);
+    assert!(!mounts.contains("/run/hearth/"), "{mounts}");
+    let groups = "find /sys/fs/cgroup -path '*/hearth' -type d";
+    assert_eq!(cluster.tool("node", &["sh", "-c", groups]).trim(), "");
+}
+
+/// No process, no container, no cgroup of a sandbox.
 fn nothing_runs(cluster: &Cluster) {
     let containers = cluster.tool("ctr", &["-n", "hearth", "containers", "ls", "-q"]);
     assert_eq!(containers.trim(), "");

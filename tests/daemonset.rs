@@ -118,7 +118,7 @@ fn the_pod_has_no_right_that_is_not_written_down() {
         (&[][..], &["KILL"][..]),
         (
             &["network.enabled=true"][..],
-            &["KILL", "NET_ADMIN", "SYS_ADMIN"],
+            &["KILL", "NET_ADMIN", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"],
         ),
     ] {
         let objects = render(values).unwrap();

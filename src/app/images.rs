@@ -50,6 +50,7 @@ fn open(config: &Config, node_key: &[u8; 32]) -> Result<Option<Vault>, AppError>
     let opened = Vault::open(VaultConfig {
         dir: config.data_dir.join("hibernated"),
         staging: staging(config),
+        may_mount: super::mountspace::elsewhere(config).is_none(),
         staging_bytes: settings.staging_bytes,
         quota_bytes: settings.quota_bytes,
         disk_reserve_bytes: config.limits.disk_reserve_bytes,

@@ -1,5 +1,6 @@
 //! The network of sandboxes, built if the configuration asks for it. A node that cannot have one serves templates without.
 
+use super::mountspace;
 use crate::config::{self, Config};
 use crate::driver::NodeNetwork;
 use crate::machine::ids::NodeTag;
@@ -67,6 +68,7 @@ impl Built {
 fn settings(config: &Config, tag: NodeTag) -> NetSettings {
     let asked = &config.network;
     let mut settings = NetSettings::new(config.run_dir.clone(), tag);
+    settings.mounts = mountspace::elsewhere(config);
     // What does not parse was refused when the configuration was read.
     let all = |texts: &[String]| texts.iter().filter_map(|text| cidr(text)).collect();
     settings.range4 = cidr(&asked.range4).unwrap_or(NetSettings::RANGE4);

@@ -67,6 +67,18 @@ enum Verb {
         #[arg(long)]
         with_runsc: bool,
     },
+    /// Take hearth off this node, once hearthd has ended and no claim or sandbox is left, and end
+    Uninstall {
+        /// Configuration file (TOML) [default: /etc/hearth/hearthd.toml, where it exists]
+        #[arg(long, env = "HEARTH_CONFIG")]
+        config: Option<PathBuf>,
+        /// Set one key, for example --set data_dir=/data/hearth
+        #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+        set: Vec<(String, String)>,
+        /// Wait for SIGTERM afterwards, as the container of a DaemonSet must
+        #[arg(long)]
+        stay: bool,
+    },
 }
 
 fn assignment(text: &str) -> Result<(String, String), String> {
@@ -80,19 +92,57 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Some(Verb::Install { to, with_runsc }) = &cli.verb {
-        return match app::install(to, *with_runsc) {
-            Ok(dir) => {
-                println!("installed {}", dir.display());
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("hearthd install: {error}");
-                ExitCode::FAILURE
-            }
-        };
+    let mut cli = Cli::parse();
+    match cli.verb.take() {
+        Some(verb) => once(verb),
+        None => daemon(&cli),
     }
+}
+
+/// What ends by itself.
+fn once(verb: Verb) -> ExitCode {
+    match verb {
+        Verb::Install { to, with_runsc } => {
+            let installed = app::install(&to, with_runsc);
+            ended(
+                "install",
+                installed.map(|dir| println!("installed {}", dir.display())),
+            )
+        }
+        Verb::Uninstall { config, set, stay } => {
+            let config = match read(&sources(config, &set, None)) {
+                Ok(config) => config,
+                Err(code) => return code,
+            };
+            let removed = app::uninstall(&config, stay, |kept| {
+                for path in kept {
+                    println!("not hearth's own, and kept: {}", path.display());
+                }
+                println!("hearth is off this node");
+            });
+            ended("uninstall", removed)
+        }
+    }
+}
+
+fn ended(verb: &str, result: Result<(), app::AppError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hearthd {verb}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read(sources: &Sources) -> Result<Config, ExitCode> {
+    config::load(sources).map_err(|error| {
+        eprintln!("hearthd: the configuration is refused:\n{error}");
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
+fn daemon(cli: &Cli) -> ExitCode {
     if cli.print_default_config {
         print!("{}", Config::default_file());
         return ExitCode::SUCCESS;
@@ -101,12 +151,10 @@ fn main() -> ExitCode {
         println!("{:#}", Config::json_schema());
         return ExitCode::SUCCESS;
     }
-    let config = match config::load(&sources(&cli)) {
+    let dev_root = cli.dev.then_some(&cli.dev_root);
+    let config = match read(&sources(cli.config.clone(), &cli.set, dev_root)) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("hearthd: the configuration is refused:\n{error}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(code) => return code,
     };
     if cli.check {
         return match app::check(&config) {
@@ -134,20 +182,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn sources(cli: &Cli) -> Sources {
+fn sources(file: Option<PathBuf>, set: &[(String, String)], dev_root: Option<&PathBuf>) -> Sources {
     const DEFAULT: &str = "/etc/hearth/hearthd.toml";
     let default = || {
         let path = PathBuf::from(DEFAULT);
-        (!cli.dev && path.exists()).then_some(path)
+        (dev_root.is_none() && path.exists()).then_some(path)
     };
     let mut flags = Vec::new();
-    if cli.dev {
-        flags.extend(app::Dev::settings(&cli.dev_root));
+    if let Some(root) = dev_root {
+        flags.extend(app::Dev::settings(root));
     }
-    let set = cli.set.iter();
+    let set = set.iter();
     flags.extend(set.map(|(key, value)| ("flag --set".to_owned(), key.clone(), value.clone())));
     Sources {
-        file: cli.config.clone().or_else(default),
+        file: file.or_else(default),
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name.starts_with("HEARTH_"))

@@ -4,8 +4,9 @@
 use super::NetError;
 use super::netlink::Refusal;
 use super::plan::{Plan, link_name, mac, slot_of_link};
-use super::router::Router;
+use super::router::{self, Router};
 use super::rtnl::{End, Requests, Route, Rtnl};
+use super::settings::NetSettings;
 use super::spaces::{self, sysctl};
 use super::table::Place;
 use super::worker::refused;
@@ -43,6 +44,20 @@ fn failed(what: &'static str) -> impl Fn(Refusal) -> NetError {
 }
 
 impl Links {
+    /// Finds or makes the router. The thread works in containerd's mount namespace from here on.
+    pub(super) fn start(settings: &NetSettings, plan: Plan) -> Result<Self, NetError> {
+        if let Some(mounts) = &settings.mounts {
+            const WHAT: &str =
+                "entering containerd's mount namespace (CAP_SYS_PTRACE, CAP_SYS_CHROOT)";
+            spaces::mount_there(mounts).map_err(|error| refused(WHAT, error))?;
+        }
+        Ok(Self {
+            router: Router::open(settings, &plan)?,
+            directory: router::directory(settings),
+            plan,
+        })
+    }
+
     /// Where a sandbox's namespace is bound.
     pub(super) fn path(&self, id: SandboxId) -> PathBuf {
         self.directory.join(id.to_string())

@@ -7,7 +7,7 @@ use super::metrics::NetMetrics;
 use super::nft::Nft;
 use super::plan::Plan;
 use super::reconcile;
-use super::router::{self, Router};
+use super::router;
 use super::rules::Compiled;
 use super::settings::NetSettings;
 use super::state::{Holder, State};
@@ -73,13 +73,7 @@ impl LinuxNetwork {
         let state = Arc::new(Mutex::new(State::new(&plan)));
         let (for_links, plan_of_links) = (settings.clone(), plan.clone());
         let links = Worker::start("net-links", SURVEY_DEADLINE, move || {
-            let router = Router::open(&for_links, &plan_of_links)?;
-            let directory = router::directory(&for_links);
-            Ok(Links {
-                router,
-                directory,
-                plan: plan_of_links,
-            })
+            Links::start(&for_links, plan_of_links)
         });
         let links = links.await?;
         let open = links.run("opening nf_tables", LINKS_DEADLINE, |links| {

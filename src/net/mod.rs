@@ -36,6 +36,7 @@ mod worker;
 pub use linux::LinuxNetwork;
 pub use metrics::NetMetrics;
 pub use settings::NetSettings;
+pub use spaces::mount_there;
 
 /// Why something could not be done to a sandbox's network. The sandbox is then not handed out (design, MUST 8).
 #[derive(Debug, Clone, thiserror::Error)]

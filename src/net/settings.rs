@@ -10,6 +10,8 @@ use std::path::PathBuf;
 pub struct NetSettings {
     /// hearth's run directory. Namespaces are bound to files in `<run>/netns/`, which containerd must see too.
     pub run: PathBuf,
+    /// The mount namespace of containerd, where namespaces are bound, if it is another than this process's.
+    pub mounts: Option<PathBuf>,
     /// Of this node: part of every name on the host.
     pub tag: NodeTag,
     /// IPv4 addresses of sandboxes; /8 to /28. The first is the network, the second the gateway and resolver, the third the
@@ -59,6 +61,7 @@ impl NetSettings {
     pub fn new(run: PathBuf, tag: NodeTag) -> Self {
         Self {
             run,
+            mounts: None,
             tag,
             range4: Self::RANGE4,
             range6: Self::RANGE6,

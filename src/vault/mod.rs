@@ -88,6 +88,8 @@ pub struct VaultConfig {
     pub dir: PathBuf,
     /// Where the tmpfs is.
     pub staging: PathBuf,
+    /// Whether runsc sees what this process mounts. If not, the directory must lie in a tmpfs already.
+    pub may_mount: bool,
     /// Its bound.
     pub staging_bytes: u64,
     /// Of all images together.
@@ -125,7 +127,7 @@ impl Vault {
     /// Those of the file system; `NoRoom` never.
     pub fn open(config: VaultConfig) -> Result<Self, VaultError> {
         private(&config.dir)?;
-        staging::prepare(&config.staging, config.staging_bytes)
+        staging::prepare(&config.staging, config.staging_bytes, config.may_mount)
             .map_err(VaultError::io(&config.staging))?;
         let mut room = Room::default();
         let mut unclaimed = BTreeSet::new();

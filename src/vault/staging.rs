@@ -9,10 +9,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 /// Mounts it anew, or empties what is there: what was in it is gone.
-pub(super) fn prepare(dir: &Path, bytes: u64) -> io::Result<()> {
+pub(super) fn prepare(dir: &Path, bytes: u64, may_mount: bool) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(dir)?;
     let mounted = || {
+        if !may_mount {
+            let why = "it is in no tmpfs, and what is mounted in here runsc would not see";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         if is_mounted(dir)? {
             // A runsc that hearthd left behind may still write: what it writes goes with it.
             umount2(dir, MntFlags::MNT_DETACH)?;

@@ -42,6 +42,7 @@ impl Place {
         VaultConfig {
             dir: self.dir.path().join("hibernated"),
             staging: self.dir.path().join("staging"),
+            may_mount: true,
             staging_bytes: 16 << 20,
             quota_bytes: 20 << 20,
             disk_reserve_bytes: 1 << 20,

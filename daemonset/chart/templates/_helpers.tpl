@@ -61,6 +61,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if not .Values.runtime.installRunsc -}}
 {{- $_ := set $config.runtime "runsc" .Values.runtime.runscPath -}}
 {{- end -}}
+{{- if .Values.network.enabled -}}
+{{- $_ := set $config "network" (dict "enabled" true) -}}
+{{- end -}}
 {{- if .Values.api.tcp.enabled -}}
 {{- $_ := set $config.api "tcp" (printf "0.0.0.0:%d" (int .Values.api.tcp.port)) -}}
 {{- $_ := set $config.api "tls" (dict
@@ -86,4 +89,44 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- include "hearth.toml" (dict "at" $name "of" $value) }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* Who takes hearth off a node: unmounts below paths.run, and removes its cgroup parent and sandboxes' network. */}}
+{{- define "hearth.uninstaller" -}}
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+  add: {{ concat (list "DAC_OVERRIDE" "SYS_ADMIN" "SYS_CHROOT" "SYS_PTRACE") (ternary (list "NET_ADMIN") list .Values.network.enabled) | toJson }}
+{{- end -}}
+
+{{- define "hearth.mounts" -}}
+- name: config
+  mountPath: /etc/hearth
+  readOnly: true
+{{- if .Values.api.tcp.enabled }}
+- name: tls
+  mountPath: /etc/hearth-tls
+  readOnly: true
+{{- end }}
+# On the same paths as on the node: containerd's shim opens and mounts what hearthd names.
+- name: data
+  mountPath: {{ .Values.paths.data }}
+- name: run
+  mountPath: {{ .Values.paths.run }}
+- name: install
+  mountPath: {{ .Values.paths.install }}
+{{- if not .Values.runtime.installRunsc }}
+- name: runsc
+  mountPath: {{ dir .Values.runtime.runscPath }}
+  readOnly: true
+{{- end }}
+# A directory, not the socket: a restarted containerd makes a new one.
+- name: containerd
+  mountPath: {{ dir .Values.containerd.socket }}
+  readOnly: true
+# To freeze, thaw, reclaim and end sandboxes.
+- name: cgroup
+  mountPath: /sys/fs/cgroup
 {{- end -}}

@@ -12,8 +12,9 @@ use std::{
 use containerd_client::services::v1::{
     containers_client::ContainersClient, content_client::ContentClient,
     events_client::EventsClient, images_client::ImagesClient, leases_client::LeasesClient,
-    snapshots::snapshots_client::SnapshotsClient, streaming_client::StreamingClient,
-    tasks_client::TasksClient, transfer_client::TransferClient, version_client::VersionClient,
+    namespaces_client::NamespacesClient, snapshots::snapshots_client::SnapshotsClient,
+    streaming_client::StreamingClient, tasks_client::TasksClient, transfer_client::TransferClient,
+    version_client::VersionClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, time::timeout};
@@ -254,6 +255,10 @@ impl Client {
 
     pub(super) fn leases(&self) -> LeasesClient<Door> {
         LeasesClient::new(self.door.clone())
+    }
+
+    pub(super) fn namespaces(&self) -> NamespacesClient<Door> {
+        NamespacesClient::new(self.door.clone())
     }
 
     pub(super) fn snapshots(&self) -> SnapshotsClient<Door> {

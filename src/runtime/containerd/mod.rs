@@ -18,6 +18,7 @@ mod destroy;
 mod fifo;
 mod golden;
 mod image;
+mod leaving;
 mod link;
 mod list;
 mod live;
@@ -31,6 +32,8 @@ mod shim;
 mod spec;
 mod versions;
 mod watch;
+
+pub use leaving::leave;
 
 use std::{
     future::Future,
