@@ -110,6 +110,7 @@ impl Dev {
             template: Template {
                 image: IMAGE.into(),
                 runtime_handler: "gvisor".into(),
+                runtime_class: String::new(),
                 command: Vec::new(),
                 env: BTreeMap::new(),
                 working_dir: String::new(),

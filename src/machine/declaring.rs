@@ -38,14 +38,16 @@ impl Node {
     fn try_set_pools(
         &mut self,
         fence: Fence,
-        set: PoolSet,
+        mut set: PoolSet,
         out: &mut Out<'_>,
     ) -> Result<(), Refusal> {
         self.conditions.serving()?;
         self.fencing.admit(fence, out)?;
+        self.keep_handlers(&mut set);
         if let Step::Same = self.judge_set(&set)? {
             return Ok(());
         }
+        self.resolve_handlers(&mut set)?;
         out.persist(Op::PutPools(set.clone()));
         self.pools_generation = set.generation;
         self.pools_changed = true;
@@ -61,8 +63,9 @@ impl Node {
             match self.pools.get(&name) {
                 Some(pool) if pool.spec.generation == spec.generation => {}
                 Some(_) => self.revise(spec, out),
-                None => drop(self.pools.insert(name, Pool::declared(spec))),
+                None => drop(self.pools.insert(name.clone(), Pool::declared(spec))),
             }
+            self.judge_class(&name, out);
         }
         Ok(())
     }

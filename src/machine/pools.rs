@@ -1,6 +1,7 @@
 //! A declared pool: its template, the claims that wait for it, its breaker and how long its creations take.
 
 use super::breaker::Breaker;
+use super::classes::unservable;
 use super::ids::Now;
 use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS};
 use super::network::NetworkPolicy;
@@ -8,7 +9,7 @@ use super::queue::Queue;
 use super::refusal::Refusal;
 use super::sandboxes::{Sandboxes, Tally};
 use super::spec::{PoolSpec, Template, UpdateStrategy};
-use super::view::PoolView;
+use super::view::{BreakerView, PoolView};
 use std::sync::Arc;
 
 /// How long a pool's creations take: a moving average that gives the latest a quarter of the weight.
@@ -39,6 +40,8 @@ pub(super) struct Pool {
     pub(super) queue: Queue,
     pub(super) breaker: Breaker,
     pub(super) estimate: Estimate,
+    /// Why this node can't serve its RuntimeClass; bounded.
+    pub(super) unservable: Option<String>,
 }
 
 impl Pool {
@@ -50,6 +53,7 @@ impl Pool {
             queue: Queue::default(),
             breaker: Breaker::default(),
             estimate: Estimate::default(),
+            unservable: None,
         }
     }
 
@@ -66,7 +70,10 @@ impl Pool {
 
     /// May one more creation be in flight?
     pub(super) fn may_create(&self, tally: &Tally, now: Now) -> bool {
-        tally.creating < self.parallel() && self.has_room(tally) && self.breaker.permits(now)
+        tally.creating < self.parallel()
+            && self.has_room(tally)
+            && self.breaker.permits(now)
+            && self.unservable.is_none()
     }
 
     /// Claims wait that need a creation which is not under way.
@@ -87,8 +94,11 @@ impl Pool {
         self.estimate.creation_ms().saturating_mul(rounds)
     }
 
-    /// The refusal of a pool that keeps failing.
+    /// The refusal of a pool that keeps failing, or that this node can't serve.
     pub(super) fn failing(&self, now: Now) -> Option<Refusal> {
+        if let Some(why) = &self.unservable {
+            return Some(unservable(&self.spec.name, why));
+        }
         let rest_ms = self.breaker.failing_for(now)?;
         Some(Refusal::PoolFailing {
             pool: self.spec.name.to_string(),
@@ -128,8 +138,14 @@ impl Pool {
             releasing: shown(tally.releasing),
             waiting: shown(self.queue.len()),
             outdated: shown(outdated.count()),
-            breaker: self.breaker.view(),
-            breaker_reason: self.breaker.reason().to_owned(),
+            breaker: match &self.unservable {
+                Some(_) => BreakerView::Unservable,
+                None => self.breaker.view(),
+            },
+            breaker_reason: match &self.unservable {
+                Some(why) => why.clone(),
+                None => self.breaker.reason().to_owned(),
+            },
             consecutive_failures: self.breaker.failures(),
         }
     }

@@ -58,6 +58,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   "runtime" (dict "install_dir" .Values.paths.install "shim" "io.containerd.runc.v2" "cgroup_parent" .Values.runtime.cgroupParent)
   "log" (dict "format" "json")
 -}}
+{{- if .Values.kubernetes.enabled -}}
+{{- $_ := set $config "kubernetes" (dict "enabled" true) -}}
+{{- end -}}
 {{- if not .Values.runtime.installRunsc -}}
 {{- $_ := set $config.runtime "runsc" .Values.runtime.runscPath -}}
 {{- end -}}
