@@ -3,6 +3,7 @@
 
 use super::Phase;
 use super::work::Workers;
+use crate::machine::admission::Check;
 use crate::machine::event::{ExitCause, FreezeCause, Notice, SinkCause, ThawCause};
 use crate::machine::spec::WaitingOn;
 use crate::machine::view::{BreakerView, DrainView, PoolView};
@@ -20,6 +21,8 @@ pub(super) struct Metrics {
     target: IntGaugeVec,
     waiting: IntGaugeVec,
     breaker: IntGaugeVec,
+    held: IntGaugeVec,
+    findings: IntCounterVec,
     refill_duration: HistogramVec,
     refill_failures: IntCounterVec,
     members_lost: IntCounterVec,
@@ -196,6 +199,16 @@ impl Metrics {
                 "How often a pool's breaker opened",
                 &["pool"],
             )?,
+            held: gauges(
+                "hearth_pool_held",
+                "1 while a policy lets a pool have no further sandbox",
+                &["pool"],
+            )?,
+            findings: counters(
+                "hearth_policy_findings_total",
+                "Templates that were declared and do not pass a check",
+                &["check", "mode"],
+            )?,
             tombstones_early: counter(
                 "hearth_tombstones_forgotten_early_total",
                 "Released claims forgotten before 24 hours because of the bound",
@@ -248,6 +261,11 @@ impl Metrics {
             metrics.members_lost.with_label_values(&[cause]);
             metrics.claims_failed.with_label_values(&[cause]);
         }
+        for check in Check::ALL {
+            for mode in ["audit", "enforce"] {
+                metrics.findings.with_label_values(&[check.name(), mode]);
+            }
+        }
         metrics.phase(Phase::Recovering);
         Ok(metrics)
     }
@@ -293,7 +311,7 @@ impl Metrics {
             for state in STATES {
                 let _absent = self.sandboxes.remove_label_values(&[gone, state]);
             }
-            for vec in [&self.target, &self.waiting, &self.breaker] {
+            for vec in [&self.target, &self.waiting, &self.breaker, &self.held] {
                 let _absent = vec.remove_label_values(&[gone.as_str()]);
             }
             for vec in [&self.refill_failures, &self.breaker_opened] {
@@ -321,6 +339,7 @@ impl Metrics {
             set(&self.waiting, i64::from(view.waiting));
             let open = matches!(view.breaker, BreakerView::Open(_) | BreakerView::HalfOpen);
             set(&self.breaker, i64::from(open));
+            set(&self.held, i64::from(!view.held.is_empty()));
             self.refill_duration.with_label_values(&[pool]);
             for vec in [&self.refill_failures, &self.breaker_opened] {
                 vec.with_label_values(&[pool]);
@@ -339,6 +358,11 @@ impl Metrics {
                 self.breaker_opened
                     .with_label_values(&[pool.as_str()])
                     .inc();
+            }
+            Notice::PolicyFinding { finding, .. } => {
+                let mode = if finding.enforced { "enforce" } else { "audit" };
+                let labels = [finding.check.name(), mode];
+                self.findings.with_label_values(&labels).inc();
             }
             Notice::MemberLost { cause, .. } => self
                 .members_lost
@@ -385,6 +409,7 @@ impl Metrics {
             | Notice::SinkFailed { .. }
             | Notice::RestoreFailed { .. } => {}
             Notice::BreakerClosed { .. }
+            | Notice::Judged { .. }
             | Notice::DrainBegun { .. }
             | Notice::DrainEnded
             | Notice::OrphanFound { .. }

@@ -1,5 +1,6 @@
 //! What the machine is told, and what it asks for.
 
+use super::admission::Finding;
 pub use super::call::Call;
 pub use super::causes::{
     CheckpointFailure, CreateFailure, ExitCause, FreezeCause, GuestFailure, RestoreFailure,
@@ -9,7 +10,7 @@ use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::network::NetworkPolicy;
 use super::record::Op;
 use super::refusal::Refusal;
-use super::spec::{DrainRequest, Template};
+use super::spec::{DrainRequest, Template, Verdict};
 use super::view::{Answer, ClaimView};
 use std::sync::Arc;
 
@@ -272,6 +273,20 @@ pub enum Notice {
     BreakerClosed {
         /// Pool.
         pool: PoolName,
+    },
+    /// A template that was declared does not pass a check.
+    PolicyFinding {
+        /// Pool.
+        pool: PoolName,
+        /// What it is.
+        finding: Finding,
+    },
+    /// What the cluster says of a pool's template has changed.
+    Judged {
+        /// Pool.
+        pool: PoolName,
+        /// What it says.
+        verdict: Verdict,
     },
     /// A member was lost while unclaimed.
     MemberLost {

@@ -1,5 +1,6 @@
 //! A declared pool: its template, the claims that wait for it, its breaker and how long its creations take.
 
+use super::admission::Rules;
 use super::breaker::Breaker;
 use super::ids::Now;
 use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS};
@@ -7,7 +8,7 @@ use super::network::NetworkPolicy;
 use super::queue::Queue;
 use super::refusal::Refusal;
 use super::sandboxes::{Sandboxes, Tally};
-use super::spec::{PoolSpec, Template, UpdateStrategy};
+use super::spec::{PoolSpec, Template, UpdateStrategy, Verdict};
 use super::view::PoolView;
 use std::sync::Arc;
 
@@ -39,6 +40,10 @@ pub(super) struct Pool {
     pub(super) queue: Queue,
     pub(super) breaker: Breaker,
     pub(super) estimate: Estimate,
+    /// What the cluster said of the template.
+    pub(super) verdict: Option<Verdict>,
+    /// What a claim hears that needs a sandbox which is not there: no policy lets one be made.
+    pub(super) held: Option<Refusal>,
 }
 
 impl Pool {
@@ -50,6 +55,8 @@ impl Pool {
             queue: Queue::default(),
             breaker: Breaker::default(),
             estimate: Estimate::default(),
+            verdict: None,
+            held: None,
         }
     }
 
@@ -66,7 +73,10 @@ impl Pool {
 
     /// May one more creation be in flight?
     pub(super) fn may_create(&self, tally: &Tally, now: Now) -> bool {
-        tally.creating < self.parallel() && self.has_room(tally) && self.breaker.permits(now)
+        self.held.is_none()
+            && tally.creating < self.parallel()
+            && self.has_room(tally)
+            && self.breaker.permits(now)
     }
 
     /// Claims wait that need a creation which is not under way.
@@ -87,8 +97,11 @@ impl Pool {
         self.estimate.creation_ms().saturating_mul(rounds)
     }
 
-    /// The refusal of a pool that keeps failing.
+    /// The refusal of a pool that may not be filled, or that keeps failing.
     pub(super) fn failing(&self, now: Now) -> Option<Refusal> {
+        if self.held.is_some() {
+            return self.held.clone();
+        }
         let rest_ms = self.breaker.failing_for(now)?;
         Some(Refusal::PoolFailing {
             pool: self.spec.name.to_string(),
@@ -112,7 +125,7 @@ impl Pool {
         }
     }
 
-    pub(super) fn view(&self, sandboxes: &Sandboxes) -> PoolView {
+    pub(super) fn view(&self, sandboxes: &Sandboxes, rules: &Rules) -> PoolView {
         let tally = sandboxes.tally(&self.spec.name);
         let asleep = tally.frozen.iter().chain(&tally.shifting);
         let members = tally.warm.iter().chain(asleep);
@@ -131,6 +144,12 @@ impl Pool {
             breaker: self.breaker.view(),
             breaker_reason: self.breaker.reason().to_owned(),
             consecutive_failures: self.breaker.failures(),
+            verdict: self.verdict.clone(),
+            findings: rules.findings(&self.spec),
+            held: self
+                .held
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
         }
     }
 }

@@ -103,6 +103,7 @@ pub fn pool(pool: &str, min_warm: u32, max_total: u32) -> PoolSpec {
         update_strategy: UpdateStrategy::OnReplenish,
         max_parallel_refills: 2,
         running: None,
+        warm_pool: None,
     }
 }
 
@@ -110,6 +111,7 @@ pub fn set(generation: u64, pools: &[PoolSpec]) -> PoolSet {
     PoolSet {
         generation,
         pools: pools.to_vec(),
+        ..PoolSet::default()
     }
 }
 

@@ -42,6 +42,7 @@ pub fn set_pools(
         spec::PoolSet {
             generation: request.generation,
             pools,
+            ..spec::PoolSet::default()
         },
         request.epoch,
     )))
@@ -108,6 +109,7 @@ fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option
             refills
         },
         running: pool.running,
+        warm_pool: None,
     })
 }
 
