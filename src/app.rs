@@ -11,6 +11,7 @@ mod dev;
 mod host;
 mod images;
 mod install;
+mod kubernetes;
 mod log;
 mod metrics;
 mod network;
@@ -106,6 +107,9 @@ pub enum AppError {
     /// The swap that frozen sandboxes go to.
     #[error("memory.swap: {0}")]
     Swap(String),
+    /// The Kubernetes API can't even be asked.
+    #[error("kubernetes: {0}")]
+    Kubernetes(String),
     /// A call of `--dev` itself.
     #[error("--dev: {0}")]
     Refused(#[from] Refusal),
@@ -186,6 +190,7 @@ struct Running {
     handle: Handle,
     managed: Option<Arc<ManagedContainerd>>,
     network: network::Built,
+    kubernetes: kubernetes::Kubernetes,
     /// Tells rpc and admin to end.
     stop_serving: CancellationToken,
     /// Tells the driver to end, after them.
@@ -202,6 +207,7 @@ async fn start(
     started_at: SystemTime,
 ) -> Result<Running, AppError> {
     let (boot, boottime) = host::boot().map_err(host("reading the clocks"))?;
+    let kubernetes = kubernetes::Kubernetes::begin(config, registry).await?;
     swap::prepare(config).await?;
     let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
     let opened = open_journal(config, boot, journal_in, registry)?;
@@ -278,6 +284,7 @@ async fn start(
     let (stop_serving, stop_driver) = (CancellationToken::new(), CancellationToken::new());
     let driver = tokio::spawn(driver.run_until_stopped(stop_driver.clone()));
     ports.serve(&handle, registry, &stop_serving);
+    kubernetes.serve(&handle);
     let dir = config.runtime.install_dir.clone();
     if !dir.as_os_str().is_empty() {
         let own = programs.installed.clone();
@@ -303,6 +310,7 @@ async fn start(
         handle,
         managed,
         network,
+        kubernetes,
         stop_serving,
         stop_driver,
         rpc,
@@ -408,6 +416,7 @@ impl Running {
         };
         self.handle.shut_down().await;
         self.stop_serving.cancel();
+        self.kubernetes.stop().await;
         let patience = Duration::from_secs(config.limits.shutdown_seconds) + LAST_COMMIT;
         if tokio::time::timeout(patience, self.rpc).await.is_err() {
             warn!("the API did not end in time");

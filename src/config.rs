@@ -8,8 +8,10 @@ mod load;
 mod network;
 pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
 mod hibernation;
+mod kubernetes;
 mod memory;
 pub use hibernation::Hibernation;
+pub use kubernetes::{Kubernetes, is_node_name};
 pub use memory::{Memory, Swap};
 pub use network::{Network, prefix, resolver};
 
@@ -42,6 +44,8 @@ pub struct Config {
     pub hibernation: Hibernation,
     /// The network of sandboxes.
     pub network: Network,
+    /// hearthd's own calls to the Kubernetes API.
+    pub kubernetes: Kubernetes,
     /// Bounds.
     pub limits: Limits,
     /// The audit log.
@@ -145,6 +149,7 @@ impl Default for Config {
             memory: Memory::default(),
             hibernation: Hibernation::default(),
             network: Network::default(),
+            kubernetes: Kubernetes::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             log: Log::default(),
@@ -291,6 +296,7 @@ impl Config {
         found.extend(self.memory.problems());
         found.extend(self.hibernation.problems());
         found.extend(self.network.problems());
+        found.extend(self.kubernetes.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));
         }

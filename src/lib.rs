@@ -34,6 +34,9 @@ pub mod identity;
 /// The durable record.
 #[cfg(feature = "daemon")]
 pub mod journal;
+/// What hearthd asks and tells the Kubernetes API.
+#[cfg(feature = "kube")]
+pub mod kube;
 /// The pure core: decisions without I/O, clock or randomness.
 #[cfg(feature = "daemon")]
 pub mod machine;

@@ -34,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("identity", &[]),
     ("rpc", &["machine", "driver", "identity", "api"]),
     ("admin", &["machine", "driver"]),
+    ("kube", &["machine", "driver"]),
     // Only tests: all above the adapters, on fakes of what is below.
     (
         "sim",
@@ -55,6 +56,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cgroup",
             "rpc",
             "admin",
+            "kube",
             "config",
             "identity",
             "net",

@@ -1,0 +1,102 @@
+//! hearthd's own calls to the Kubernetes API, where they are asked for.
+
+use super::AppError;
+use crate::config::{Config, is_node_name};
+use crate::driver::Handle;
+use prometheus::Registry;
+use std::time::Duration;
+
+/// What calls the API server; nothing where it is off. Nothing of hearthd waits for it, except [`Kubernetes::stop`], which
+/// has a bound.
+pub(super) struct Kubernetes {
+    #[cfg(feature = "kube")]
+    running: Option<crate::kube::Running>,
+}
+
+impl Kubernetes {
+    /// Begins: the node is labelled as not ready before anything on it is touched, if the API server answers by then.
+    ///
+    /// # Errors
+    /// No node name, no credentials. An API server that is away is no error.
+    pub(super) async fn begin(config: &Config, registry: &Registry) -> Result<Self, AppError> {
+        #[cfg(feature = "kube")]
+        {
+            let running = match config.kubernetes.enabled {
+                true => Some(Box::pin(connect(config, registry)).await?),
+                false => None,
+            };
+            Ok(Self { running })
+        }
+        #[cfg(not(feature = "kube"))]
+        {
+            // The configuration was refused if it is enabled.
+            let (_, _) = (config, registry);
+            Ok(Self {})
+        }
+    }
+
+    /// The driver is there: from now on the node tells what it does, and hears what the cluster wants.
+    pub(super) fn serve(&self, handle: &Handle) {
+        #[cfg(feature = "kube")]
+        if let Some(running) = &self.running {
+            running.serve(handle);
+        }
+        #[cfg(not(feature = "kube"))]
+        let _ = handle;
+    }
+
+    /// Ends it; tells the cluster that the node takes no claims, if that is quickly done.
+    pub(super) async fn stop(self) {
+        #[cfg(feature = "kube")]
+        if let Some(running) = self.running {
+            running.stop().await;
+        }
+    }
+}
+
+#[cfg(feature = "kube")]
+async fn connect(config: &Config, registry: &Registry) -> Result<crate::kube::Running, AppError> {
+    use crate::kube::{Kube, Metrics, Running, Settings};
+    let said = &config.kubernetes;
+    let settings = Settings {
+        node: node_name(&said.node, std::env::var("NODE_NAME").ok())?,
+        kubeconfig: (!said.kubeconfig.as_os_str().is_empty()).then(|| said.kubeconfig.clone()),
+        call: Duration::from_secs(said.call_seconds),
+    };
+    let kube = Kube::new(&settings, Metrics::register(registry)?).await;
+    let kube = kube.map_err(|error| AppError::Kubernetes(error.to_string()))?;
+    tracing::info!(node = %kube.node, namespace = %kube.namespace, "calls the Kubernetes API");
+    Ok(Running::begin(kube))
+}
+
+/// The configured name, else what the DaemonSet says.
+fn node_name(configured: &str, environment: Option<String>) -> Result<String, AppError> {
+    let name = match configured {
+        "" => environment.unwrap_or_default(),
+        name => name.to_owned(),
+    };
+    match is_node_name(&name) {
+        true => Ok(name),
+        false => Err(AppError::Kubernetes(format!(
+            "neither kubernetes.node nor NODE_NAME names a node: {name:?}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::node_name;
+
+    #[test]
+    fn the_node_is_the_configured_one_or_the_daemonsets() {
+        let told = |configured, environment: Option<&str>| {
+            node_name(configured, environment.map(str::to_owned)).map_err(|it| it.to_string())
+        };
+        assert_eq!(told("a", Some("b")), Ok("a".to_owned()));
+        assert_eq!(told("", Some("b.example")), Ok("b.example".to_owned()));
+        for wrong in [None, Some(""), Some("Not/A/Node")] {
+            let error = told("", wrong).unwrap_err();
+            assert!(error.contains("NODE_NAME"), "{error}");
+        }
+    }
+}
