@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 #[path = "support/certificates.rs"]
 mod certificates;
 use certificates::{Authority, Issued, Wanted};
+#[path = "cluster/pools.rs"]
+mod pools;
 
 /// How long anything that must come may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -2,8 +2,8 @@
 //! lists; never a sandbox or a claim.
 
 use super::Phase;
+use super::policies::Policies;
 use super::work::Workers;
-use crate::machine::admission::Check;
 use crate::machine::event::{ExitCause, FreezeCause, Notice, SinkCause, ThawCause};
 use crate::machine::spec::WaitingOn;
 use crate::machine::view::{BreakerView, DrainView, PoolView};
@@ -21,8 +21,7 @@ pub(super) struct Metrics {
     target: IntGaugeVec,
     waiting: IntGaugeVec,
     breaker: IntGaugeVec,
-    held: IntGaugeVec,
-    findings: IntCounterVec,
+    policies: Policies,
     refill_duration: HistogramVec,
     refill_failures: IntCounterVec,
     members_lost: IntCounterVec,
@@ -199,16 +198,7 @@ impl Metrics {
                 "How often a pool's breaker opened",
                 &["pool"],
             )?,
-            held: gauges(
-                "hearth_pool_held",
-                "1 while a policy lets a pool have no further sandbox",
-                &["pool"],
-            )?,
-            findings: counters(
-                "hearth_policy_findings_total",
-                "Templates that were declared and do not pass a check",
-                &["check", "mode"],
-            )?,
+            policies: Policies::register(registry)?,
             tombstones_early: counter(
                 "hearth_tombstones_forgotten_early_total",
                 "Released claims forgotten before 24 hours because of the bound",
@@ -261,11 +251,6 @@ impl Metrics {
             metrics.members_lost.with_label_values(&[cause]);
             metrics.claims_failed.with_label_values(&[cause]);
         }
-        for check in Check::ALL {
-            for mode in ["audit", "enforce"] {
-                metrics.findings.with_label_values(&[check.name(), mode]);
-            }
-        }
         metrics.phase(Phase::Recovering);
         Ok(metrics)
     }
@@ -311,13 +296,14 @@ impl Metrics {
             for state in STATES {
                 let _absent = self.sandboxes.remove_label_values(&[gone, state]);
             }
-            for vec in [&self.target, &self.waiting, &self.breaker, &self.held] {
+            for vec in [&self.target, &self.waiting, &self.breaker] {
                 let _absent = vec.remove_label_values(&[gone.as_str()]);
             }
             for vec in [&self.refill_failures, &self.breaker_opened] {
                 let _absent = vec.remove_label_values(&[gone.as_str()]);
             }
             let _absent = self.refill_duration.remove_label_values(&[gone.as_str()]);
+            self.policies.gone(gone);
         }
         for view in pools {
             let pool = view.spec.name.as_str();
@@ -339,7 +325,7 @@ impl Metrics {
             set(&self.waiting, i64::from(view.waiting));
             let open = matches!(view.breaker, BreakerView::Open(_) | BreakerView::HalfOpen);
             set(&self.breaker, i64::from(open));
-            set(&self.held, i64::from(!view.held.is_empty()));
+            self.policies.pool(view);
             self.refill_duration.with_label_values(&[pool]);
             for vec in [&self.refill_failures, &self.breaker_opened] {
                 vec.with_label_values(&[pool]);
@@ -359,11 +345,7 @@ impl Metrics {
                     .with_label_values(&[pool.as_str()])
                     .inc();
             }
-            Notice::PolicyFinding { finding, .. } => {
-                let mode = if finding.enforced { "enforce" } else { "audit" };
-                let labels = [finding.check.name(), mode];
-                self.findings.with_label_values(&labels).inc();
-            }
+            Notice::PolicyFinding { finding, .. } => self.policies.found(finding),
             Notice::MemberLost { cause, .. } => self
                 .members_lost
                 .with_label_values(&[cause_label(*cause)])

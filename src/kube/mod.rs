@@ -11,10 +11,12 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod admission;
 mod backoff;
 mod client;
 mod follow;
 mod metrics;
+pub mod warmpool;
 
 pub use backoff::Backoff;
 pub use client::{CallError, ClientError, Kube, Settings};
@@ -22,11 +24,24 @@ pub use follow::{Follow, Followed, Objects, follow};
 pub use metrics::Metrics;
 
 use crate::driver::Handle;
+use crate::machine::admission::Rules;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// How long hearthd's end waits for the API server.
 const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// How pools and the cluster go together. From the configuration, by `app`.
+pub struct Pools {
+    /// Pools are kept as WarmPool objects say, by SetPools' rules; `None`: they are not.
+    pub warm_pools: Option<warmpool::Check>,
+    /// Which pools the cluster is asked about, and whether at all.
+    pub rules: Rules,
+    /// How soon it is asked about the same template again.
+    pub ask_again: Duration,
+    /// Of asking.
+    pub metrics: admission::Metrics,
+}
 
 /// Everything of this room that runs. Built by `app`.
 pub struct Running {
@@ -45,6 +60,16 @@ impl Running {
     /// Begins all the rest: the driver is there. Once.
     pub fn serve(&self, handle: &Handle) {
         let _ = (&self.kube, handle);
+    }
+
+    /// Begins to keep the pools of WarmPool objects, and to ask the cluster about templates. Once, after the driver is there.
+    pub fn serve_pools(&self, handle: &Handle, pools: Pools) {
+        let (kube, stop) = (&self.kube, &self.stop);
+        let unasked =
+            admission::judge(kube, handle, pools.rules, pools.ask_again, pools.metrics, stop);
+        if let Some(check) = pools.warm_pools {
+            warmpool::keep(kube, handle, check, unasked, stop);
+        }
     }
 
     /// Ends it. Takes [`LAST_CALL`] at most.

@@ -67,6 +67,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   "certificate" "/etc/hearth-tls/tls.crt" "key" "/etc/hearth-tls/tls.key" "client_ca" "/etc/hearth-tls/ca.crt"
   "client_certificate" .Values.api.tcp.clientCertificate) -}}
 {{- end -}}
+{{- if .Values.kubernetes.enabled -}}
+{{- $_ := set $config "kubernetes" (dict
+  "enabled" true "warm_pools" .Values.kubernetes.warmPools "admission" .Values.kubernetes.admission
+  "tenant_namespace" .Values.kubernetes.tenantNamespace) -}}
+{{- end -}}
 {{- include "hearth.toml" (dict "at" "" "of" (mustMergeOverwrite $config (deepCopy .Values.config))) -}}
 {{- end -}}
 

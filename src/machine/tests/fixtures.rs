@@ -107,6 +107,17 @@ pub fn pool(pool: &str, min_warm: u32, max_total: u32) -> PoolSpec {
     }
 }
 
+/// The same pool as an object of namespace "tenant" declares it.
+pub fn warm_pool(spec: PoolSpec) -> PoolSpec {
+    PoolSpec {
+        warm_pool: Some(WarmPoolRef {
+            namespace: "tenant".to_owned(),
+            name: spec.name.to_string(),
+        }),
+        ..spec
+    }
+}
+
 pub fn set(generation: u64, pools: &[PoolSpec]) -> PoolSet {
     PoolSet {
         generation,

@@ -48,6 +48,13 @@ pub fn set_pools(
     )))
 }
 
+/// One pool that no request declares, by the same rules; its problems begin with "spec".
+pub fn pool(pool: Pool, handlers: &[String]) -> Result<spec::PoolSpec, Refusal> {
+    let mut fields = Fields::default();
+    let checked = one(&mut fields, "spec", pool, handlers);
+    fields.give(checked)
+}
+
 fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option<spec::PoolSpec> {
     let field = |name: &str| format!("{at}.{name}");
     let name = fields.take(&field("name"), PoolName::parse(&pool.name));
