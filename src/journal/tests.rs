@@ -175,6 +175,7 @@ fn pools(generation: u64) -> PoolSet {
             running: None,
             warm_pool: None,
         }],
+        ..PoolSet::default()
     }
 }
 

@@ -153,7 +153,7 @@ fn pools_come_from_the_cluster() {
     eventually("no pool is left", || {
         cluster.pools_of_node()["pools"] == json!([])
     });
-    let told = cluster.hearthctl(&["exec", &claim, "--", "echo", "alive"]);
+    let told = cluster.hearthctl(&["exec", &claim, "--", "sh", "-c", "echo alive"]);
     assert_eq!(told.trim(), "alive");
     cluster.hearthctl(&["release", &claim]);
     eventually("every sandbox is gone", || {
@@ -408,7 +408,7 @@ fn held_until_the_rule_changes(cluster: &Cluster) {
     let refused = cluster.try_hearthctl(&["claim", "in-quota"]);
     let told = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && told.contains("POLICY_REFUSED"), "{told}");
-    let alive = cluster.hearthctl(&["exec", &claim, "--", "echo", "alive"]);
+    let alive = cluster.hearthctl(&["exec", &claim, "--", "sh", "-c", "echo alive"]);
     assert_eq!(alive.trim(), "alive");
     eventually("it is counted", || {
         cluster.metric("hearth_pool_held{pool=\"in-quota\"} 1")

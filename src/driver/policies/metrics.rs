@@ -1,4 +1,4 @@
-//! What policies say of the templates of pools.
+//! What policies say of the templates of pools, and what their sandboxes were promised.
 
 use crate::machine::admission::{Check, Finding};
 use crate::machine::spec::Verdict;
@@ -10,6 +10,7 @@ pub(super) struct Policies {
     held: IntGaugeVec,
     denied: IntGaugeVec,
     findings: IntCounterVec,
+    promised: IntGaugeVec,
 }
 
 impl Policies {
@@ -46,6 +47,10 @@ impl Policies {
                 "1 while the cluster's admission denies a pool's template",
             )?,
             findings,
+            promised: gauges(
+                "hearth_pool_promised_memory_bytes",
+                "Memory that the template promises to a pool's sandboxes, all together",
+            )?,
         })
     }
 
@@ -56,11 +61,16 @@ impl Policies {
         self.held.with_label_values(&pool).set(held.into());
         let denied = matches!(view.verdict, Some(Verdict::Denied { .. }));
         self.denied.with_label_values(&pool).set(denied.into());
+        let there = [view.warm, view.creating, view.claimed, view.releasing];
+        let there: u64 = there.into_iter().map(u64::from).sum();
+        let promised = there.saturating_mul(view.spec.template.resources.memory_bytes);
+        let promised = i64::try_from(promised).unwrap_or(i64::MAX);
+        self.promised.with_label_values(&pool).set(promised);
     }
 
     /// A pool is gone.
     pub(super) fn gone(&self, pool: &str) {
-        for vec in [&self.held, &self.denied] {
+        for vec in [&self.held, &self.denied, &self.promised] {
             let _absent = vec.remove_label_values(&[pool]);
         }
     }
