@@ -7,7 +7,9 @@ ROOT=$1 BIN=$2 IMAGES=$3
 [ $$ = 1 ] || { echo "hack/cluster-node.sh is process 1 of a node of its own; run hack/cluster.sh" >&2 && exit 1; }
 
 ADDRESS=10.213.0.1
-API=https://$ADDRESS:6443
+# The service "kubernetes", which pods call: an address of this node, as there is no proxy for services.
+SERVICE=10.215.0.1
+API=https://$ADDRESS:443
 
 # Mounts of its own over everything that a node writes to, so that paths are those of any node.
 mounts() {
@@ -72,6 +74,7 @@ network() {
   ip link set lo up
   ip link add node0 type veth peer name node1
   ip address add "$ADDRESS/32" dev node0
+  ip address add "$SERVICE/32" dev node0
   ip link set node0 up
   ip link set node1 up
   ip route add default dev node0
@@ -185,7 +188,7 @@ keep etcd etcd --name=node --data-dir="$ROOT/etcd" --listen-client-urls=http://1
   --advertise-client-urls=http://127.0.0.1:2379 --listen-peer-urls=http://127.0.0.1:2380 \
   --initial-advertise-peer-urls=http://127.0.0.1:2380 --initial-cluster=node=http://127.0.0.1:2380
 keep containerd containerd --config="$ROOT/containerd.toml"
-keep kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address="$ADDRESS" \
+keep kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address="$ADDRESS" --secure-port=443 \
   --cert-dir="$ROOT/apiserver" --token-auth-file="$ROOT/tokens.csv" --authorization-mode=Node,RBAC \
   --kubelet-preferred-address-types=InternalIP --enable-admission-plugins=NodeRestriction --service-cluster-ip-range=10.215.0.0/16 \
   --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$ROOT/accounts.key" \

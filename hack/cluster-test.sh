@@ -40,7 +40,7 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 hack/cluster.sh up "$ROOT"
-HEARTH_CLUSTER=$ROOT cargo test --locked --test cluster -- --nocapture --test-threads=1 "$@"
+HEARTH_CLUSTER=$ROOT cargo test --locked --test cluster -- --nocapture "$@"
 hack/cluster.sh down "$ROOT"
 left=$(comm -13 <(sort "$before") <(traces | sort))
 ! pgrep -af -- "$ROOT" | grep -v "^$$ " || die "processes of the cluster are left"

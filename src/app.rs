@@ -208,7 +208,7 @@ async fn start(
     started_at: SystemTime,
 ) -> Result<Running, AppError> {
     let (boot, boottime) = host::boot().map_err(host("reading the clocks"))?;
-    let kubernetes = kubernetes::Kubernetes::begin(config, registry).await?;
+    let mut kubernetes = kubernetes::Kubernetes::begin(config, registry).await?;
     swap::prepare(config).await?;
     let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
     let opened = open_journal(config, boot, journal_in, registry)?;

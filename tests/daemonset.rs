@@ -157,7 +157,9 @@ fn the_pod_has_no_right_that_is_not_written_down() {
                 assert!(kind.starts_with("Directory"), "{kind}");
             }
         }
-        assert!(!objects.iter().any(|o| o["kind"] == "ClusterRole"));
+        for kind in ["ClusterRole", "Role"] {
+            assert!(!objects.iter().any(|o| o["kind"] == kind));
+        }
     }
 }
 
@@ -165,7 +167,9 @@ fn the_pod_has_no_right_that_is_not_written_down() {
 fn the_rights_at_the_api_server_are_the_listed_ones() {
     let objects = render(EVERYTHING).unwrap();
     let mut rights = Vec::new();
-    for rule in one(&objects, "ClusterRole")["rules"].as_array().unwrap() {
+    let roles =
+        ["ClusterRole", "Role"].map(|kind| one(&objects, kind)["rules"].as_array().unwrap());
+    for rule in roles.into_iter().flatten() {
         let words = |key: &str| {
             let words = rule[key].as_array().unwrap().iter();
             let words: Vec<_> = words
@@ -178,15 +182,36 @@ fn the_rights_at_the_api_server_are_the_listed_ones() {
     assert_eq!(
         rights,
         [
-            "nodes get,patch",
-            "runtimeclasses get,list,watch",
+            "nodes get,list,watch,patch",
+            "runtimeclasses list,watch",
             "events create,patch"
         ]
     );
+    // Events about nodes live there, and nowhere else may it write any.
+    assert_eq!(one(&objects, "Role")["metadata"]["namespace"], "default");
+    one(&objects, "RoleBinding");
     // A write to nodes comes with the policy that pins it.
     one(&objects, "ValidatingAdmissionPolicyBinding");
     let policy = one(&objects, "ValidatingAdmissionPolicy");
     assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+}
+
+#[test]
+fn calls_to_the_api_server_are_made_where_rights_are_given() {
+    let config = |values: &[&str]| {
+        let objects = render(values).unwrap();
+        let text = one(&objects, "ConfigMap")["data"]["hearthd.toml"].clone();
+        let mounted = pod(&objects)["automountServiceAccountToken"].clone();
+        (text.as_str().unwrap().contains("[kubernetes]"), mounted)
+    };
+    assert_eq!(config(&[]), (false, false.into()));
+    assert_eq!(config(&["kubernetes.enabled=true"]), (true, true.into()));
+    // Its NODE_NAME, which hearthd needs for it, and the way there.
+    let objects = render(EVERYTHING).unwrap();
+    let env = pod(&objects)["containers"][0]["env"].as_array().unwrap();
+    assert!(env.iter().any(|it| it["name"] == "NODE_NAME"));
+    let ports = one(&objects, "NetworkPolicy")["spec"]["egress"].to_string();
+    assert!(ports.contains("6443"), "{ports}");
 }
 
 /// hearthd itself reads what the chart renders, every kind of value among them.

@@ -111,6 +111,7 @@ fn template() -> Template {
     Template {
         image: declared.image,
         runtime_handler: declared.runtime_handler,
+        runtime_class: declared.runtime_class,
         command: Vec::new(),
         env: BTreeMap::new(),
         working_dir: String::new(),

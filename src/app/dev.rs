@@ -111,6 +111,7 @@ impl Dev {
             template: Template {
                 image: IMAGE.into(),
                 runtime_handler: "gvisor".into(),
+                runtime_class: String::new(),
                 command: Vec::new(),
                 env: BTreeMap::new(),
                 working_dir: String::new(),

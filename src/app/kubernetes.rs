@@ -36,9 +36,9 @@ impl Kubernetes {
     }
 
     /// The driver is there: from now on the node tells what it does, and hears what the cluster wants.
-    pub(super) fn serve(&self, handle: &Handle) {
+    pub(super) fn serve(&mut self, handle: &Handle) {
         #[cfg(feature = "kube")]
-        if let Some(running) = &self.running {
+        if let Some(running) = &mut self.running {
             running.serve(handle);
         }
         #[cfg(not(feature = "kube"))]

@@ -9,7 +9,8 @@ use super::watch::ClaimWatches;
 use super::work::bounded;
 use crate::cgroup::Usage;
 use crate::guest::{Guest, Personalization};
-use crate::machine::event::{Call, Event};
+use crate::machine::classes::Classes;
+use crate::machine::event::{Call, Event, Notice};
 use crate::machine::ids::{Now, SandboxId};
 use crate::machine::refusal::Refusal;
 use crate::machine::view::{Answer, ClaimView, Phase};
@@ -17,7 +18,7 @@ use crate::net::NetReport;
 use crate::runtime::{Capabilities, ImageInfo, ImageProgress, Runtime, RuntimeError, Versions};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 /// Where the time of a call went; `None` where a stage does not apply.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,6 +74,7 @@ pub(super) struct Door {
     pub(super) watches: Arc<ClaimWatches>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) pools_changed: watch::Receiver<u64>,
+    pub(super) notices: broadcast::Sender<Notice>,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -188,6 +190,28 @@ impl Handle {
     #[must_use]
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.door.phase.clone()
+    }
+
+    /// What operators should see, from now on. Who lags loses the oldest, never holds up the driver.
+    #[must_use]
+    pub fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.door.notices.subscribe()
+    }
+
+    /// Tells all who listen.
+    pub(super) fn announce(&self, notice: Notice) {
+        // Nobody listens.
+        let _ = self.door.notices.send(notice);
+    }
+
+    /// The cluster has cordoned the node, or undone that. Called by `kube`.
+    pub async fn cordon(&self, cordoned: bool) {
+        let _ended = self.door.events.send(Event::Cordon { cordoned }).await;
+    }
+
+    /// RuntimeClasses and the node's labels, as the cluster has them now. Called by `kube`.
+    pub async fn tell_classes(&self, classes: Arc<Classes>) {
+        let _ended = self.door.events.send(Event::Classes(classes)).await;
     }
 
     /// Begins to shut down: mutating calls are refused from now on. Called by `app`.

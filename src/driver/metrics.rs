@@ -43,6 +43,7 @@ pub(super) struct Metrics {
     draining: IntGauge,
     drain_claims: IntGauge,
     claims_evicted: IntCounter,
+    cordoned: IntGauge,
     batch_events: Histogram,
     queue: IntGauge,
     channels: IntGauge,
@@ -237,6 +238,7 @@ impl Metrics {
                 "hearth_drain_claims",
                 "Claims that the drain waits for: awake, or on their way to the disk; 0 without one",
             )?,
+            cordoned: gauge("hearth_node_cordoned", "1 while the node is cordoned")?,
             claims_evicted: counter(
                 "hearth_claims_evicted_total",
                 "Claims that a drain's deadline released",
@@ -323,8 +325,8 @@ impl Metrics {
             let set = |vec: &IntGaugeVec, value: i64| vec.with_label_values(&[pool]).set(value);
             set(&self.target, i64::from(view.spec.min_warm));
             set(&self.waiting, i64::from(view.waiting));
-            let open = matches!(view.breaker, BreakerView::Open(_) | BreakerView::HalfOpen);
-            set(&self.breaker, i64::from(open));
+            let rests = !matches!(view.breaker, BreakerView::Closed);
+            set(&self.breaker, i64::from(rests));
             self.policies.pool(view);
             self.refill_duration.with_label_values(&[pool]);
             for vec in [&self.refill_failures, &self.breaker_opened] {
@@ -385,6 +387,7 @@ impl Metrics {
             }
             Notice::ColdStarted(..) => self.cold_starts.inc(),
             Notice::MemoryShort { .. } => self.memory_short.inc(),
+            Notice::Cordoned(cordoned) => self.cordoned.set(i64::from(*cordoned)),
             // Counted where they happen.
             Notice::FreezeFailed { .. }
             | Notice::ThawFailed { .. }
@@ -392,6 +395,9 @@ impl Metrics {
             | Notice::RestoreFailed { .. } => {}
             Notice::BreakerClosed { .. }
             | Notice::Judged { .. }
+            | Notice::PoolUnservable { .. }
+            | Notice::PoolServable { .. }
+            | Notice::ShimKilled { .. }
             | Notice::DrainBegun { .. }
             | Notice::DrainEnded
             | Notice::OrphanFound { .. }

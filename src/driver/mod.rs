@@ -61,6 +61,8 @@ use tokio::sync::mpsc;
 const BATCHES_IN_FLIGHT: usize = 4;
 /// Events of workers and of the runtime that wait for the driver; a worker that finds it full waits.
 const EVENTS: usize = 1024;
+/// Notices that a listener may lag behind; it loses the older ones.
+const NOTICES: usize = 256;
 /// What is persisted lazily is committed on its own after this long.
 const LAZY_COMMIT: Duration = Duration::from_millis(200);
 

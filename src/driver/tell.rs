@@ -1,5 +1,6 @@
 //! What the machine noticed, in the log; and what the runtime told, for the machine.
 
+use super::Handle;
 use super::guests::Guests;
 use crate::machine::event::{Event, ExitCause, Notice};
 use crate::machine::spec::Verdict;
@@ -36,6 +37,14 @@ pub(super) fn tell(notice: &Notice) {
         Notice::ClaimEvicted { claim } => warn!(%claim, "claim released by the drain's deadline"),
         Notice::DrainBegun { asked } => info!(?asked, "the node is drained: no new claims"),
         Notice::DrainEnded => info!("the drain is undone: claims are taken again"),
+        Notice::Cordoned(true) => info!("the node is cordoned: no new claims, no refill"),
+        Notice::Cordoned(false) => info!("the node is no longer cordoned"),
+        Notice::PoolUnservable { pool, reason } => {
+            error!(%pool, reason, "this node can't serve the pool: refill rests");
+        }
+        Notice::PoolServable { pool } => info!(%pool, "this node can serve the pool again"),
+        // Told where it was killed.
+        Notice::ShimKilled { .. } => {}
         Notice::ClaimFailed { claim, cause } => {
             warn!(%claim, ?cause, "the claim's sandbox ended by itself");
         }
@@ -85,7 +94,7 @@ pub(super) fn tell(notice: &Notice) {
 }
 
 /// What happened in the runtime, as the machine knows it. Whoever talks to a guest that has ended learns it at once.
-pub(super) fn translate(event: RuntimeEvent, guests: &Guests) -> Event {
+pub(super) fn translate(event: RuntimeEvent, guests: &Guests, door: &Handle) -> Event {
     match event {
         RuntimeEvent::Connected => {
             info!("containerd is reachable");
@@ -104,6 +113,11 @@ pub(super) fn translate(event: RuntimeEvent, guests: &Guests) -> Event {
             };
             debug!(sandbox = %id, ?cause, "sandbox ended by itself");
             Event::Ended(id, cause)
+        }
+        // For people: the machine has asked for the destruction itself.
+        RuntimeEvent::ShimKilled { id } => {
+            door.announce(Notice::ShimKilled { sandbox: id });
+            Event::Tick
         }
     }
 }

@@ -13,7 +13,7 @@ use super::tell::{tell, translate};
 use super::visits::Visits;
 use super::watch::ClaimWatches;
 use super::work::Workers;
-use super::{BATCHES_IN_FLIGHT, Clock, EVENTS, Handle, LAZY_COMMIT, Parts, Phase};
+use super::{BATCHES_IN_FLIGHT, Clock, EVENTS, Handle, LAZY_COMMIT, NOTICES, Parts, Phase};
 use crate::journal::{Journal, JournalEvent};
 use crate::machine::event::{Effect, Event, Step};
 use crate::machine::ids::Ticket;
@@ -24,7 +24,7 @@ use crate::runtime::RuntimeEvent;
 use prometheus::Registry;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -117,6 +117,7 @@ pub(super) fn build(
         watches: watches.clone(),
         phase: phase.subscribe(),
         pools_changed: pools_changed.subscribe(),
+        notices: broadcast::Sender::new(NOTICES),
         clock: parts.clock.clone(),
     });
     let driver = Driver {
@@ -247,7 +248,7 @@ impl Driver {
                 {
                     listing.abort();
                 }
-                let event = translate(event, &self.workers.guests);
+                let event = translate(event, &self.workers.guests, &self.door);
                 self.node.step(step, event, effects);
                 1
             }
@@ -380,6 +381,7 @@ impl Driver {
             Effect::Notice(notice) => {
                 self.metrics.notice(&notice);
                 tell(&notice);
+                self.door.announce(notice);
             }
             Effect::Freeze { sandbox, after } => self.workers.freeze(sandbox, after),
             Effect::Thaw { sandbox } => self.workers.thaw(sandbox),

@@ -142,6 +142,7 @@ fn pools(generation: u64) -> PoolSet {
     let template = Template {
         image: "docker.io/library/python:3".into(),
         runtime_handler: "gvisor".into(),
+        runtime_class: String::new(),
         command: vec!["python3".into(), "-i".into()],
         env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
         working_dir: "/work".into(),

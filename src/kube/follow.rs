@@ -200,7 +200,10 @@ mod tests {
         assert!(set.take(Event::Init).is_none());
         assert!(set.take(Event::InitApply(node("a"))).is_none());
         assert_eq!(names(&set.take(Event::InitDone).unwrap()), ["a"]);
-        assert_eq!(names(&set.take(Event::Apply(node("b"))).unwrap()), ["a", "b"]);
+        assert_eq!(
+            names(&set.take(Event::Apply(node("b"))).unwrap()),
+            ["a", "b"]
+        );
         assert_eq!(names(&set.take(Event::Delete(node("a"))).unwrap()), ["b"]);
         // A second listing, cut off in the middle, changes nothing.
         assert!(set.take(Event::Init).is_none());
@@ -216,7 +219,10 @@ mod tests {
         for name in ["a", "b", "c"] {
             set.take(Event::Apply(node(name)));
         }
-        assert_eq!(names(&set.take(Event::Apply(node("a"))).unwrap()), ["a", "b"]);
+        assert_eq!(
+            names(&set.take(Event::Apply(node("a"))).unwrap()),
+            ["a", "b"]
+        );
     }
 
     #[test]

@@ -14,22 +14,35 @@
 pub mod admission;
 mod backoff;
 mod client;
+mod events;
 mod follow;
+mod ledger;
 mod metrics;
+mod node;
+mod runtimeclass;
 pub mod warmpool;
 
 pub use backoff::Backoff;
 pub use client::{CallError, ClientError, Kube, Settings};
+pub use events::{Report, Reporter};
 pub use follow::{Follow, Followed, Objects, follow};
 pub use metrics::Metrics;
+pub use runtimeclass::amount;
 
 use crate::driver::Handle;
 use crate::machine::admission::Rules;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
 
 /// How long hearthd's end waits for the API server.
 const LAST_CALL: Duration = Duration::from_secs(1);
+/// RuntimeClasses of a cluster that are looked at.
+const CLASSES: usize = 256;
 
 /// How pools and the cluster go together. From the configuration, by `app`.
 pub struct Pools {
@@ -46,6 +59,10 @@ pub struct Pools {
 /// Everything of this room that runs. Built by `app`.
 pub struct Running {
     kube: Kube,
+    nodes: Followed<Node>,
+    reporter: Reporter,
+    reports: Option<mpsc::Receiver<Report>>,
+    tasks: TaskTracker,
     stop: CancellationToken,
 }
 
@@ -53,13 +70,55 @@ impl Running {
     /// Begins with what must be said before the node is touched. Must be called inside the tokio runtime.
     #[must_use]
     pub fn begin(kube: Kube) -> Self {
-        let stop = CancellationToken::new();
-        Self { kube, stop }
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let early = kube.clone();
+        let said = async move {
+            if let Err(error) = node::label(&early, false).await {
+                debug!(%error, "the node is not labelled yet");
+            }
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(Box::pin(said)));
+        let own = Follow {
+            api: kube.nodes(),
+            what: "nodes",
+            fields: Some(format!("metadata.name={}", kube.node)),
+            most: 1,
+        };
+        let nodes = follow(&kube, own, stop.clone());
+        let (reporter, reports) = Reporter::new(&kube);
+        Self {
+            kube,
+            nodes,
+            reporter,
+            reports: Some(reports),
+            tasks,
+            stop,
+        }
+    }
+
+    /// For who has something to tell to operators.
+    #[must_use]
+    pub fn reporter(&self) -> Reporter {
+        self.reporter.clone()
     }
 
     /// Begins all the rest: the driver is there. Once.
-    pub fn serve(&self, handle: &Handle) {
-        let _ = (&self.kube, handle);
+    pub fn serve(&mut self, handle: &Handle) {
+        let classes = Follow {
+            api: self.kube.all::<RuntimeClass>(),
+            what: "runtimeclasses",
+            fields: None,
+            most: CLASSES,
+        };
+        let classes = follow(&self.kube, classes, self.stop.clone());
+        let (kube, nodes) = (self.kube.clone(), self.nodes.clone());
+        self.spawn(node::heed(nodes.clone(), handle.clone()));
+        self.spawn(node::keep(kube.clone(), nodes.clone(), handle.clone()));
+        self.spawn(runtimeclass::tell(classes, nodes.clone(), handle.clone()));
+        self.spawn(events::listen(handle.notices(), self.reporter()));
+        if let Some(reports) = self.reports.take() {
+            self.spawn(events::send(kube, nodes, reports));
+        }
     }
 
     /// Begins to keep the pools of WarmPool objects, and to ask the cluster about templates. Once, after the driver is there.
@@ -68,13 +127,30 @@ impl Running {
         let unasked =
             admission::judge(kube, handle, pools.rules, pools.ask_again, pools.metrics, stop);
         if let Some(check) = pools.warm_pools {
-            warmpool::keep(kube, handle, check, unasked, stop);
+            let nodes = self.nodes.clone();
+            warmpool::keep(kube, handle, nodes, check, unasked, stop);
         }
     }
 
-    /// Ends it. Takes [`LAST_CALL`] at most.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks
+            .spawn(stop.run_until_cancelled_owned(Box::pin(task)));
+    }
+
+    /// Ends it, with a last word about the node. Takes [`LAST_CALL`] at most.
     pub async fn stop(self) {
         self.stop.cancel();
-        let _ = tokio::time::timeout(LAST_CALL, async {}).await;
+        self.tasks.close();
+        let last = async {
+            self.tasks.wait().await;
+            node::leave(&self.kube, &self.nodes).await;
+        };
+        if tokio::time::timeout(LAST_CALL, Box::pin(last))
+            .await
+            .is_err()
+        {
+            debug!("the API server did not answer in time");
+        }
     }
 }

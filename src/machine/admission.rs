@@ -297,10 +297,8 @@ impl Node {
             return;
         };
         pool.held = self.rules.hold(&pool.spec, pool.verdict.as_ref());
-        if let Some(held @ Refusal::PolicyRefused { .. }) = pool.held.clone() {
-            for claim in pool.queue.cold() {
-                self.drop_claim(claim, &held, out);
-            }
+        if let Some(Refusal::PolicyRefused { .. }) = pool.held {
+            self.refuse_cold(name, out);
         }
     }
 }

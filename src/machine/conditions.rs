@@ -1,10 +1,10 @@
 //! What the node may do at all, from what it has been told of the world around it.
 
-use super::limits::{DRAIN_RETRY_MS, RETRY_MS};
+use super::limits::{CORDON_RETRY_MS, DRAIN_RETRY_MS, RETRY_MS};
 use super::refusal::Refusal;
 use super::view::Phase;
 
-/// Five independent facts, and the questions that combine them.
+/// Six independent facts, and the questions that combine them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conditions {
     /// The runtime has not been listed since the start: nothing destructive, no new claims.
@@ -17,6 +17,8 @@ pub(super) struct Conditions {
     pub(super) shutting_down: bool,
     /// The node is drained: no new claims, no creations.
     pub(super) draining: bool,
+    /// The cluster has cordoned the node: no new claims, no refill. Not durable: it is told anew after a start.
+    pub(super) cordoned: bool,
 }
 
 impl Conditions {
@@ -28,6 +30,7 @@ impl Conditions {
             reserve_reached: false,
             shutting_down: false,
             draining: false,
+            cordoned: false,
         }
     }
 
@@ -55,6 +58,10 @@ impl Conditions {
             let retry_ms = DRAIN_RETRY_MS;
             return Err(Refusal::NodeDraining { retry_ms });
         }
+        if self.cordoned {
+            let retry_ms = CORDON_RETRY_MS;
+            return Err(Refusal::NodeCordoned { retry_ms });
+        }
         match self.reserve_reached {
             true => Err(Refusal::DiskReserve { retry_ms: RETRY_MS }),
             false => Ok(()),
@@ -67,6 +74,11 @@ impl Conditions {
 
     pub(super) fn may_create(&self) -> bool {
         self.may_destroy() && !self.reserve_reached && !self.draining
+    }
+
+    /// May pools be filled? Who has a claim may still get what is made for that.
+    pub(super) fn may_fill(&self) -> bool {
+        self.may_create() && !self.cordoned
     }
 
     /// May hearth freeze or thaw by its own decision? Needs no containerd.

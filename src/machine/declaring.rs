@@ -41,15 +41,17 @@ impl Node {
     fn try_set_pools(
         &mut self,
         fence: Fence,
-        set: PoolSet,
+        mut set: PoolSet,
         out: &mut Out<'_>,
     ) -> Result<(), Refusal> {
         self.conditions.serving()?;
         self.fencing.admit(fence, out)?;
         self.leaves_warm_pools(&set.pools)?;
+        self.keep_handlers(&mut set);
         if let Step::Same = self.judge_set(&set)? {
             return Ok(());
         }
+        self.resolve_handlers(&mut set)?;
         self.keeps_policies(&set.pools, out)?;
         self.pools_generation = set.generation;
         let others = self.specs().filter(|spec| spec.warm_pool.is_some());
@@ -150,6 +152,7 @@ impl Node {
                 }
             };
             self.hold(&name, out);
+            self.judge_class(&name, out);
             if changed {
                 self.tell_findings(&name, out);
             }
@@ -212,6 +215,7 @@ impl Node {
                 });
                 return Err(finding.refuses(spec.name.to_string()));
             }
+            self.judge_class(&name, out);
         }
         Ok(())
     }

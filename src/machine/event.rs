@@ -6,6 +6,7 @@ pub use super::causes::{
     CheckpointFailure, CreateFailure, ExitCause, FreezeCause, GuestFailure, RestoreFailure,
     SinkCause, ThawCause,
 };
+use super::classes::Classes;
 use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::network::NetworkPolicy;
 use super::record::Op;
@@ -102,6 +103,13 @@ pub enum Event {
         /// Reached.
         reserve_reached: bool,
     },
+    /// The cluster has cordoned the node, or undone that. Until it is told the node counts as not cordoned.
+    Cordon {
+        /// Cordoned.
+        cordoned: bool,
+    },
+    /// RuntimeClasses and the node's labels, as the cluster has them now.
+    Classes(Arc<Classes>),
     /// hearthd begins to shut down: refuse mutating calls, start nothing new.
     ShuttingDown,
     /// Time passed; see `Node::next_wakeup`.
@@ -314,6 +322,26 @@ pub enum Notice {
     },
     /// A drain was undone.
     DrainEnded,
+    /// The cluster has cordoned the node (true), or undone that.
+    Cordoned(bool),
+    /// A wedged shim was killed, so that its sandbox could be removed. The driver's own: the machine has asked for the
+    /// destruction.
+    ShimKilled {
+        /// Sandbox.
+        sandbox: SandboxId,
+    },
+    /// A pool's RuntimeClass can't be served here (any more): refill rests.
+    PoolUnservable {
+        /// Pool.
+        pool: PoolName,
+        /// Why; bounded.
+        reason: String,
+    },
+    /// It can be served again.
+    PoolServable {
+        /// Pool.
+        pool: PoolName,
+    },
     /// A claim's sandbox ended by itself.
     ClaimFailed {
         /// Claim.

@@ -59,6 +59,7 @@ impl Node {
             tombstones: self.tombstones.len(),
             orphans: self.orphans.iter().copied().collect(),
             drain: self.drain_view(),
+            cordoned: self.conditions.cordoned,
         };
         out.answer(request, Answer::Node(Box::new(view)), out.ticket());
     }

@@ -213,7 +213,8 @@ impl Node {
             let idle = pool.queue.len() > 0 && self.sandboxes.next_member(name).is_some();
             ensure(!idle, 5, "a warm member beside a claim that waits", name)?;
         }
-        ensure(queued == 0 || !self.conditions.draining, 16, "waits", "all")?;
+        let closed = self.conditions.draining || self.conditions.cordoned;
+        ensure(queued == 0 || !closed, 16, "waits", "all")?;
         let waiting = self.claims.values();
         let waiting = waiting.filter(|claim| matches!(claim.stage, Stage::Queued { .. }));
         ensure(

@@ -86,6 +86,12 @@ pub const PRESSED_REST_MS: u64 = 60_000;
 pub const IDLE_AFTER_MIN_MS: u64 = 1_000;
 /// Told to callers of a drained node as the time to retry after, milliseconds: a drain takes minutes.
 pub const DRAIN_RETRY_MS: u64 = 10_000;
+/// The same of a cordoned node: people undo that.
+pub const CORDON_RETRY_MS: u64 = 10_000;
+/// Told to who declares a RuntimeClass before the cluster has told of any, milliseconds.
+pub const CLASSES_RETRY_MS: u64 = 2_000;
+/// Told to callers of a pool whose RuntimeClass this node can't serve, milliseconds: people mend that.
+pub const UNSERVABLE_RETRY_MS: u64 = 10_000;
 /// Longest deadline of a drain, milliseconds (30 days).
 pub const DRAIN_DEADLINE_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// Refill estimate told to callers before any creation was measured, milliseconds.

@@ -7,11 +7,12 @@
 //! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry), `hibernating` (Hibernate, Resume, waking on
 //! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure), `sinking` (to the disk and back),
 //! `replacing` (a cold start where an image is lost), `declaring` (SetPools, WarmPools), `admission` (policies for templates), `draining`, `stowing` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
-//! `listing`, `witness` (restart, and what the outside shows), `networking` (what a sandbox may reach), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
+//! `listing`, `witness` (restart, and what the outside shows), `networking` (what a sandbox may reach), `classes` (RuntimeClasses), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
 //! tests from what the machine does.
 
 use super::admission::Rules;
 use super::claims::Claim;
+use super::classes::Classes;
 use super::conditions::Conditions;
 use super::draining::Drain;
 use super::event::{Call, Effect, Event, Step};
@@ -31,6 +32,7 @@ use super::tombstones::Tombstones;
 use super::view::Phase;
 use super::yielding::Yielding;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What a node is told once, at its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +102,8 @@ pub struct Node {
     pub(super) sinking: Sinking,
     /// The drain under way.
     pub(super) drain: Option<Drain>,
+    /// As the cluster has told since the start.
+    pub(super) classes: Option<Arc<Classes>>,
     pub(super) timers: Timers,
     /// Some pool's status changed in this step.
     pub(super) pools_changed: bool,
@@ -137,6 +141,8 @@ impl Node {
                 self.conditions.reserve_reached = reserve_reached;
                 self.refuse_waiting(out);
             }
+            Event::Cordon { cordoned } => self.cordoned(cordoned, out),
+            Event::Classes(classes) => self.classes_told(classes, out),
             Event::ShuttingDown => {
                 self.conditions.shutting_down = true;
                 self.refuse_waiting(out);

@@ -2,6 +2,7 @@
 
 use super::admission::Rules;
 use super::breaker::Breaker;
+use super::classes::unservable;
 use super::ids::Now;
 use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS};
 use super::network::NetworkPolicy;
@@ -9,7 +10,7 @@ use super::queue::Queue;
 use super::refusal::Refusal;
 use super::sandboxes::{Sandboxes, Tally};
 use super::spec::{PoolSpec, Template, UpdateStrategy, Verdict};
-use super::view::PoolView;
+use super::view::{BreakerView, PoolView};
 use std::sync::Arc;
 
 /// How long a pool's creations take: a moving average that gives the latest a quarter of the weight.
@@ -44,6 +45,8 @@ pub(super) struct Pool {
     pub(super) verdict: Option<Verdict>,
     /// What a claim hears that needs a sandbox which is not there: no policy lets one be made.
     pub(super) held: Option<Refusal>,
+    /// Why this node can't serve its RuntimeClass; bounded.
+    pub(super) unservable: Option<String>,
 }
 
 impl Pool {
@@ -57,6 +60,7 @@ impl Pool {
             estimate: Estimate::default(),
             verdict: None,
             held: None,
+            unservable: None,
         }
     }
 
@@ -74,6 +78,7 @@ impl Pool {
     /// May one more creation be in flight?
     pub(super) fn may_create(&self, tally: &Tally, now: Now) -> bool {
         self.held.is_none()
+            && self.unservable.is_none()
             && tally.creating < self.parallel()
             && self.has_room(tally)
             && self.breaker.permits(now)
@@ -97,10 +102,13 @@ impl Pool {
         self.estimate.creation_ms().saturating_mul(rounds)
     }
 
-    /// The refusal of a pool that may not be filled, or that keeps failing.
+    /// The refusal of a pool that may not be filled, that this node can't serve, or that keeps failing.
     pub(super) fn failing(&self, now: Now) -> Option<Refusal> {
         if self.held.is_some() {
             return self.held.clone();
+        }
+        if let Some(why) = &self.unservable {
+            return Some(unservable(&self.spec.name, why));
         }
         let rest_ms = self.breaker.failing_for(now)?;
         Some(Refusal::PoolFailing {
@@ -141,8 +149,14 @@ impl Pool {
             releasing: shown(tally.releasing),
             waiting: shown(self.queue.len()),
             outdated: shown(outdated.count()),
-            breaker: self.breaker.view(),
-            breaker_reason: self.breaker.reason().to_owned(),
+            breaker: match &self.unservable {
+                Some(_) => BreakerView::Unservable,
+                None => self.breaker.view(),
+            },
+            breaker_reason: match &self.unservable {
+                Some(why) => why.clone(),
+                None => self.breaker.reason().to_owned(),
+            },
             consecutive_failures: self.breaker.failures(),
             verdict: self.verdict.clone(),
             findings: rules.findings(&self.spec),

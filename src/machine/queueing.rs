@@ -2,6 +2,7 @@
 
 use super::claiming::{pool_unknown, refuse_all};
 use super::claims::{Claim, Pending, Stage, Terms};
+use super::event::Notice;
 use super::ids::{ClaimId, Now, PoolName, RequestId};
 use super::limits::RETRY_MS;
 use super::node::Node;
@@ -165,7 +166,15 @@ impl Node {
         }
     }
 
-    /// The disk is full or hearthd is going away: nothing will come to those who wait without a sandbox.
+    /// The cluster has cordoned the node, or undone that. Members stay: they are claimable when it is undone.
+    pub(super) fn cordoned(&mut self, cordoned: bool, out: &mut Out<'_>) {
+        if std::mem::replace(&mut self.conditions.cordoned, cordoned) != cordoned {
+            out.notice(Notice::Cordoned(cordoned));
+            self.refuse_waiting(out);
+        }
+    }
+
+    /// The disk is full, the node is cordoned or hearthd is going away: nothing will come to those who wait without a sandbox.
     pub(super) fn refuse_waiting(&mut self, out: &mut Out<'_>) {
         let Err(refusal) = self.conditions.may_claim() else {
             return;

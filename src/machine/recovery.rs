@@ -131,6 +131,7 @@ impl Node {
             sampling: Sampling::default(),
             sinking: Sinking::default(),
             drain: None,
+            classes: None,
             timers: Timers::default(),
             pools_changed: false,
         };

@@ -42,7 +42,7 @@ impl Node {
     }
 
     fn may_create(&self) -> bool {
-        self.conditions.may_create()
+        self.conditions.may_fill()
             && self.sandboxes.creating() < NODE_PARALLEL_CREATES
             && self.sandboxes.len() < count(self.settings.max_sandboxes)
     }
@@ -166,6 +166,14 @@ impl Node {
             pool: name.clone(),
             reason: pool.breaker.reason().to_owned(),
         });
+        self.refuse_cold(name, out);
+    }
+
+    /// What is made for claims that wait is not made any more: they are told.
+    pub(super) fn refuse_cold(&mut self, name: &PoolName, out: &mut Out<'_>) {
+        let Some(pool) = self.pools.get(name) else {
+            return;
+        };
         let Some(failing) = pool.failing(out.now()) else {
             return;
         };

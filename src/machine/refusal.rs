@@ -295,6 +295,30 @@ pub enum Refusal {
         /// Milliseconds.
         retry_ms: u64,
     },
+    /// The cluster has cordoned the node: it takes no new claims.
+    #[error("the node is cordoned")]
+    NodeCordoned {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// A template names a RuntimeClass, and the cluster has told of none since the start.
+    #[error(
+        "RuntimeClasses are not known: hearthd has not heard of the API server since its start"
+    )]
+    RuntimeClassesUnknown {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+    /// This node can't serve a template's RuntimeClass.
+    #[error("pool {pool} can't be served: {detail}")]
+    RuntimeClassUnservable {
+        /// The pool.
+        pool: String,
+        /// The class.
+        class: String,
+        /// Why; bounded.
+        detail: String,
+    },
     /// containerd cannot be reached.
     #[error("containerd is unreachable")]
     RuntimeUnavailable {

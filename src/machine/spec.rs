@@ -36,8 +36,11 @@ pub struct Readiness {
 pub struct Template {
     /// Image reference.
     pub image: String,
-    /// Runtime handler.
+    /// Runtime handler. Of a template with a class: what the class meant when the pool was declared; empty until then.
     pub runtime_handler: String,
+    /// The RuntimeClass it was declared with; empty: with a handler.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub runtime_class: String,
     /// Process started when the member is made; empty: none.
     pub command: Vec<String>,
     /// Environment beneath the claim's.

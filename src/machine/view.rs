@@ -90,6 +90,8 @@ pub enum BreakerView {
     Open(Now),
     /// One probe is under way.
     HalfOpen,
+    /// This node can't serve the pool's RuntimeClass: refill rests until that changes.
+    Unservable,
 }
 
 /// A pool as declared and as it is.
@@ -115,7 +117,7 @@ pub struct PoolView {
     pub outdated: u32,
     /// The breaker.
     pub breaker: BreakerView,
-    /// The last failure, bounded; empty: none.
+    /// The last failure, or why it is unservable; bounded; empty: none.
     pub breaker_reason: String,
     /// Creations failed in a row.
     pub consecutive_failures: u32,
@@ -241,6 +243,8 @@ pub struct NodeView {
     pub orphans: Vec<SandboxId>,
     /// The drain under way.
     pub drain: Option<DrainView>,
+    /// The cluster has cordoned the node.
+    pub cordoned: bool,
 }
 
 /// The answer to a call.

@@ -104,6 +104,8 @@ pub const MESSAGE_BYTES: usize = 768;
 /// Bytes of one value in ErrorInfo.metadata.
 pub const METADATA_BYTES: usize = 256;
 
+/// Bytes of a RuntimeClass's name: an RFC 1123 subdomain.
+pub const CLASS_BYTES: usize = 253;
 /// Bytes of an image reference.
 pub const IMAGE_BYTES: usize = 512;
 /// Bytes of a page or resume token.

@@ -392,6 +392,7 @@ impl State {
             tombstones: self.tombstones.len(),
             orphans: self.orphans.clone(),
             drain: self.drain_view(),
+            cordoned: false,
         }
     }
 

@@ -169,6 +169,14 @@ pub fn entry(refusal: &Refusal) -> Entry {
             Entry::new(Unavailable, "SHUTTING_DOWN", "claims live on: retry when hearthd is back").retry(*retry_ms),
         Refusal::NodeDraining { retry_ms } =>
             Entry::new(Unavailable, "NODE_DRAINING", "claim on another node; claims that are there live on, and Node.Undrain ends it").retry(*retry_ms),
+        Refusal::NodeCordoned { retry_ms } =>
+            Entry::new(Unavailable, "NODE_CORDONED", "claim on another node; claims that are there live on, and kubectl uncordon ends it").retry(*retry_ms),
+        Refusal::RuntimeClassesUnknown { retry_ms } =>
+            Entry::new(Unavailable, "RUNTIME_CLASSES_UNKNOWN", "retry when the API server is back, or declare a runtime_handler; hearthd asks where kubernetes.enabled is set")
+                .retry(*retry_ms),
+        Refusal::RuntimeClassUnservable { pool, class, detail: _ } =>
+            Entry::new(FailedPrecondition, "RUNTIME_CLASS_UNSERVABLE", "name a class whose handler and nodeSelector fit this node, or mend the class")
+                .with("pool", pool).with("class", class).precondition("RUNTIME_CLASS", class),
         Refusal::RuntimeUnavailable { retry_ms } =>
             Entry::new(Unavailable, "RUNTIME_UNAVAILABLE", "warm claims and releases go on: retry when containerd is back").retry(*retry_ms),
         Refusal::GuestUnavailable { sandbox, retry_ms } =>

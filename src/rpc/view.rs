@@ -139,12 +139,13 @@ pub fn pool(door: &dyn Door, view: PoolView) -> api::PoolView {
             // Already over: the next probe is due.
             duration(left.unwrap_or_default())
         }
-        BreakerView::Closed | BreakerView::HalfOpen => None,
+        BreakerView::Closed | BreakerView::HalfOpen | BreakerView::Unservable => None,
     };
     let breaker = match view.breaker {
         BreakerView::Closed => api::BreakerState::Closed,
         BreakerView::Open(_) => api::BreakerState::Open,
         BreakerView::HalfOpen => api::BreakerState::HalfOpen,
+        BreakerView::Unservable => api::BreakerState::Unservable,
     };
     let warm_pool = view.spec.warm_pool.as_ref();
     let warm_pool = warm_pool.map_or_else(String::new, ToString::to_string);
@@ -243,7 +244,12 @@ fn declared(spec: PoolSpec) -> api::Pool {
         generation: spec.generation,
         template: Some(api::Template {
             image: template.image,
-            runtime_handler: template.runtime_handler,
+            // As it was declared: with one of the two.
+            runtime_handler: match template.runtime_class.is_empty() {
+                true => template.runtime_handler,
+                false => String::new(),
+            },
+            runtime_class: template.runtime_class,
             command: template.command,
             env: template.env,
             working_dir: template.working_dir,

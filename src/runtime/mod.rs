@@ -100,6 +100,11 @@ pub enum RuntimeEvent {
         /// The kernel's OOM killer took it.
         out_of_memory: bool,
     },
+    /// A wedged shim was killed, so that its sandbox could be removed.
+    ShimKilled {
+        /// Whose.
+        id: SandboxId,
+    },
 }
 
 /// An image.

@@ -1,12 +1,10 @@
 //! Pools that objects of the cluster declare, and what the cluster's own admission says of their templates: with a real API
 //! server, its real Pod Security, ResourceQuota, LimitRange and ValidatingAdmissionPolicy.
 
-use super::{Cluster, eventually, here, step};
+use super::{Cluster, IMAGE, alone, eventually, here, step};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const IMAGE: &str = "hearth.local/python:3";
-/// There is no kube-proxy here, so pods go to the API server itself.
 const WITH_POOLS: &[&str] = &[
     "image.tag=first",
     "image.pullPolicy=Never",
@@ -14,10 +12,6 @@ const WITH_POOLS: &[&str] = &[
     "kubernetes.warmPools=true",
     "config.kubernetes.admission_seconds=10",
     "config.policy.limits_set=audit",
-    "extraEnv[0].name=KUBERNETES_SERVICE_HOST",
-    "extraEnv[0].value=10.213.0.1",
-    "extraEnv[1].name=KUBERNETES_SERVICE_PORT",
-    "extraEnv[1].value=\"6443\"",
 ];
 
 impl Cluster {
@@ -121,6 +115,7 @@ fn spec(min_warm: u32) -> Value {
 
 #[test]
 fn pools_come_from_the_cluster() {
+    let _alone = alone();
     let cluster = Cluster::find();
     let image = here("target/image/first.tar").display().to_string();
     cluster.tool("ctr", &["-n", "k8s.io", "images", "import", &image]);

@@ -375,6 +375,7 @@ pub fn template(image: &str) -> Template {
     Template {
         image: image.to_owned(),
         runtime_handler: "gvisor".to_owned(),
+        runtime_class: String::new(),
         command: Vec::new(),
         env: [("FROM_TEMPLATE".to_owned(), "too".to_owned())].into(),
         working_dir: String::new(),

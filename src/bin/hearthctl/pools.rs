@@ -27,6 +27,8 @@ pub struct PoolRow {
     generation: u64,
     image: String,
     runtime_handler: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    runtime_class: String,
     min_warm: u32,
     max_total: u32,
     warm: u32,
@@ -62,6 +64,7 @@ impl From<&PoolView> for PoolRow {
             generation: pool.generation,
             image: template.image,
             runtime_handler: template.runtime_handler,
+            runtime_class: template.runtime_class,
             min_warm: pool.min_warm,
             max_total: pool.max_total,
             warm: status.warm,
@@ -120,7 +123,7 @@ pub fn table(app: &App, pools: &[PoolView]) -> String {
     let rows = pools.iter().map(|view| {
         let row = PoolRow::from(view);
         let breaker = match view.status.as_ref().map(|status| status.breaker()) {
-            Some(BreakerState::Open) => Mood::Bad,
+            Some(BreakerState::Open | BreakerState::Unservable) => Mood::Bad,
             Some(BreakerState::HalfOpen) => Mood::Look,
             Some(BreakerState::Closed | BreakerState::Unspecified) | None => Mood::Dim,
         };

@@ -50,12 +50,18 @@ enum Strategy {
     Recreate,
 }
 
+/// The runtime handler of a template that names neither a handler nor a class.
+const GVISOR: &str = "gvisor";
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TemplateEntry {
     image: String,
-    #[serde(default = "gvisor")]
+    /// Neither: gvisor.
+    #[serde(default, skip_serializing_if = "is_default")]
     runtime_handler: String,
+    #[serde(default, skip_serializing_if = "is_default")]
+    runtime_class: String,
     #[serde(default, skip_serializing_if = "is_default")]
     command: Vec<String>,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -158,10 +164,6 @@ mod humantime_text {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-}
-
-fn gvisor() -> String {
-    "gvisor".into()
 }
 
 /// "512MiB", "1GiB", "64k", "1000000": binary units, as memory is sold.
@@ -304,7 +306,11 @@ impl PoolEntry {
             generation,
             template: Some(Template {
                 image: template.image.clone(),
-                runtime_handler: template.runtime_handler.clone(),
+                runtime_handler: match (&template.runtime_handler, &template.runtime_class) {
+                    (none, class) if none.is_empty() && class.is_empty() => GVISOR.to_owned(),
+                    (handler, _) => handler.clone(),
+                },
+                runtime_class: template.runtime_class.clone(),
                 command: template.command.clone(),
                 env: template.env.clone(),
                 working_dir: template.working_dir.clone(),
@@ -362,6 +368,7 @@ impl From<&Pool> for PoolEntry {
             template: TemplateEntry {
                 image: template.image,
                 runtime_handler: template.runtime_handler,
+                runtime_class: template.runtime_class,
                 command: template.command,
                 working_dir: template.working_dir,
                 network_policy: template

@@ -53,6 +53,7 @@ pub(super) fn pool(object: &WarmPool) -> Result<api::Pool, Vec<(String, String)>
         template: Some(api::Template {
             image: template.image.clone(),
             runtime_handler: template.runtime_handler.clone(),
+            runtime_class: String::new(),
             command: template.command.clone(),
             env: template.env.clone(),
             working_dir: template.working_dir.clone(),

@@ -33,10 +33,11 @@ const AGAIN: Duration = Duration::from_secs(60);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Keeps pools and objects in step until `stop`. Must be called inside the tokio runtime.
+/// Keeps pools and objects in step until `stop`; `nodes` is this node. Must be called inside the tokio runtime.
 pub fn keep(
     kube: &Kube,
     handle: &Handle,
+    nodes: Followed<Node>,
     check: Check,
     unasked: watch::Receiver<Unasked>,
     stop: &CancellationToken,
@@ -47,15 +48,9 @@ pub fn keep(
         fields: None,
         most: OBJECTS,
     };
-    let nodes = Follow {
-        api: kube.nodes(),
-        what: "nodes",
-        fields: Some(format!("metadata.name={}", kube.node)),
-        most: 1,
-    };
     let keeper = Keeper {
         objects: follow(kube, objects, stop.clone()),
-        nodes: follow(kube, nodes, stop.clone()),
+        nodes,
         kube: kube.clone(),
         handle: handle.clone(),
         check,

@@ -97,7 +97,7 @@ fn ready(object: &WarmPool, told: &Told, view: Option<&PoolView>) -> Said {
         }
         _ if view.warm >= wanted => Said(READY, "True", "Warm", String::new()),
         _ if !view.held.is_empty() => Said(READY, "False", "Held", view.held.clone()),
-        (_, BreakerView::Open(_) | BreakerView::HalfOpen) => {
+        (_, BreakerView::Open(_) | BreakerView::HalfOpen | BreakerView::Unservable) => {
             Said(READY, "False", "Failing", view.breaker_reason.clone())
         }
         (_, BreakerView::Closed) => Said(READY, "False", "Filling", count),

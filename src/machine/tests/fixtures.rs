@@ -39,6 +39,7 @@ pub fn template(image: &str) -> Template {
     Template {
         image: image.to_owned(),
         runtime_handler: "gvisor".to_owned(),
+        runtime_class: String::new(),
         command: Vec::new(),
         env: Default::default(),
         working_dir: String::new(),

@@ -5,7 +5,7 @@
 //! be pasted into a test of its own.
 
 use super::fixtures::*;
-use super::world::{POOLS, WARM_POOL, World};
+use super::world::{CLASS, POOLS, WARM_POOL, World, classes};
 use crate::machine::event::{Call, Event};
 use crate::machine::network::NetworkMode;
 use crate::machine::spec::*;
@@ -66,6 +66,13 @@ enum Action {
     Disk {
         reserve_reached: bool,
     },
+    Cordon {
+        cordoned: bool,
+    },
+    /// 0: the class is served.
+    Classes {
+        variant: u8,
+    },
     Advance {
         millis: u64,
     },
@@ -113,6 +120,8 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (0..16usize, any::<u8>()).prop_map(|(pick, how)| Exit { pick, how }),
         2 => prop::bool::weighted(0.7).prop_map(|available| Reach { available }),
         1 => prop::bool::weighted(0.3).prop_map(|reserve_reached| Disk { reserve_reached }),
+        2 => prop::bool::weighted(0.4).prop_map(|cordoned| Cordon { cordoned }),
+        2 => prop_oneof![2 => Just(0), 1 => 1..4u8].prop_map(|variant| Classes { variant }),
         8 => prop_oneof![
             6 => 1..2_000u64,
             2 => 2_000..100_000u64,
@@ -164,11 +173,17 @@ fn declared(world: &World, variant: u8) -> PoolSet {
     let generation = world.sets + 1;
     let revise = |at: usize, spec: PoolSpec| {
         let choice = usize::from(variant) >> (2 * at);
+        let class = ["", CLASS][usize::from(variant >> 3 & 1) * at];
         PoolSpec {
             generation,
             template: Template {
                 idle_after_ms: [0, 4_000][usize::from(variant >> 6) % 2],
                 on_data_loss: [OnDataLoss::Fail, OnDataLoss::Cold][usize::from(variant >> 4) % 2],
+                runtime_class: class.to_owned(),
+                runtime_handler: match class {
+                    "" => "gvisor".to_owned(),
+                    _ => String::new(),
+                },
                 network_policy: match usize::from(variant / 5) % 3 {
                     0 => mode(NetworkMode::Allowlist),
                     1 => mode(NetworkMode::None),
@@ -284,6 +299,8 @@ fn act(world: &mut World, action: Action) {
         Action::Exit { pick, how } => world.exit(pick, how),
         Action::Reach { available } => world.reach(available),
         Action::Disk { reserve_reached } => world.tell(Event::Disk { reserve_reached }),
+        Action::Cordon { cordoned } => world.cordon(cordoned),
+        Action::Classes { variant } => world.tell(classes(variant)),
         Action::Advance { millis } => world.advance(millis),
         Action::Flush => world.flush(),
         Action::Commit => {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod admission;
+mod cluster;
 mod contract;
 mod draining;
 mod failures;

@@ -19,7 +19,7 @@ pub struct Sent {
     pub stale: bool,
     /// The claim had been granted, then released, both answered, before it was sent.
     pub spent: bool,
-    /// A claim asked for the first time while the node was drained, as all had been told.
+    /// A claim asked for the first time while the node was drained, as all had been told, or cordoned.
     pub unwanted: bool,
 }
 
@@ -55,6 +55,8 @@ pub struct Promises {
     now: u64,
     /// A drain was answered, and nobody has asked to undo it since.
     draining: bool,
+    /// The cluster has cordoned the node, and hearthd has not died since.
+    pub cordoned: bool,
     /// Drains with mode Evict that may be in force, and the first moment at which each may take claims.
     evicting: BTreeMap<RequestId, Now>,
     /// Largest epoch a mutating call was answered under.
@@ -91,7 +93,7 @@ impl Promises {
                     if asked.on_data_loss != Some(OnDataLoss::Fail) {
                         self.may_start_cold.insert(asked.claim_id);
                     }
-                    first && self.draining
+                    first && (self.draining || self.cordoned)
                 }
                 _ => false,
             },
@@ -211,7 +213,7 @@ impl Promises {
 
     fn granted(&mut self, sent: &Sent, grant: &Grant) {
         assert!(!sent.spent, "a released claim was granted: {grant:?}");
-        assert!(!sent.unwanted, "a drained node took a claim: {grant:?}");
+        assert!(!sent.unwanted, "a closed node took a claim: {grant:?}");
         let had_by = self.had_by.entry(grant.sandbox).or_insert(grant.claim);
         assert_eq!(
             *had_by, grant.claim,

@@ -5,6 +5,7 @@ use super::fixtures::*;
 use super::promises::Promises;
 use super::store::Store;
 use crate::machine::admission::{Mode, Rules};
+use crate::machine::classes::{Classes, RuntimeClass};
 use crate::machine::event::*;
 use crate::machine::ids::*;
 use crate::machine::network::NetworkPolicy;
@@ -33,6 +34,24 @@ const SETTINGS: Settings = Settings {
         sink_after_ms: 20_000,
     },
 };
+
+/// The RuntimeClass of some pools.
+pub const CLASS: &str = "sandboxed";
+
+/// What the cluster says of it: 0 is well.
+pub fn classes(variant: u8) -> Event {
+    let handler = ["runsc", "runsc", "kata", "other"][usize::from(variant % 4)];
+    let class = RuntimeClass {
+        handler: handler.to_owned(),
+        ..RuntimeClass::default()
+    };
+    let name = if variant % 4 == 1 { "renamed" } else { CLASS };
+    Event::Classes(Arc::new(Classes {
+        classes: [(name.to_owned(), class)].into(),
+        labels: BTreeMap::new(),
+        handlers: ["gvisor".to_owned(), "other".to_owned()].into(),
+    }))
+}
 
 /// A sandbox of another data directory: it stays, whatever happens.
 fn stranger() -> SandboxId {
@@ -171,6 +190,12 @@ impl World {
         self.tell(Event::Request(request, call));
     }
 
+    /// The cluster cordons the node, or undoes that.
+    pub fn cordon(&mut self, cordoned: bool) {
+        self.promises.cordoned = cordoned;
+        self.tell(Event::Cordon { cordoned });
+    }
+
     /// The batch is handled: one time, one ticket, one commit.
     pub fn flush(&mut self) {
         if self.inbox.is_empty() {
@@ -199,8 +224,8 @@ impl World {
                     }
                     Effect::PersistLazily(op) => ops.push(op),
                     other => {
-                        if let Effect::Create { pool, .. } = &other {
-                            self.check_creation(pool);
+                        if let Effect::Create { pool, sandbox, .. } = &other {
+                            self.check_creation(pool, *sandbox);
                         }
                         self.held_back.push((after(&other), other));
                     }
@@ -410,8 +435,16 @@ impl World {
     }
 
     /// A creation keeps the limits, and no policy forbids it. (It is what a step decides last.)
-    fn check_creation(&self, name: &PoolName) {
+    fn check_creation(&self, name: &PoolName, id: SandboxId) {
         assert_eq!(self.node.pools[name].held, None, "{name} is held");
+        let unservable = &self.node.pools[name].unservable;
+        assert_eq!(*unservable, None, "made for a pool that can't be served");
+        let filled = self.node.conditions.cordoned;
+        let owner = self.node.sandboxes.get(id).map(|it| it.owner);
+        assert!(
+            !filled || owner != Some(Owner::Pool),
+            "a cordoned node fills"
+        );
         let most = usize::try_from(self.node.pools[name].spec.max_total).unwrap();
         // One that takes the place of a lost image does not count beside it.
         let lost = self.node.sandboxes.iter().filter(|it| {
@@ -820,6 +853,7 @@ impl World {
             }
         }
         self.promises.crash();
+        self.promises.cordoned = false;
         *self.heard.entry("(crash)".to_owned()).or_default() += 1;
         self.inbox.clear();
         self.batches.clear();
@@ -847,6 +881,8 @@ impl World {
         self.tell(Event::Disk {
             reserve_reached: false,
         });
+        self.cordon(false);
+        self.tell(classes(0));
         self.go_on_until(|world| world.node.phase() == Phase::Ready);
     }
 

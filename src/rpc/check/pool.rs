@@ -128,7 +128,9 @@ fn template(
 ) -> Option<spec::Template> {
     let field = |name: &str| format!("{at}.{name}");
     image(fields, &field("image"), &asked.image);
-    if !handlers.contains(&asked.runtime_handler) {
+    if !asked.runtime_class.is_empty() {
+        runtime_class(fields, at, &asked);
+    } else if !handlers.contains(&asked.runtime_handler) {
         let known = if handlers.is_empty() {
             "none".to_owned()
         } else {
@@ -168,6 +170,7 @@ fn template(
     Some(spec::Template {
         image: asked.image,
         runtime_handler: asked.runtime_handler,
+        runtime_class: asked.runtime_class,
         command: asked.command,
         env: asked.env,
         working_dir: asked.working_dir,
@@ -179,6 +182,22 @@ fn template(
         idle_after_ms: idle_after?,
         on_data_loss: on_data_loss?.unwrap_or_default(),
     })
+}
+
+/// A RuntimeClass's name, and no handler beside it. What it means is the cluster's to say.
+fn runtime_class(fields: &mut Fields, at: &str, asked: &Template) {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    let name = &asked.runtime_class;
+    fields.need(
+        name.len() <= bounds::CLASS_BYTES && name.bytes().all(good),
+        format!("{at}.runtime_class"),
+        "must be the name of a RuntimeClass: at most 253 of a-z, 0-9, '-' and '.'",
+    );
+    fields.need(
+        asked.runtime_handler.is_empty(),
+        format!("{at}.runtime_handler"),
+        "must be empty beside a runtime_class, which names the handler",
+    );
 }
 
 /// Milliseconds; 0: never.

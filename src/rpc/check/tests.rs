@@ -460,7 +460,7 @@ fn each_field_of_a_pool() {
     fn readiness(pool: &mut api::Pool) -> &mut api::Readiness {
         template(pool).readiness.get_or_insert_default()
     }
-    let rows: [(&str, Change); 37] = [
+    let rows: [(&str, Change); 39] = [
         ("name", |p| p.name = "-".into()),
         ("generation", |p| p.generation = 0),
         ("max_total", |p| (p.max_total, p.min_warm) = (0, 0)),
@@ -484,6 +484,14 @@ fn each_field_of_a_pool() {
         }),
         ("template.runtime_handler", |p| {
             template(p).runtime_handler = "kata".into()
+        }),
+        ("template.runtime_class", |p| {
+            template(p).runtime_handler.clear();
+            template(p).runtime_class = "Not/A/Class".into();
+        }),
+        // One of the two, not both.
+        ("template.runtime_handler", |p| {
+            template(p).runtime_class = "gvisor".into()
         }),
         ("template.command[0]", |p| {
             template(p).command = vec![String::new()]

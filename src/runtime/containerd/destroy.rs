@@ -209,6 +209,7 @@ impl ContainerdRuntime {
         let fail = |error: io::Error| failed(format!("shim {}: {error}", shim.pid()));
         shim.kill().map_err(fail)?;
         self.metrics.shims_killed.inc();
+        self.outbox.shim_killed(id);
         if shim.ends_within(SHIM_ENDS).await.map_err(fail)? {
             Ok(())
         } else {

@@ -80,6 +80,7 @@ pub struct ContainerdRuntime {
     runsc: RunscVersion,
     tier: OnceLock<checkpoint::Tier>,
     metrics: RuntimeMetrics,
+    outbox: Arc<Outbox>,
     watches: mpsc::Sender<Watch>,
 }
 
@@ -160,6 +161,7 @@ impl ContainerdRuntime {
             tree,
             live: live.clone(),
             metrics: metrics.clone(),
+            outbox: outbox.clone(),
             watches,
         });
         let background = Background {

@@ -3,7 +3,7 @@
 //! sandboxes and loses nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
 };
 
@@ -17,6 +17,8 @@ struct Pending {
     link: Option<bool>,
     /// Ended, and whether the OOM killer did it.
     exits: BTreeMap<SandboxId, bool>,
+    /// Wedged shims were killed.
+    shims: BTreeSet<SandboxId>,
 }
 
 /// See the module.
@@ -41,6 +43,12 @@ impl Outbox {
         });
     }
 
+    pub(super) fn shim_killed(&self, id: SandboxId) {
+        self.put(|pending| {
+            pending.shims.insert(id);
+        });
+    }
+
     fn put(&self, change: impl FnOnce(&mut Pending)) {
         change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         self.news.notify_one();
@@ -53,8 +61,11 @@ impl Outbox {
             Some(false) => return Some(RuntimeEvent::Disconnected),
             None => {}
         }
-        let (id, out_of_memory) = pending.exits.pop_first()?;
-        Some(RuntimeEvent::Exited { id, out_of_memory })
+        if let Some((id, out_of_memory)) = pending.exits.pop_first() {
+            return Some(RuntimeEvent::Exited { id, out_of_memory });
+        }
+        let id = pending.shims.pop_first()?;
+        Some(RuntimeEvent::ShimKilled { id })
     }
 
     /// Sends until the receiver is gone.
@@ -104,6 +115,7 @@ mod tests {
                 RuntimeEvent::Exited { id, out_of_memory } => {
                     assert_eq!(exits.insert(id, out_of_memory), None);
                 }
+                other => panic!("{other:?}"),
             }
         }
         assert!(

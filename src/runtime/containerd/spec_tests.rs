@@ -11,6 +11,7 @@ fn sandbox() -> CreateSpec {
     let template = Template {
         image: "hearth.local/python:3".into(),
         runtime_handler: "gvisor".into(),
+        runtime_class: String::new(),
         command: vec!["python3".into(), "-m".into(), "http.server".into()],
         env: [("MODE", "warm"), ("PATH", "/opt/bin:/bin")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
