@@ -347,7 +347,7 @@ impl Metrics {
                     .with_label_values(&[pool.as_str()])
                     .inc();
             }
-            Notice::PolicyFinding { finding, .. } => self.policies.found(finding),
+            Notice::PolicyFinding(_, finding) => self.policies.found(finding),
             Notice::MemberLost { cause, .. } => self
                 .members_lost
                 .with_label_values(&[cause_label(*cause)])
@@ -394,7 +394,7 @@ impl Metrics {
             | Notice::SinkFailed { .. }
             | Notice::RestoreFailed { .. } => {}
             Notice::BreakerClosed { .. }
-            | Notice::Judged { .. }
+            | Notice::Judged(..)
             | Notice::PoolUnservable { .. }
             | Notice::PoolServable { .. }
             | Notice::ShimKilled { .. }

@@ -14,7 +14,7 @@ pub(super) fn tell(notice: &Notice) {
             error!(%pool, reason, "the pool's template keeps failing: refill rests");
         }
         Notice::BreakerClosed { pool } => info!(%pool, "the pool's template works again"),
-        Notice::PolicyFinding { pool, finding } => warn!(
+        Notice::PolicyFinding(pool, finding) => warn!(
             %pool,
             check = finding.check.name(),
             enforced = finding.enforced,
@@ -22,7 +22,7 @@ pub(super) fn tell(notice: &Notice) {
             detail = finding.detail,
             "the pool's template does not pass a check"
         ),
-        Notice::Judged { pool, verdict } => match verdict {
+        Notice::Judged(pool, verdict) => match verdict {
             Verdict::Allowed => info!(%pool, "the cluster admits the pool's template"),
             Verdict::Denied { rule, message } => {
                 warn!(%pool, rule, message, "the cluster denies the pool's template");

@@ -146,7 +146,8 @@ mod tests {
     fn a_denial_names_its_rule() {
         let quota = "pods \"p-x\" is forbidden: exceeded quota: small, requested: memory=1Gi, used: memory=0, limited: memory=512Mi";
         assert_eq!(rule_of(403, quota), "ResourceQuota/small");
-        let quota = "pods \"p-x\" is forbidden: failed quota: small: must specify limits.cpu for: sandbox";
+        let quota =
+            "pods \"p-x\" is forbidden: failed quota: small: must specify limits.cpu for: sandbox";
         assert_eq!(rule_of(403, quota), "ResourceQuota/small");
         let security = "pods \"p-x\" is forbidden: violates PodSecurity \"restricted:latest\": unrestricted capabilities";
         assert_eq!(rule_of(403, security), "PodSecurity/restricted:latest");
@@ -156,7 +157,10 @@ mod tests {
         assert_eq!(rule_of(422, policy), "ValidatingAdmissionPolicy/pinned");
         let webhook = "admission webhook \"validate.kyverno.svc-fail\" denied the request: no";
         assert_eq!(rule_of(400, webhook), "webhook/validate.kyverno.svc-fail");
-        assert_eq!(rule_of(403, "pods \"p\" is forbidden: something new"), "admission");
+        assert_eq!(
+            rule_of(403, "pods \"p\" is forbidden: something new"),
+            "admission"
+        );
     }
 
     #[test]

@@ -124,8 +124,14 @@ impl Running {
     /// Begins to keep the pools of WarmPool objects, and to ask the cluster about templates. Once, after the driver is there.
     pub fn serve_pools(&self, handle: &Handle, pools: Pools) {
         let (kube, stop) = (&self.kube, &self.stop);
-        let unasked =
-            admission::judge(kube, handle, pools.rules, pools.ask_again, pools.metrics, stop);
+        let unasked = admission::judge(
+            kube,
+            handle,
+            pools.rules,
+            pools.ask_again,
+            pools.metrics,
+            stop,
+        );
         if let Some(check) = pools.warm_pools {
             let nodes = self.nodes.clone();
             warmpool::keep(kube, handle, nodes, check, unasked, stop);

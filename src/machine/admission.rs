@@ -9,6 +9,7 @@
 //!
 //! What there is of a held pool stays: claims live on, and members are handed out.
 
+use super::event::Notice;
 use super::ids::{PoolName, RequestId};
 use super::limits::RETRY_MS;
 use super::network::NetworkMode;
@@ -282,10 +283,7 @@ impl Node {
             return false;
         }
         pool.verdict = Some(verdict.clone());
-        out.notice(super::event::Notice::Judged {
-            pool: judgement.pool.clone(),
-            verdict,
-        });
+        out.notice(Notice::Judged(judgement.pool.clone(), verdict));
         self.hold(&judgement.pool, out);
         true
     }

@@ -162,8 +162,7 @@ impl Node {
     fn tell_findings(&self, name: &PoolName, out: &mut Out<'_>) {
         let spec = self.pools.get(name).map(|pool| &pool.spec);
         for finding in spec.map_or_else(Vec::new, |spec| self.rules.findings(spec)) {
-            let pool = name.clone();
-            out.notice(Notice::PolicyFinding { pool, finding });
+            out.notice(Notice::PolicyFinding(name.clone(), finding));
         }
     }
 
@@ -209,10 +208,8 @@ impl Node {
         for spec in pools {
             let findings = self.rules.findings(spec);
             if let Some(finding) = findings.into_iter().find(|it| it.enforced) {
-                out.notice(Notice::PolicyFinding {
-                    pool: spec.name.clone(),
-                    finding: finding.clone(),
-                });
+                let told = Notice::PolicyFinding(spec.name.clone(), finding.clone());
+                out.notice(told);
                 return Err(finding.refuses(spec.name.to_string()));
             }
             self.judge_class(&name, out);

@@ -283,19 +283,9 @@ pub enum Notice {
         pool: PoolName,
     },
     /// A template that was declared does not pass a check.
-    PolicyFinding {
-        /// Pool.
-        pool: PoolName,
-        /// What it is.
-        finding: Finding,
-    },
+    PolicyFinding(PoolName, Finding),
     /// What the cluster says of a pool's template has changed.
-    Judged {
-        /// Pool.
-        pool: PoolName,
-        /// What it says.
-        verdict: Verdict,
-    },
+    Judged(PoolName, Verdict),
     /// A member was lost while unclaimed.
     MemberLost {
         /// Pool.

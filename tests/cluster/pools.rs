@@ -160,7 +160,15 @@ fn pools_come_from_the_cluster() {
         &["uninstall", "hearth", "--namespace=hearth", "--wait"],
     );
     cluster.kubectl(&["delete", "crd", "warmpools.hearth.dev"]);
-    cluster.kubectl(&["delete", "namespace", "tenant", "restricted", "quota", "range", "pinned"]);
+    cluster.kubectl(&[
+        "delete",
+        "namespace",
+        "tenant",
+        "restricted",
+        "quota",
+        "range",
+        "pinned",
+    ]);
     eventually("no pod is left", || {
         cluster.get(&["pods"])["items"] == json!([])
     });
@@ -172,7 +180,8 @@ const PYTHON: (&str, &str) = ("tenant", "python");
 fn declared_scaled_and_claimed(cluster: &Cluster) {
     step("the API server knows the bounds");
     let mut wrong = spec(5);
-    wrong["template"]["networkPolicy"] = json!({"mode": "None", "allow": [{"name": "example.com"}]});
+    wrong["template"]["networkPolicy"] =
+        json!({"mode": "None", "allow": [{"name": "example.com"}]});
     let object = json!({
         "apiVersion": "hearth.dev/v1alpha1", "kind": "WarmPool",
         "metadata": {"namespace": "tenant", "name": "python"}, "spec": wrong,
@@ -180,22 +189,47 @@ fn declared_scaled_and_claimed(cluster: &Cluster) {
     let file = cluster.root.join("wrong.json");
     std::fs::write(&file, object.to_string()).unwrap();
     let told = cluster.fails("kubectl", &["apply", "-f", file.to_str().unwrap()]);
-    for what in ["minWarm must be at most maxTotal", "allow belongs to mode Allowlist"] {
+    for what in [
+        "minWarm must be at most maxTotal",
+        "allow belongs to mode Allowlist",
+    ] {
         assert!(told.contains(what), "{told}");
     }
 
     step("a WarmPool becomes a pool, and tells of it");
     cluster.warm_pool("tenant", "python", spec(1));
-    let wait = ["wait", "-n", "tenant", "--for=condition=Ready", "warmpool/python", "--timeout=120s"];
+    let wait = [
+        "wait",
+        "-n",
+        "tenant",
+        "--for=condition=Ready",
+        "warmpool/python",
+        "--timeout=120s",
+    ];
     cluster.kubectl(&wait);
     cluster.condition(PYTHON, "Accepted", ("True", "OnAllNodes"));
     cluster.condition(PYTHON, "Admitted", ("True", "OnAllNodes"));
     let status = cluster.status("tenant", "python");
     let node = &status["nodes"][0];
     assert_eq!((&node["node"], &node["warm"]), (&json!("node"), &json!(1)));
-    assert_eq!((&status["nodesReady"], &status["nodesTotal"]), (&json!(1), &json!(1)));
-    let managed = cluster.kubectl(&["get", "wp", "python", "-n", "tenant", "-o", "json", "--show-managed-fields"]);
-    assert!(managed.contains("\"manager\": \"hearth/node\""), "{managed}");
+    assert_eq!(
+        (&status["nodesReady"], &status["nodesTotal"]),
+        (&json!(1), &json!(1))
+    );
+    let managed = cluster.kubectl(&[
+        "get",
+        "wp",
+        "python",
+        "-n",
+        "tenant",
+        "-o",
+        "json",
+        "--show-managed-fields",
+    ]);
+    assert!(
+        managed.contains("\"manager\": \"hearth/node\""),
+        "{managed}"
+    );
     let shown = cluster.kubectl(&["get", "wp", "-n", "tenant"]);
     for word in ["MIN", "WARM", "CLAIMED", "READY", "NODES", "True"] {
         assert!(shown.contains(word), "{shown}");
@@ -205,13 +239,19 @@ fn declared_scaled_and_claimed(cluster: &Cluster) {
     step("kubectl scale");
     let scale = |replicas: &str| {
         let replicas = format!("--replicas={replicas}");
-        cluster.try_tool("kubectl", &["scale", "-n", "tenant", "warmpool/python", &replicas])
+        cluster.try_tool(
+            "kubectl",
+            &["scale", "-n", "tenant", "warmpool/python", &replicas],
+        )
     };
     assert!(scale("2").status.success());
     cluster.has(PYTHON, "warm", 2);
     let path = "/apis/hearth.dev/v1alpha1/namespaces/tenant/warmpools/python/scale";
     let shown: Value = serde_json::from_str(&cluster.kubectl(&["get", "--raw", path])).unwrap();
-    assert_eq!((&shown["spec"]["replicas"], &shown["status"]["replicas"]), (&json!(2), &json!(2)));
+    assert_eq!(
+        (&shown["spec"]["replicas"], &shown["status"]["replicas"]),
+        (&json!(2), &json!(2))
+    );
     let beyond = scale("9");
     assert!(!beyond.status.success(), "more than maxTotal");
 
@@ -235,7 +275,10 @@ fn declared_scaled_and_claimed(cluster: &Cluster) {
     unlimited["template"]["resources"] = json!({"memory": "256Mi"});
     cluster.warm_pool("tenant", "python", unlimited);
     let told = cluster.condition(PYTHON, "Admitted", ("False", "ChecksFailed"));
-    assert!(told.contains("limits_set: spec.template.resources.cpu"), "{told}");
+    assert!(
+        told.contains("limits_set: spec.template.resources.cpu"),
+        "{told}"
+    );
     cluster.warm_pool("tenant", "python", spec(2));
     cluster.condition(PYTHON, "Admitted", ("True", "OnAllNodes"));
     cluster.condition(PYTHON, "Ready", ("True", "OnAllNodes"));
@@ -248,8 +291,23 @@ fn job_scales(cluster: &Cluster) {
     let file = cluster.root.join("scale.yaml");
     // No registry here, and no kubectl in an image: the roles are tried with the token of the job's account.
     std::fs::write(&file, &text).unwrap();
-    cluster.kubectl(&["apply", "-n", "tenant", "--dry-run=server", "-f", file.to_str().unwrap()]);
-    cluster.kubectl(&["apply", "-n", "tenant", "-f", file.to_str().unwrap(), "-l", "hearth.dev/example=rights"]);
+    cluster.kubectl(&[
+        "apply",
+        "-n",
+        "tenant",
+        "--dry-run=server",
+        "-f",
+        file.to_str().unwrap(),
+    ]);
+    cluster.kubectl(&[
+        "apply",
+        "-n",
+        "tenant",
+        "-f",
+        file.to_str().unwrap(),
+        "-l",
+        "hearth.dev/example=rights",
+    ]);
     let token = cluster.kubectl(&["create", "token", "scale-python", "-n", "tenant"]);
     let token = format!("--token={}", token.trim());
     let scale = |replicas: &str| {
@@ -276,7 +334,10 @@ fn told_apart_from_set_pools(cluster: &Cluster) {
     assert_eq!(cluster.pool_of_node("python")["warm"], 2);
     let taken = set("python");
     let told = String::from_utf8_lossy(&taken.stderr);
-    assert!(!taken.status.success() && told.contains("POOL_OF_WARM_POOL"), "{told}");
+    assert!(
+        !taken.status.success() && told.contains("POOL_OF_WARM_POOL"),
+        "{told}"
+    );
     cluster.warm_pool("tenant", "mine", spec(1));
     cluster.condition(("tenant", "mine"), "Accepted", ("False", "NameTaken"));
     cluster.kubectl(&["delete", "warmpool", "mine", "-n", "tenant"]);
@@ -347,10 +408,22 @@ fn denied_by_every_kind_of_rule(cluster: &Cluster) {
         },
     }));
     for (namespace, rule, words) in [
-        ("restricted", "PodSecurity/restricted:latest: ", "violates PodSecurity"),
+        (
+            "restricted",
+            "PodSecurity/restricted:latest: ",
+            "violates PodSecurity",
+        ),
         ("quota", "ResourceQuota/small: ", "exceeded quota: small"),
-        ("range", "LimitRange: ", "maximum memory usage per Container is 64Mi"),
-        ("pinned", "ValidatingAdmissionPolicy/pinned-images: ", "name images by digest"),
+        (
+            "range",
+            "LimitRange: ",
+            "maximum memory usage per Container is 64Mi",
+        ),
+        (
+            "pinned",
+            "ValidatingAdmissionPolicy/pinned-images: ",
+            "name images by digest",
+        ),
     ] {
         step(&format!("in namespace {namespace}"));
         let name = format!("in-{namespace}");
@@ -373,10 +446,23 @@ fn denied_by_every_kind_of_rule(cluster: &Cluster) {
     step("its right to create Pods is one to ask");
     let token = cluster.kubectl(&["create", "token", "hearth"]);
     let token = format!("--token={}", token.trim());
-    let run = [token.as_str(), "run", "p", "-n", "tenant", "--image=a", "--restart=Never"];
+    let run = [
+        token.as_str(),
+        "run",
+        "p",
+        "-n",
+        "tenant",
+        "--image=a",
+        "--restart=Never",
+    ];
     let told = cluster.fails("kubectl", &run);
     assert!(told.contains("in dry runs only"), "{told}");
-    assert!(cluster.try_tool("kubectl", &[&run[..], &["--dry-run=server"]].concat()).status.success());
+    assert!(
+        cluster
+            .try_tool("kubectl", &[&run[..], &["--dry-run=server"]].concat())
+            .status
+            .success()
+    );
 }
 
 fn quota(cluster: &Cluster, memory: &str) {
@@ -402,7 +488,10 @@ fn held_until_the_rule_changes(cluster: &Cluster) {
     assert!(told.contains("ResourceQuota/small"), "{told}");
     let refused = cluster.try_hearthctl(&["claim", "in-quota"]);
     let told = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && told.contains("POLICY_REFUSED"), "{told}");
+    assert!(
+        !refused.status.success() && told.contains("POLICY_REFUSED"),
+        "{told}"
+    );
     let alive = cluster.hearthctl(&["exec", &claim, "--", "sh", "-c", "echo alive"]);
     assert_eq!(alive.trim(), "alive");
     eventually("it is counted", || {

@@ -146,9 +146,9 @@ pub(super) fn spelt(field: &str) -> String {
         part => camel(part),
     });
     let path = parts.collect::<Vec<_>>().join(".");
-    let path = path.strip_prefix("spec.metadata").map_or(path.clone(), |rest| {
-        format!("metadata{rest}")
-    });
+    let path = path
+        .strip_prefix("spec.metadata")
+        .map_or(path.clone(), |rest| format!("metadata{rest}"));
     path + &key
 }
 

@@ -1,9 +1,9 @@
 //! Which WarmPools this node has, and why it has not the others. Pure: the same objects give the same pools on every node
 //! that they select, in whatever order they came.
 
+use super::WarmPool;
 use super::convert;
 use super::run::Check;
-use super::WarmPool;
 use crate::machine::ids::PoolName;
 use crate::machine::limits::POOLS;
 use crate::machine::spec::{PoolSpec, WarmPoolRef};

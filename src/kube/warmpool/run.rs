@@ -140,8 +140,7 @@ impl Keeper {
             }
         };
         let owned: Vec<_> = owned.collect();
-        let unchanged =
-            owned.len() == plan.pools.len() && plan.pools.iter().zip(owned).all(same);
+        let unchanged = owned.len() == plan.pools.len() && plan.pools.iter().zip(owned).all(same);
         let views = match unchanged {
             true => before,
             false => {

@@ -60,7 +60,12 @@ fn admitted(view: Option<&PoolView>, unasked: Unasked<'_>) -> Said {
         false => "the pool gets no further sandbox",
     };
     if let Some(Verdict::Denied { rule, message }) = &view.verdict {
-        return Said(ADMITTED, "False", "Denied", format!("{rule}: {message} ({effect})"));
+        return Said(
+            ADMITTED,
+            "False",
+            "Denied",
+            format!("{rule}: {message} ({effect})"),
+        );
     }
     if !view.findings.is_empty() {
         let told = view.findings.iter();
@@ -69,7 +74,12 @@ fn admitted(view: Option<&PoolView>, unasked: Unasked<'_>) -> Said {
             format!("{}: {field}: {}", it.check.name(), it.detail)
         });
         let told = told.collect::<Vec<_>>().join("; ");
-        return Said(ADMITTED, "False", "ChecksFailed", format!("{told} ({effect})"));
+        return Said(
+            ADMITTED,
+            "False",
+            "ChecksFailed",
+            format!("{told} ({effect})"),
+        );
     }
     match (&view.verdict, unasked) {
         (Some(_), Some(why)) => Said(
@@ -79,14 +89,24 @@ fn admitted(view: Option<&PoolView>, unasked: Unasked<'_>) -> Said {
             format!("as of before; the cluster could not be asked again: {why}"),
         ),
         (Some(_), None) => Said(ADMITTED, "True", "Admitted", String::new()),
-        (None, Some(why)) => Said(ADMITTED, "Unknown", "CouldNotAsk", format!("{why} ({effect})")),
+        (None, Some(why)) => Said(
+            ADMITTED,
+            "Unknown",
+            "CouldNotAsk",
+            format!("{why} ({effect})"),
+        ),
         (None, None) => Said(ADMITTED, "Unknown", "NotAsked", String::new()),
     }
 }
 
 fn ready(object: &WarmPool, told: &Told, view: Option<&PoolView>) -> Said {
     let Some(view) = view else {
-        return Said(READY, "False", "NoPool", "this node does not have the pool".into());
+        return Said(
+            READY,
+            "False",
+            "NoPool",
+            "this node does not have the pool".into(),
+        );
     };
     let wanted = object.spec.min_warm;
     let count = format!("{} of {wanted} warm", view.warm);
@@ -105,7 +125,11 @@ fn ready(object: &WarmPool, told: &Told, view: Option<&PoolView>) -> Said {
 }
 
 /// Its time is that of the last change of its status.
-fn dated(Said(r#type, status, reason, message): Said, before: &[Condition], now: &str) -> Condition {
+fn dated(
+    Said(r#type, status, reason, message): Said,
+    before: &[Condition],
+    now: &str,
+) -> Condition {
     let same = before.iter().find(|it| it.r#type == r#type);
     let same = same.filter(|it| it.status == status);
     Condition {

@@ -116,7 +116,11 @@ fn what_is_wrong_is_told_in_the_objects_words() {
     assert!(!what.contains('_') || what.contains("A_B="), "{what}");
     let spec = json!({"maxTotal": 1, "template": {"image": "a", "resources": {"cpu": "many"}}});
     let plan = planned(&[object("team", "a", NOW, spec)], &[]);
-    assert!(rejected(&plan, "team/a").1.starts_with("spec.template.resources.cpu: "));
+    assert!(
+        rejected(&plan, "team/a")
+            .1
+            .starts_with("spec.template.resources.cpu: ")
+    );
 }
 
 #[test]
@@ -193,7 +197,9 @@ fn a_slip_of_the_pen_costs_no_members() {
 }
 
 fn view(warm: u32) -> PoolView {
-    let spec = planned(&[object("t", "py", NOW, small())], &[]).pools.remove(0);
+    let spec = planned(&[object("t", "py", NOW, small())], &[])
+        .pools
+        .remove(0);
     PoolView {
         spec,
         warm,
@@ -236,8 +242,14 @@ fn sums_are_over_all_nodes_and_stable() {
     assert_eq!(status.replicas, 1, "the fewest that a node has");
     assert_eq!(status.observed_generation, 3);
     let ready = condition(&status.conditions, "Ready");
-    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "OnSomeNodes"));
-    assert!(ready.message.contains("node b: Filling: 1 of 2"), "{ready:?}");
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("False", "OnSomeNodes")
+    );
+    assert!(
+        ready.message.contains("node b: Filling: 1 of 2"),
+        "{ready:?}"
+    );
     assert_eq!(ready.last_transition_time, LATER, "it was true before");
 
     // The same again is nothing to write; times stay.
@@ -262,7 +274,11 @@ fn sums_are_over_all_nodes_and_stable() {
     assert!(status::differs(&done, &left, "a"));
     let mut gone = done.clone();
     gone.status = Some(left.clone());
-    assert!(!status::differs(&gone, &status::whole(&gone, "a", None, LATER), "a"));
+    assert!(!status::differs(
+        &gone,
+        &status::whole(&gone, "a", None, LATER),
+        "a"
+    ));
 }
 
 #[test]
@@ -279,7 +295,11 @@ fn conditions_say_why() {
     let rejected = Told::Rejected("NameTaken", "by another".into());
     assert_eq!(
         reasons(&told(&rejected, None, None)),
-        ["Accepted False NameTaken", "Admitted Unknown NoPool", "Ready False NoPool"]
+        [
+            "Accepted False NameTaken",
+            "Admitted Unknown NoPool",
+            "Ready False NoPool"
+        ]
     );
     let held = PoolView {
         verdict: Some(Verdict::Denied {
@@ -292,9 +312,17 @@ fn conditions_say_why() {
     let conditions = told(&Told::Declared, Some(&held), None);
     assert_eq!(
         reasons(&conditions),
-        ["Accepted True Declared", "Admitted False Denied", "Ready False Held"]
+        [
+            "Accepted True Declared",
+            "Admitted False Denied",
+            "Ready False Held"
+        ]
     );
-    assert!(conditions[1].message.starts_with("ResourceQuota/small: exceeded"));
+    assert!(
+        conditions[1]
+            .message
+            .starts_with("ResourceQuota/small: exceeded")
+    );
     let audited = PoolView {
         findings: vec![Finding {
             check: Policy::LimitsSet,
@@ -306,7 +334,11 @@ fn conditions_say_why() {
     let conditions = told(&Told::Declared, Some(&audited), None);
     assert_eq!(
         reasons(&conditions),
-        ["Accepted True Declared", "Admitted False ChecksFailed", "Ready True Warm"]
+        [
+            "Accepted True Declared",
+            "Admitted False ChecksFailed",
+            "Ready True Warm"
+        ]
     );
     assert!(
         conditions[1]

@@ -137,7 +137,7 @@ fn an_enforced_check_refuses_a_set_and_an_audited_one_tells() {
     }
     let told = |rig: &Rig, enforced| {
         rig.notices.iter().any(|notice| {
-            let Notice::PolicyFinding { finding, .. } = notice else {
+            let Notice::PolicyFinding(_, finding) = notice else {
                 return false;
             };
             finding.check == Check::DigestPinned && finding.enforced == enforced
@@ -343,7 +343,12 @@ fn neither_side_touches_the_others_pools() {
     let request = rig.call(Call::SetPools(fence(1), set(3, &[pool("other", 0, 1)])));
     rig.ok(request);
     set_warm(&mut rig, &[]);
-    let names: Vec<_> = rig.inspect().pools.into_iter().map(|it| it.spec.name).collect();
+    let names: Vec<_> = rig
+        .inspect()
+        .pools
+        .into_iter()
+        .map(|it| it.spec.name)
+        .collect();
     assert_eq!(names, [name("other")]);
 }
 
