@@ -9,7 +9,7 @@ use super::follow::Followed;
 use super::ledger::{Ledger, Verdict};
 use super::node;
 use crate::machine::event::{ExitCause, Notice};
-use crate::machine::spec::Verdict;
+use crate::machine::spec::Verdict as Admission;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -88,7 +88,7 @@ impl Report {
                 let note = format!("pool {pool} does not pass the check {check}: {detail}");
                 Self::warning("PolicyFinding", "Declare", pool.as_str(), note)
             }
-            Notice::Judged(pool, Verdict::Denied { rule, message }) => {
+            Notice::Judged(pool, Admission::Denied { rule, message }) => {
                 let note = format!("pool {pool}: {rule} denies its template: {message}");
                 Self::warning("TemplateDenied", "Declare", pool.as_str(), note)
             }

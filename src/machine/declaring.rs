@@ -212,7 +212,6 @@ impl Node {
                 out.notice(told);
                 return Err(finding.refuses(spec.name.to_string()));
             }
-            self.judge_class(&name, out);
         }
         Ok(())
     }

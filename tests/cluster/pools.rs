@@ -15,12 +15,19 @@ const WITH_POOLS: &[&str] = &[
 ];
 
 impl Cluster {
+    /// An object of any namespace.
+    fn put(&self, object: &Value) {
+        let file = self.root.join("object.json");
+        std::fs::write(&file, object.to_string()).unwrap();
+        self.tool("kubectl", &["apply", "-f", file.to_str().unwrap()]);
+    }
+
     fn warm_pool(&self, namespace: &str, name: &str, spec: Value) -> Value {
         let object = json!({
             "apiVersion": "hearth.dev/v1alpha1", "kind": "WarmPool",
             "metadata": {"namespace": namespace, "name": name}, "spec": spec,
         });
-        self.apply(&object);
+        self.put(&object);
         object
     }
 
@@ -68,7 +75,7 @@ impl Cluster {
     }
 
     fn namespace(&self, name: &str, labels: Value) {
-        self.apply(&json!({
+        self.put(&json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
         }));
         eventually("its service account is there", || {
@@ -382,11 +389,11 @@ fn denied_by_every_kind_of_rule(cluster: &Cluster) {
     cluster.namespace("range", json!({}));
     cluster.namespace("pinned", json!({"images": "pinned"}));
     quota(cluster, "64Mi");
-    cluster.apply(&json!({
+    cluster.put(&json!({
         "apiVersion": "v1", "kind": "LimitRange", "metadata": {"namespace": "range", "name": "small"},
         "spec": {"limits": [{"type": "Container", "max": {"memory": "64Mi"}}]},
     }));
-    cluster.apply(&json!({
+    cluster.put(&json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
         "metadata": {"name": "pinned-images"},
         "spec": {
@@ -399,7 +406,7 @@ fn denied_by_every_kind_of_rule(cluster: &Cluster) {
             }],
         },
     }));
-    cluster.apply(&json!({
+    cluster.put(&json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
         "metadata": {"name": "pinned-images"},
         "spec": {
@@ -466,7 +473,7 @@ fn denied_by_every_kind_of_rule(cluster: &Cluster) {
 }
 
 fn quota(cluster: &Cluster, memory: &str) {
-    cluster.apply(&json!({
+    cluster.put(&json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"namespace": "quota", "name": "small"},
         "spec": {"hard": {"limits.memory": memory}},
     }));

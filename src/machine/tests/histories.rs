@@ -351,7 +351,6 @@ fn live(actions: Vec<Action>) -> World {
     act(&mut world, Action::TakeOver { allocator: 0 });
     // An object may have taken a name of the set.
     act(&mut world, Action::WarmPools { variant: 0 });
-    world.rest();
     act(
         &mut world,
         Action::SetPools {
