@@ -36,6 +36,7 @@ fn pod(spec: &PoolSpec, namespace: &str) -> Result<Pod, serde_json::Error> {
         .iter()
         .map(|(name, value)| json!({"name": name, "value": value}))
         .collect();
+    let class = Some(&template.runtime_class).filter(|class| !class.is_empty());
     let working_dir = Some(&template.working_dir).filter(|dir| !dir.is_empty());
     serde_json::from_value(json!({
         "metadata": {
@@ -51,6 +52,7 @@ fn pod(spec: &PoolSpec, namespace: &str) -> Result<Pod, serde_json::Error> {
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "runtimeClassName": class,
             "containers": [{
                 "name": "sandbox",
                 "image": template.image,

@@ -132,14 +132,21 @@ pub enum UpdateStrategy {
 /// What a sandbox of the pool is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "!(has(self.runtimeHandler) && has(self.runtimeClassName))", "message": "at most one of runtimeHandler and runtimeClassName"},
+]))]
 pub struct Template {
     /// Image reference as known to containerd.
     #[schemars(length(min = 1, max = 512))]
     pub image: String,
-    /// Runtime handler of the nodes.
+    /// Runtime handler of the nodes; left out, and without a runtimeClassName: "gvisor".
     #[schemars(length(min = 1, max = 63))]
-    #[serde(default = "gvisor")]
-    pub runtime_handler: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_handler: Option<String>,
+    /// A RuntimeClass instead: its handler is taken, and nodes that can't serve it do not have the pool.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_class_name: Option<String>,
     /// Process started inside when the member is made; empty: none, the sandbox waits for executions.
     #[schemars(length(max = 1024))]
     #[serde(default, skip_serializing_if = "is_default")]
@@ -386,10 +393,6 @@ pub struct Condition {
     /// For people.
     #[serde(default)]
     pub message: String,
-}
-
-fn gvisor() -> String {
-    "gvisor".to_owned()
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -32,7 +32,7 @@ pub enum Call {
     /// Pools.SetPools.
     SetPools(Fence, PoolSet),
     /// All pools that WarmPool objects declare, ordered by name; theirs that are left out are drained. Generations are the
-    /// machine's to give. Only from `kube`, so it carries no fence.
+    /// machine's to give, and so are the handlers of RuntimeClasses. Only from `kube`, so it carries no fence.
     SetWarmPools(Vec<PoolSpec>),
     /// What the cluster's admission says of templates. Only from `kube`. Answered like SetPools.
     JudgePools(Vec<Judgement>),

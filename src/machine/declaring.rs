@@ -73,18 +73,48 @@ impl Node {
         }
         let others = self.specs().filter(|spec| spec.warm_pool.is_none());
         let mut declared: Vec<_> = others.cloned().collect();
+        let mut unserved = Vec::new();
         for spec in pools {
             let taken = declared.iter().any(|other| other.name == spec.name);
-            if !taken && spec.warm_pool.is_some() && declared.len() < POOLS {
-                declared.push(self.numbered(spec));
+            if taken || spec.warm_pool.is_none() || declared.len() >= POOLS {
+                continue;
+            }
+            let there = self.pools.get(&spec.name).map(|pool| &pool.spec);
+            let there = there.filter(|there| there.warm_pool == spec.warm_pool);
+            let (name, before) = (spec.name.clone(), there.cloned());
+            match self.served(spec) {
+                Ok(spec) => declared.push(self.numbered(spec)),
+                Err(refusal) => {
+                    declared.extend(before);
+                    unserved.push((name, refusal));
+                }
             }
         }
         declared.sort_by(|a, b| a.name.cmp(&b.name));
         if !self.specs().eq(&declared) {
             self.declare(declared, out);
         }
-        let generation = self.pools_generation;
-        out.answer(request, Answer::PoolsSet { generation }, out.ticket());
+        out.answer(request, Answer::WarmPoolsSet(unserved), out.ticket());
+    }
+
+    /// The pool with the handler that its RuntimeClass means now. Before the cluster has told, the one that it has.
+    fn served(&self, spec: PoolSpec) -> Result<PoolSpec, Refusal> {
+        let mut one = PoolSet {
+            pools: vec![spec],
+            ..PoolSet::default()
+        };
+        if let (None, Some(spec)) = (&self.classes, one.pools.first_mut())
+            && let Some(there) = self.pools.get(&spec.name)
+        {
+            let (asked, there) = (&mut spec.template, &there.spec.template);
+            if asked.runtime_class == there.runtime_class && !asked.runtime_class.is_empty() {
+                asked.runtime_handler.clone_from(&there.runtime_handler);
+            }
+        }
+        self.resolve_handlers(&mut one)?;
+        one.pools.pop().ok_or_else(|| Refusal::Internal {
+            detail: "a pool was lost".to_owned(),
+        })
     }
 
     /// A WarmPool's generation is the machine's: an object that was made anew begins at 1 again, and what a template means

@@ -2,6 +2,7 @@
 
 use super::admission::Finding;
 use super::ids::{ClaimId, Now, PoolName, SandboxId};
+use super::refusal::Refusal;
 use super::spec::{DrainMode, Holder, PoolSpec, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -277,6 +278,8 @@ pub enum Answer {
         /// In force.
         generation: u64,
     },
+    /// To SetWarmPools: pools whose RuntimeClass this node can't serve, and why. What was there of them stays.
+    WarmPoolsSet(Vec<(PoolName, Refusal)>),
     /// To GetPools.
     Pools {
         /// In force.

@@ -38,6 +38,11 @@ pub(super) fn pool(object: &WarmPool) -> Result<api::Pool, Vec<(String, String)>
     if !wrong.is_empty() {
         return Err(wrong);
     }
+    let runtime_handler = match (&template.runtime_handler, &template.runtime_class_name) {
+        (Some(handler), _) => handler.clone(),
+        (None, Some(_)) => String::new(),
+        (None, None) => "gvisor".to_owned(),
+    };
     let strategy = match spec.update_strategy {
         UpdateStrategy::OnReplenish => api::UpdateStrategy::OnReplenish,
         UpdateStrategy::Recreate => api::UpdateStrategy::Recreate,
@@ -52,8 +57,8 @@ pub(super) fn pool(object: &WarmPool) -> Result<api::Pool, Vec<(String, String)>
         generation: 1,
         template: Some(api::Template {
             image: template.image.clone(),
-            runtime_handler: template.runtime_handler.clone(),
-            runtime_class: String::new(),
+            runtime_handler,
+            runtime_class: template.runtime_class_name.clone().unwrap_or_default(),
             command: template.command.clone(),
             env: template.env.clone(),
             working_dir: template.working_dir.clone(),
@@ -143,6 +148,7 @@ pub(super) fn spelt(field: &str) -> String {
         "disk_bytes" => "disk".to_owned(),
         "timeout" => "timeoutSeconds".to_owned(),
         "idle_after" => "idleAfterSeconds".to_owned(),
+        "runtime_class" => "runtimeClassName".to_owned(),
         part => camel(part),
     });
     let path = parts.collect::<Vec<_>>().join(".");

@@ -6,6 +6,7 @@ use super::convert;
 use super::run::Check;
 use crate::machine::ids::PoolName;
 use crate::machine::limits::POOLS;
+use crate::machine::refusal::Refusal;
 use crate::machine::spec::{PoolSpec, WarmPoolRef};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +26,20 @@ pub(super) struct Plan {
     pub pools: Vec<PoolSpec>,
     /// By "namespace/name": the objects that select this node.
     pub told: BTreeMap<String, Told>,
+}
+
+impl Plan {
+    /// Pools that the machine left out, or left as they were: their RuntimeClass can't be served here.
+    pub(super) fn unserved(&mut self, pools: &[(PoolName, Refusal)]) {
+        for (name, why) in pools {
+            let spec = self.pools.iter().find(|spec| spec.name == *name);
+            let object = spec.and_then(|spec| spec.warm_pool.as_ref());
+            if let Some(object) = object {
+                let told = Told::Rejected("Unservable", convert::told(why));
+                self.told.insert(object.to_string(), told);
+            }
+        }
+    }
 }
 
 /// `labels` are this node's. `in_force` are all its pools, those of SetPools included.

@@ -9,7 +9,7 @@ use crate::kube::{Backoff, CallError, Follow, Followed, Kube, follow};
 use crate::machine::event::Call;
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::PoolSpec;
-use crate::machine::view::{Answer, PoolView};
+use crate::machine::view::{Answer, BreakerView, PoolView};
 use ::kube::api::{Patch, PatchParams};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 /// SetPools' rules for one pool of this node: `rpc` has them, `app` brings them here.
 pub type Check = Arc<dyn Fn(api::Pool) -> Result<PoolSpec, Refusal> + Send + Sync>;
@@ -130,25 +130,25 @@ impl Keeper {
         };
         let before = self.pools().await?;
         let specs: Vec<_> = before.iter().map(|view| view.spec.clone()).collect();
-        let plan = plan::plan(&objects, &labels, &specs, &self.check);
+        let mut plan = plan::plan(&objects, &labels, &specs, &self.check);
         let owned = specs.iter().filter(|spec| spec.warm_pool.is_some());
-        let same = |(a, b): (&PoolSpec, &PoolSpec)| {
-            let generation = b.generation;
-            *b == PoolSpec {
-                generation,
-                ..a.clone()
-            }
-        };
         let owned: Vec<_> = owned.collect();
-        let unchanged = owned.len() == plan.pools.len() && plan.pools.iter().zip(owned).all(same);
+        let unchanged =
+            owned.len() == plan.pools.len() && plan.pools.iter().zip(owned).all(is_in_force);
+        // Whether a RuntimeClass that could not be served can be now is the machine's to say.
+        let servable = |view: &PoolView| view.breaker != BreakerView::Unservable;
+        let unchanged = unchanged && before.iter().all(servable);
         let views = match unchanged {
             true => before,
             false => {
                 let names: Vec<_> = plan.pools.iter().map(|it| it.name.to_string()).collect();
-                info!(pools = names.join(","), "WarmPools of this node");
+                debug!(pools = names.join(","), "WarmPools of this node");
                 let call = Call::SetWarmPools(plan.pools.clone());
                 let set = self.handle.call(call, None).await;
-                set.map_err(|refusal| refusal.to_string())?;
+                let set = set.map_err(|refusal| refusal.to_string())?;
+                if let Answer::WarmPoolsSet(unserved) = set.answer {
+                    plan.unserved(&unserved);
+                }
                 self.pools().await?
             }
         };
@@ -236,6 +236,19 @@ impl Keeper {
         let call = api.patch_status(&reference.name, &params, &body);
         self.kube.call("warmpools.status", call).await
     }
+}
+
+/// Is a planned pool in force already? Its generation and the handler of its RuntimeClass are the machine's.
+fn is_in_force((planned, there): (&PoolSpec, &PoolSpec)) -> bool {
+    let mut planned = PoolSpec {
+        generation: there.generation,
+        ..planned.clone()
+    };
+    if !planned.template.runtime_class.is_empty() {
+        let handler = &there.template.runtime_handler;
+        planned.template.runtime_handler.clone_from(handler);
+    }
+    planned == *there
 }
 
 /// To the second: it is for people.

@@ -214,8 +214,9 @@ fn of_all(r#type: &'static str, nodes: &[NodeStatus]) -> Said {
 
 /// Reasons are a closed list; one of another version of hearthd is told as such.
 fn as_static(reason: &str) -> &'static str {
-    const REASONS: [&str; 12] = [
+    const REASONS: [&str; 13] = [
         "InvalidSpec",
+        "Unservable",
         "NameTaken",
         "NodeFull",
         "NoPool",

@@ -88,6 +88,26 @@ fn an_object_is_read_as_set_pools_reads_a_pool() {
 }
 
 #[test]
+fn a_runtime_class_takes_the_place_of_a_handler() {
+    let mut spec = small();
+    spec["template"]["runtimeClassName"] = json!("gvisor");
+    let mut plan = planned(&[object("t", "py", NOW, spec)], &[]);
+    let template = &plan.pools[0].template;
+    assert_eq!(template.runtime_class, "gvisor");
+    assert_eq!(template.runtime_handler, "", "the machine's to give");
+    let name = plan.pools[0].name.clone();
+    let why = Refusal::RuntimeClassUnservable {
+        pool: "py".into(),
+        class: "gvisor".into(),
+        detail: "no such class".into(),
+    };
+    plan.unserved(&[(name, why)]);
+    let (reason, what) = rejected(&plan, "t/py");
+    assert_eq!(reason, "Unservable");
+    assert!(what.contains("no such class"), "{what}");
+}
+
+#[test]
 fn what_is_wrong_is_told_in_the_objects_words() {
     let spec = json!({
         "minWarm": 9, "maxTotal": 8,

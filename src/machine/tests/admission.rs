@@ -373,3 +373,48 @@ fn a_warm_pools_generation_rises_with_its_content() {
     set_warm(&mut rig, &[]);
     assert_eq!(generation(&mut rig, &spec), 3);
 }
+
+#[test]
+fn a_warm_pools_class_is_resolved_when_the_cluster_has_told() {
+    use super::world::{CLASS, classes};
+    let mut spec = warm_pool(pool("py", 1, 4));
+    spec.template.runtime_class = CLASS.to_owned();
+    spec.template.runtime_handler = String::new();
+    let set = |rig: &mut Rig| {
+        let request = rig.call(Call::SetWarmPools(vec![spec.clone()]));
+        match rig.ok(request) {
+            Answer::WarmPoolsSet(unserved) => unserved,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut rig = Rig::new();
+    assert!(matches!(
+        set(&mut rig).as_slice(),
+        [(_, Refusal::RuntimeClassesUnknown { .. })]
+    ));
+    assert!(rig.inspect().pools.is_empty());
+    rig.send(classes(2));
+    assert!(matches!(
+        set(&mut rig).as_slice(),
+        [(_, Refusal::RuntimeClassUnservable { .. })]
+    ));
+    rig.send(classes(0));
+    assert!(set(&mut rig).is_empty());
+    assert_eq!(rig.pool("py").spec.template.runtime_handler, "gvisor");
+    rig.create_all();
+    // Over a restart without the cluster it is what it was.
+    rig.restart();
+    rig.connect(&[]);
+    assert!(set(&mut rig).is_empty());
+    assert!(rig.persisted.is_empty());
+    // It means another handler now: the object needs no change for that.
+    rig.send(classes(3));
+    assert!(set(&mut rig).is_empty());
+    let there = rig.pool("py").spec;
+    assert_eq!(there.template.runtime_handler, "other");
+    assert_eq!(there.generation, 2);
+    // It can't be served any more: what there is stays.
+    rig.send(classes(1));
+    assert_eq!(set(&mut rig).len(), 1);
+    assert_eq!(rig.pool("py").spec, there);
+}
