@@ -3,6 +3,7 @@
 //! ```text
 //! client (deadlines) ─▶ follow (watch, kept while the server is away) ─▶ node, runtimeclass ─▶ driver::Handle
 //! driver::Handle (phase, pools, notices) ─▶ node (label, taint), events
+//! warmpool (objects ─▶ pools ─▶ status) ◀─▶ driver::Handle ◀─▶ admission (template ─▶ dry run ─▶ verdict)
 //! ```
 //! Nothing that a claim needs waits for it: the API server may be away at the start, at the end and for any time in
 //! between. What was known last stays in force, and is brought up to date when it is back.

@@ -8,6 +8,9 @@
 //! ```
 //! Bounds are those of the API of hearthd, told by the API server already when the object is written.
 
+// Columns have the same keys, each its own.
+#![allow(clippy::duplicated_attributes)]
+
 mod convert;
 mod plan;
 mod quantity;
