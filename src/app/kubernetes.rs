@@ -1,10 +1,9 @@
 //! hearthd's own calls to the Kubernetes API, where they are asked for.
 
 use super::AppError;
-use crate::config::{Config, is_node_name};
+use crate::config::Config;
 use crate::driver::Handle;
 use prometheus::Registry;
-use std::time::Duration;
 
 /// What calls the API server; nothing where it is off. Nothing of hearthd waits for it, except [`Kubernetes::stop`], which
 /// has a bound.
@@ -82,6 +81,7 @@ impl Kubernetes {
 #[cfg(feature = "kube")]
 async fn connect(config: &Config, registry: &Registry) -> Result<crate::kube::Running, AppError> {
     use crate::kube::{Kube, Metrics, Running, Settings};
+    use std::time::Duration;
     let said = &config.kubernetes;
     let settings = Settings {
         node: node_name(&said.node, std::env::var("NODE_NAME").ok())?,
@@ -112,12 +112,13 @@ fn check(handle: &Handle) -> crate::kube::warmpool::Check {
 }
 
 /// The configured name, else what the DaemonSet says.
+#[cfg(feature = "kube")]
 fn node_name(configured: &str, environment: Option<String>) -> Result<String, AppError> {
     let name = match configured {
         "" => environment.unwrap_or_default(),
         name => name.to_owned(),
     };
-    match is_node_name(&name) {
+    match crate::config::is_node_name(&name) {
         true => Ok(name),
         false => Err(AppError::Kubernetes(format!(
             "neither kubernetes.node nor NODE_NAME names a node: {name:?}"
@@ -125,7 +126,7 @@ fn node_name(configured: &str, environment: Option<String>) -> Result<String, Ap
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "kube"))]
 mod tests {
     use super::node_name;
 

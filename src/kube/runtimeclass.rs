@@ -7,7 +7,6 @@ use crate::machine::classes::{Classes, RuntimeClass};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::node::v1::RuntimeClass as Object;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use tracing::warn;
 
@@ -73,7 +72,7 @@ fn class(object: &Object) -> RuntimeClass {
         overhead_memory_bytes: of("memory", 1),
         node_selector: scheduling
             .and_then(|it| it.node_selector.clone())
-            .unwrap_or_else(BTreeMap::new),
+            .unwrap_or_default(),
     }
 }
 

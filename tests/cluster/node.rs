@@ -31,14 +31,24 @@ fn claims_are_refused(cluster: &Cluster) -> bool {
     String::from_utf8_lossy(&output.stderr).contains("NODE_CORDONED")
 }
 
-/// One pool, of this template beside its image; the answer of `pools set`.
+/// One pool of this template; the answer of `pools set`.
 fn declare(cluster: &Cluster, warm: u32, image: &str, class: Option<&str>) -> Output {
+    declare_as(cluster, POOL, warm, image, class)
+}
+
+fn declare_as(
+    cluster: &Cluster,
+    name: &str,
+    warm: u32,
+    image: &str,
+    class: Option<&str>,
+) -> Output {
     let file = cluster.root.join("pools.json");
     let mut template = json!({"image": image, "interpreter": "python"});
     if let Some(class) = class {
         template["runtime_class"] = class.into();
     }
-    let pool = json!({"name": POOL, "min_warm": warm, "max_total": 8, "template": template});
+    let pool = json!({"name": name, "min_warm": warm, "max_total": 8, "template": template});
     std::fs::write(&file, json!({"pools": [pool]}).to_string()).unwrap();
     cluster.try_hearthctl(&["pools", "set", "-f", file.to_str().unwrap()])
 }
@@ -141,7 +151,7 @@ fn hearthd_heeds_its_node_and_lives_without_the_api_server() {
     held.is_untouched(&cluster, 41);
 
     step("a template that keeps failing is an Event of the node");
-    let declared = declare(&cluster, 1, "hearth.local/nothing:1", None);
+    let declared = declare_as(&cluster, "broken", 1, "hearth.local/nothing:1", None);
     assert!(declared.status.success(), "{declared:?}");
     eventually("operators are told", || {
         let told = events(&cluster, "PoolFailing");
@@ -273,4 +283,12 @@ fn without_the_api_server(cluster: &Cluster, held: &Held) {
     });
     assert_eq!(label(cluster), "true");
     held.is_untouched(cluster, 41);
+    let page = cluster.page("/metrics").unwrap();
+    for shown in [
+        "hearth_kubernetes_followed{kind=\"nodes\"} 1",
+        "hearth_kubernetes_followed{kind=\"runtimeclasses\"} 1",
+        "hearth_kubernetes_calls_total{call=\"nodes.patch\"",
+    ] {
+        assert!(page.contains(shown), "{shown}: {page}");
+    }
 }
