@@ -19,6 +19,7 @@ mod network;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod pages;
+mod policies;
 mod privileges;
 mod programs;
 mod swap;
@@ -274,7 +275,7 @@ async fn start(
     let network = network::build(config, opened.identity.tag, registry).await?;
     let runtime = connected.runtime.clone();
     let parts = driver::Parts {
-        node: Node::recover(settings, opened.records, opened.start),
+        node: Node::recover(settings, opened.records, opened.start).under(policies::rules(config)),
         journal: Box::new(opened.journal),
         journal_events,
         runtime: connected.runtime,
@@ -291,6 +292,7 @@ async fn start(
     let driver = tokio::spawn(driver.run_until_stopped(stop_driver.clone()));
     ports.serve(&handle, registry, &stop_serving);
     kubernetes.serve(&handle);
+    kubernetes.serve_pools(config, &handle, registry)?;
     let dir = config.runtime.install_dir.clone();
     if !dir.as_os_str().is_empty() {
         let own = programs.installed.clone();

@@ -10,10 +10,12 @@ pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
 mod hibernation;
 mod kubernetes;
 mod memory;
+mod policy;
 pub use hibernation::Hibernation;
 pub use kubernetes::{Kubernetes, is_node_name};
 pub use memory::{Memory, Swap};
 pub use network::{Network, prefix, resolver};
+pub use policy::{Policy, PolicyMode};
 
 pub use load::{ConfigError, Problem, Sources, load};
 
@@ -46,6 +48,8 @@ pub struct Config {
     pub network: Network,
     /// hearthd's own calls to the Kubernetes API.
     pub kubernetes: Kubernetes,
+    /// What templates of pools must keep to.
+    pub policy: Policy,
     /// Bounds.
     pub limits: Limits,
     /// The audit log.
@@ -150,6 +154,7 @@ impl Default for Config {
             hibernation: Hibernation::default(),
             network: Network::default(),
             kubernetes: Kubernetes::default(),
+            policy: Policy::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             log: Log::default(),
@@ -297,6 +302,7 @@ impl Config {
         found.extend(self.hibernation.problems());
         found.extend(self.network.problems());
         found.extend(self.kubernetes.problems());
+        found.extend(self.policy.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));
         }

@@ -34,7 +34,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("identity", &[]),
     ("rpc", &["machine", "driver", "identity", "api"]),
     ("admin", &["machine", "driver"]),
-    ("kube", &["machine", "driver"]),
+    // `api`: a WarmPool is read as the message that SetPools takes, so that one set of rules checks both.
+    ("kube", &["machine", "driver", "api"]),
     // Only tests: all above the adapters, on fakes of what is below.
     (
         "sim",

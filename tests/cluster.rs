@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 #[path = "support/certificates.rs"]
 mod certificates;
 use certificates::{Authority, Issued, Wanted};
+#[path = "cluster/pools.rs"]
+mod pools;
 
 // What hearthd and the API server tell each other.
 #[path = "cluster/node.rs"]

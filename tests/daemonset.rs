@@ -196,6 +196,46 @@ fn the_rights_at_the_api_server_are_the_listed_ones() {
     assert_eq!(policy["spec"]["failurePolicy"], "Fail");
 }
 
+/// Rights for pools come with what needs them, and the right to create Pods with the policy that makes it one to ask.
+#[test]
+fn pools_of_the_cluster_need_rights_of_their_own() {
+    let rights = |values: &[&str]| {
+        let objects = render(&[&["kubernetes.enabled=true"], values].concat()).unwrap();
+        let named = |kind: &str, end: &str| {
+            let found = objects.iter().find(|object| {
+                let name = object["metadata"]["name"].as_str().unwrap();
+                object["kind"] == kind && name.ends_with(end)
+            });
+            found.cloned().unwrap_or(Value::Null)
+        };
+        let role = named("ClusterRole", "-pools");
+        let bound = named("ClusterRoleBinding", "-pools");
+        assert_eq!(role.is_null(), bound.is_null());
+        let pinned = named("ValidatingAdmissionPolicy", "-dry-run");
+        let in_force = named("ValidatingAdmissionPolicyBinding", "-dry-run");
+        assert_eq!(pinned.is_null(), in_force.is_null());
+        let words = |value: &Value| {
+            let words = value.as_array().unwrap().iter();
+            let words: Vec<_> = words.map(|word| word.as_str().unwrap()).collect();
+            words.join(",")
+        };
+        let rules = role["rules"].as_array().cloned().unwrap_or_default();
+        let rules = rules
+            .iter()
+            .map(|rule| format!("{} {}", words(&rule["resources"]), words(&rule["verbs"])));
+        (rules.collect::<Vec<_>>().join("; "), !pinned.is_null())
+    };
+    let pools = "kubernetes.warmPools=true";
+    let asks = "kubernetes.admission=\"audit\"";
+    let of_pools = "warmpools list,watch; warmpools/status patch";
+    assert_eq!(rights(&[]), (String::new(), false));
+    assert_eq!(rights(&[pools]), (of_pools.to_owned(), false));
+    assert_eq!(rights(&[asks]), ("pods create".to_owned(), true));
+    let both = format!("{of_pools}; pods create");
+    assert_eq!(rights(&[pools, asks]), (both, true));
+    assert!(render(&["kubernetes.admission=\"maybe\""]).is_err());
+}
+
 #[test]
 fn calls_to_the_api_server_are_made_where_rights_are_given() {
     let config = |values: &[&str]| {
@@ -217,11 +257,12 @@ fn calls_to_the_api_server_are_made_where_rights_are_given() {
 /// hearthd itself reads what the chart renders, every kind of value among them.
 #[test]
 fn hearthd_takes_the_rendered_configuration() {
-    use hearth::config::{Sources, load};
+    use hearth::config::{PolicyMode, Sources, load};
     let tls = "api.tcp={\"enabled\":true,\"tlsSecret\":\"t\"}";
     let more = "config={\"limits\":{\"calls_per_second\":500},\"memory\":{\"swap\":\"none\"},\"api\":{\"connection_age_seconds\":60}}";
     let allocator = "api.roles.allocator=[\"spiffe://cluster.local/ns/agents/sa/allocator\"]";
-    let objects = render(&[tls, more, allocator]).unwrap();
+    let cluster = "kubernetes={\"enabled\":true,\"warmPools\":true,\"admission\":\"enforce\",\"tenantNamespace\":\"team\"}";
+    let objects = render(&[tls, more, allocator, cluster]).unwrap();
     let text = one(&objects, "ConfigMap")["data"]["hearthd.toml"]
         .as_str()
         .unwrap();
@@ -239,6 +280,9 @@ fn hearthd_takes_the_rendered_configuration() {
     assert_eq!(config.api.roles.allocator.len(), 1);
     assert_eq!(config.api.tcp, "0.0.0.0:9470");
     assert_eq!(config.admin.metrics_listen, "0.0.0.0:9468");
+    assert!(config.kubernetes.enabled && config.kubernetes.warm_pools);
+    assert_eq!(config.kubernetes.admission, PolicyMode::Enforce);
+    assert_eq!(config.kubernetes.tenant_namespace, "team");
     assert!(config.shim_is_named());
     // What it names is mounted at the same place.
     let pod = pod(&objects);

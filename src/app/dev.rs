@@ -96,6 +96,7 @@ impl Dev {
         let set = PoolSet {
             generation: 1,
             pools: vec![self.pool(handle.network().is_ok())?],
+            ..PoolSet::default()
         };
         handle.call(Call::SetPools(fence(1), set), None).await?;
         info!(pool = POOL, warm = self.warm, "pool declared");
@@ -143,6 +144,7 @@ impl Dev {
             update_strategy: UpdateStrategy::OnReplenish,
             max_parallel_refills: limits::DEFAULT_PARALLEL_REFILLS,
             running: None,
+            warm_pool: None,
         })
     }
 
@@ -171,6 +173,7 @@ impl Dev {
         let set = PoolSet {
             generation: node.pools_generation.saturating_add(1),
             pools: Vec::new(),
+            ..PoolSet::default()
         };
         handle.call(Call::SetPools(fence(epoch), set), None).await?;
         let deadline = Instant::now() + TEARDOWN;

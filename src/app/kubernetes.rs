@@ -44,6 +44,31 @@ impl Kubernetes {
         let _ = handle;
     }
 
+    /// Begins to keep the pools that the cluster declares, and to ask it about templates.
+    ///
+    /// # Errors
+    /// A metric was registered twice: a bug.
+    pub(super) fn serve_pools(
+        &self,
+        config: &Config,
+        handle: &Handle,
+        registry: &Registry,
+    ) -> Result<(), AppError> {
+        #[cfg(feature = "kube")]
+        if let Some(running) = &self.running {
+            let pools = crate::kube::Pools {
+                warm_pools: config.kubernetes.warm_pools.then(|| check(handle)),
+                rules: super::policies::rules(config),
+                ask_again: Duration::from_secs(config.kubernetes.admission_seconds),
+                metrics: crate::kube::admission::Metrics::register(registry)?,
+            };
+            running.serve_pools(handle, pools);
+        }
+        #[cfg(not(feature = "kube"))]
+        let (_, _, _) = (config, handle, registry);
+        Ok(())
+    }
+
     /// Ends it; tells the cluster that the node takes no claims, if that is quickly done.
     pub(super) async fn stop(self) {
         #[cfg(feature = "kube")]
@@ -67,6 +92,23 @@ async fn connect(config: &Config, registry: &Registry) -> Result<crate::kube::Ru
     let kube = kube.map_err(|error| AppError::Kubernetes(error.to_string()))?;
     tracing::info!(node = %kube.node, namespace = %kube.namespace, "calls the Kubernetes API");
     Ok(Running::begin(kube))
+}
+
+/// SetPools' rules for one pool.
+#[cfg(feature = "kube")]
+fn check(handle: &Handle) -> crate::kube::warmpool::Check {
+    use crate::machine::refusal::Refusal;
+    let handle = handle.clone();
+    std::sync::Arc::new(move |pool| {
+        let handlers = handle.handlers().into_iter().map(|(name, _)| name);
+        let spec = crate::rpc::check_pool(pool, &handlers.collect::<Vec<_>>())?;
+        match handle.network() {
+            Err(detail) if spec.template.network_policy.needs_interface() => {
+                Err(Refusal::NetworkUnavailable { detail })
+            }
+            Ok(()) | Err(_) => Ok(spec),
+        }
+    })
 }
 
 /// The configured name, else what the DaemonSet says.

@@ -1,5 +1,6 @@
 //! `[kubernetes]`: hearthd's own calls to the Kubernetes API.
 
+use super::policy::PolicyMode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -16,6 +17,15 @@ pub struct Kubernetes {
     pub kubeconfig: PathBuf,
     /// Seconds that one call may take.
     pub call_seconds: u64,
+    /// Keep the pools that WarmPool objects of the cluster declare for this node.
+    pub warm_pools: bool,
+    /// Ask the cluster whether it would admit each template as a Pod of the tenant's namespace: "off"; "audit" tells;
+    /// "enforce" makes no sandbox of a template that is denied, or not asked about yet.
+    pub admission: PolicyMode,
+    /// Seconds after which it is asked about the same template again.
+    pub admission_seconds: u64,
+    /// The tenant's namespace of pools that SetPools declares. Empty: they have none, and the cluster is not asked about them.
+    pub tenant_namespace: String,
 }
 
 impl Default for Kubernetes {
@@ -25,6 +35,10 @@ impl Default for Kubernetes {
             node: String::new(),
             kubeconfig: PathBuf::new(),
             call_seconds: 5,
+            warm_pools: false,
+            admission: PolicyMode::Off,
+            admission_seconds: 300,
+            tenant_namespace: String::new(),
         }
     }
 }
@@ -43,6 +57,23 @@ impl Kubernetes {
             found.push((
                 "kubernetes.node",
                 "must be a node's name: at most 253 of a-z, 0-9, '-' and '.'".into(),
+            ));
+        }
+        if !(10..=86_400).contains(&self.admission_seconds) {
+            found.push(("kubernetes.admission_seconds", "must be 10 to 86400".into()));
+        }
+        let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let tenant = &self.tenant_namespace;
+        if tenant.len() > 63 || !tenant.bytes().all(label) {
+            found.push((
+                "kubernetes.tenant_namespace",
+                "must be a namespace's name: at most 63 of a-z, 0-9 and '-'".into(),
+            ));
+        }
+        if !self.enabled && (self.warm_pools || self.admission != PolicyMode::Off) {
+            found.push((
+                "kubernetes.enabled",
+                "must be true for warm_pools and admission".into(),
             ));
         }
         if self.enabled && cfg!(not(feature = "kube")) {

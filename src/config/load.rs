@@ -154,6 +154,9 @@ fn kinds() -> BTreeMap<String, Kind> {
     };
     one_of("log.format", &["auto", "text", "json"]);
     one_of("api.tls.client_certificate", &["required", "optional"]);
+    for key in super::policy::MODES {
+        one_of(key, &["off", "audit", "enforce"]);
+    }
     kinds
 }
 

@@ -156,7 +156,7 @@ fn durable_and_untold(answer: &Answer) {
         Answer::Renewed { .. } => failpoint!("reply.renewed"),
         Answer::Hibernated => failpoint!("reply.hibernated"),
         Answer::Resumed => failpoint!("reply.resumed"),
-        Answer::PoolsSet { .. } => failpoint!("reply.pools"),
+        Answer::PoolsSet { .. } | Answer::WarmPoolsSet(_) => failpoint!("reply.pools"),
         Answer::Drain(_) => failpoint!("reply.drain"),
         Answer::Claim(_)
         | Answer::Claims { .. }

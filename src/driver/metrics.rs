@@ -2,6 +2,7 @@
 //! lists; never a sandbox or a claim.
 
 use super::Phase;
+use super::policies::Policies;
 use super::work::Workers;
 use crate::machine::event::{ExitCause, FreezeCause, Notice, SinkCause, ThawCause};
 use crate::machine::spec::WaitingOn;
@@ -20,6 +21,7 @@ pub(super) struct Metrics {
     target: IntGaugeVec,
     waiting: IntGaugeVec,
     breaker: IntGaugeVec,
+    policies: Policies,
     refill_duration: HistogramVec,
     refill_failures: IntCounterVec,
     members_lost: IntCounterVec,
@@ -197,6 +199,7 @@ impl Metrics {
                 "How often a pool's breaker opened",
                 &["pool"],
             )?,
+            policies: Policies::register(registry)?,
             tombstones_early: counter(
                 "hearth_tombstones_forgotten_early_total",
                 "Released claims forgotten before 24 hours because of the bound",
@@ -302,6 +305,7 @@ impl Metrics {
                 let _absent = vec.remove_label_values(&[gone.as_str()]);
             }
             let _absent = self.refill_duration.remove_label_values(&[gone.as_str()]);
+            self.policies.gone(gone);
         }
         for view in pools {
             let pool = view.spec.name.as_str();
@@ -323,6 +327,7 @@ impl Metrics {
             set(&self.waiting, i64::from(view.waiting));
             let rests = !matches!(view.breaker, BreakerView::Closed);
             set(&self.breaker, i64::from(rests));
+            self.policies.pool(view);
             self.refill_duration.with_label_values(&[pool]);
             for vec in [&self.refill_failures, &self.breaker_opened] {
                 vec.with_label_values(&[pool]);
@@ -342,6 +347,7 @@ impl Metrics {
                     .with_label_values(&[pool.as_str()])
                     .inc();
             }
+            Notice::PolicyFinding(_, finding) => self.policies.found(finding),
             Notice::MemberLost { cause, .. } => self
                 .members_lost
                 .with_label_values(&[cause_label(*cause)])
@@ -388,6 +394,7 @@ impl Metrics {
             | Notice::SinkFailed { .. }
             | Notice::RestoreFailed { .. } => {}
             Notice::BreakerClosed { .. }
+            | Notice::Judged(..)
             | Notice::PoolUnservable { .. }
             | Notice::PoolServable { .. }
             | Notice::ShimKilled { .. }

@@ -18,6 +18,8 @@ mod handle;
 mod inbox;
 mod metrics;
 mod network;
+#[path = "policies/metrics.rs"]
+mod policies;
 mod ready;
 mod residency;
 mod shift;

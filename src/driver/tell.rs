@@ -3,6 +3,7 @@
 use super::Handle;
 use super::guests::Guests;
 use crate::machine::event::{Event, ExitCause, Notice};
+use crate::machine::spec::Verdict;
 use crate::runtime::RuntimeEvent;
 use tracing::{debug, error, info, warn};
 
@@ -13,6 +14,20 @@ pub(super) fn tell(notice: &Notice) {
             error!(%pool, reason, "the pool's template keeps failing: refill rests");
         }
         Notice::BreakerClosed { pool } => info!(%pool, "the pool's template works again"),
+        Notice::PolicyFinding(pool, finding) => warn!(
+            %pool,
+            check = finding.check.name(),
+            enforced = finding.enforced,
+            field = finding.check.field(),
+            detail = finding.detail,
+            "the pool's template does not pass a check"
+        ),
+        Notice::Judged(pool, verdict) => match verdict {
+            Verdict::Allowed => info!(%pool, "the cluster admits the pool's template"),
+            Verdict::Denied { rule, message } => {
+                warn!(%pool, rule, message, "the cluster denies the pool's template");
+            }
+        },
         Notice::MemberLost {
             pool,
             sandbox,

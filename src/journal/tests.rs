@@ -174,7 +174,9 @@ fn pools(generation: u64) -> PoolSet {
             update_strategy: UpdateStrategy::OnReplenish,
             max_parallel_refills: 2,
             running: None,
+            warm_pool: None,
         }],
+        ..PoolSet::default()
     }
 }
 

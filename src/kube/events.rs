@@ -9,6 +9,7 @@ use super::follow::Followed;
 use super::ledger::{Ledger, Verdict};
 use super::node;
 use crate::machine::event::{ExitCause, Notice};
+use crate::machine::spec::Verdict as Admission;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -81,6 +82,15 @@ impl Report {
             Notice::PoolServable { pool } => {
                 let note = format!("pool {pool}: this node can serve its RuntimeClass again");
                 Self::normal("PoolWorks", "Refill", pool.as_str(), note)
+            }
+            Notice::PolicyFinding(pool, finding) => {
+                let (check, detail) = (finding.check.name(), &finding.detail);
+                let note = format!("pool {pool} does not pass the check {check}: {detail}");
+                Self::warning("PolicyFinding", "Declare", pool.as_str(), note)
+            }
+            Notice::Judged(pool, Admission::Denied { rule, message }) => {
+                let note = format!("pool {pool}: {rule} denies its template: {message}");
+                Self::warning("TemplateDenied", "Declare", pool.as_str(), note)
             }
             Notice::ShimKilled { sandbox } => {
                 let note = format!("the shim of sandbox {sandbox} was wedged and has been killed");

@@ -3,6 +3,7 @@
 //! ```text
 //! client (deadlines) ─▶ follow (watch, kept while the server is away) ─▶ node, runtimeclass ─▶ driver::Handle
 //! driver::Handle (phase, pools, notices) ─▶ node (label, taint), events
+//! warmpool (objects ─▶ pools ─▶ status) ◀─▶ driver::Handle ◀─▶ admission (template ─▶ dry run ─▶ verdict)
 //! ```
 //! Nothing that a claim needs waits for it: the API server may be away at the start, at the end and for any time in
 //! between. What was known last stays in force, and is brought up to date when it is back.
@@ -11,6 +12,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod admission;
 mod backoff;
 mod client;
 mod events;
@@ -19,6 +21,7 @@ mod ledger;
 mod metrics;
 mod node;
 mod runtimeclass;
+pub mod warmpool;
 
 pub use backoff::Backoff;
 pub use client::{CallError, ClientError, Kube, Settings};
@@ -28,6 +31,7 @@ pub use metrics::Metrics;
 pub use runtimeclass::amount;
 
 use crate::driver::Handle;
+use crate::machine::admission::Rules;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use std::time::Duration;
@@ -40,6 +44,18 @@ use tracing::debug;
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// RuntimeClasses of a cluster that are looked at.
 const CLASSES: usize = 256;
+
+/// How pools and the cluster go together. From the configuration, by `app`.
+pub struct Pools {
+    /// Pools are kept as WarmPool objects say, by SetPools' rules; `None`: they are not.
+    pub warm_pools: Option<warmpool::Check>,
+    /// Which pools the cluster is asked about, and whether at all.
+    pub rules: Rules,
+    /// How soon it is asked about the same template again.
+    pub ask_again: Duration,
+    /// Of asking.
+    pub metrics: admission::Metrics,
+}
 
 /// Everything of this room that runs. Built by `app`.
 pub struct Running {
@@ -103,6 +119,23 @@ impl Running {
         self.spawn(events::listen(handle.notices(), self.reporter()));
         if let Some(reports) = self.reports.take() {
             self.spawn(events::send(kube, nodes, reports));
+        }
+    }
+
+    /// Begins to keep the pools of WarmPool objects, and to ask the cluster about templates. Once, after the driver is there.
+    pub fn serve_pools(&self, handle: &Handle, pools: Pools) {
+        let (kube, stop) = (&self.kube, &self.stop);
+        let unasked = admission::judge(
+            kube,
+            handle,
+            pools.rules,
+            pools.ask_again,
+            pools.metrics,
+            stop,
+        );
+        if let Some(check) = pools.warm_pools {
+            let nodes = self.nodes.clone();
+            warmpool::keep(kube, handle, nodes, check, unasked, stop);
         }
     }
 

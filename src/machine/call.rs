@@ -1,7 +1,9 @@
 //! What a caller asks the machine for.
 
 use super::ids::{ClaimId, PoolName, SandboxId};
-use super::spec::{ClaimRequest, DrainRequest, Fence, PoolSet, Tier, WaitingOn};
+use super::spec::{
+    ClaimRequest, DrainRequest, Fence, Judgement, PoolSet, PoolSpec, Tier, WaitingOn,
+};
 
 /// A call of a caller. Mutating calls carry their fence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,11 @@ pub enum Call {
     },
     /// Pools.SetPools.
     SetPools(Fence, PoolSet),
+    /// All pools that WarmPool objects declare, ordered by name; theirs that are left out are drained. Generations are the
+    /// machine's to give, and so are the handlers of RuntimeClasses. Only from `kube`, so it carries no fence.
+    SetWarmPools(Vec<PoolSpec>),
+    /// What the cluster's admission says of templates. Only from `kube`. Answered like SetPools.
+    JudgePools(Vec<Judgement>),
     /// Pools.GetPools.
     GetPools,
     /// Node.Drain: begins one, or changes the one under way. Answered when that is durable.

@@ -1,5 +1,6 @@
 //! What the machine is told, and what it asks for.
 
+use super::admission::Finding;
 pub use super::call::Call;
 pub use super::causes::{
     CheckpointFailure, CreateFailure, ExitCause, FreezeCause, GuestFailure, RestoreFailure,
@@ -10,7 +11,7 @@ use super::ids::{ClaimId, Now, PoolName, RequestId, SandboxId, Ticket};
 use super::network::NetworkPolicy;
 use super::record::Op;
 use super::refusal::Refusal;
-use super::spec::{DrainRequest, Template};
+use super::spec::{DrainRequest, Template, Verdict};
 use super::view::{Answer, ClaimView};
 use std::sync::Arc;
 
@@ -281,6 +282,10 @@ pub enum Notice {
         /// Pool.
         pool: PoolName,
     },
+    /// A template that was declared does not pass a check.
+    PolicyFinding(PoolName, Finding),
+    /// What the cluster says of a pool's template has changed.
+    Judged(PoolName, Verdict),
     /// A member was lost while unclaimed.
     MemberLost {
         /// Pool.

@@ -68,7 +68,9 @@ impl Node {
     #[must_use]
     pub fn pool_views(&self) -> Vec<PoolView> {
         let pools = self.pools.values();
-        pools.map(|pool| pool.view(&self.sandboxes)).collect()
+        pools
+            .map(|pool| pool.view(&self.sandboxes, &self.rules))
+            .collect()
     }
 
     /// The claims as they stand, ordered by id. Right after [`Node::recover`] all of it is durable: what watchers begin

@@ -2,6 +2,7 @@
 //!
 //! [`node::Node::step`] is the whole interface: it takes one event and yields effects, which the driver runs.
 
+pub mod admission;
 pub mod classes;
 pub mod event;
 pub mod ids;

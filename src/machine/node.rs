@@ -6,10 +6,11 @@
 //!
 //! Where to find what: `claiming` and `queueing` (Claim until it is acknowledged or refused), `releasing` (Release, Renew, expiry), `hibernating` (Hibernate, Resume, waking on
 //! use), `residing` (freeze and thaw, how many members run), `sampling` (idle claims, memory pressure), `sinking` (to the disk and back),
-//! `replacing` (a cold start where an image is lost), `declaring` (SetPools), `draining`, `stowing` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
+//! `replacing` (a cold start where an image is lost), `declaring` (SetPools, WarmPools), `admission` (policies for templates), `draining`, `stowing` (Drain, Undrain), `refill` (which creation starts next), `lifecycle` (what happens to sandboxes), `recovery`,
 //! `listing`, `witness` (restart, and what the outside shows), `networking` (what a sandbox may reach), `classes` (RuntimeClasses), `inspect` (reads), `invariants`. The picture is `docs/state-machine.md`, drawn by the
 //! tests from what the machine does.
 
+use super::admission::Rules;
 use super::claims::Claim;
 use super::classes::Classes;
 use super::conditions::Conditions;
@@ -73,6 +74,8 @@ pub struct DiskPolicy {
 #[derive(Debug, Clone)]
 pub struct Node {
     pub(super) settings: Settings,
+    /// What templates must keep to.
+    pub(super) rules: Rules,
     /// Of the latest step.
     pub(super) now: Now,
     pub(super) conditions: Conditions,
@@ -179,6 +182,8 @@ impl Node {
             }
             Call::Resume(fence, claim) => self.resume(request, fence, claim, out),
             Call::SetPools(fence, set) => self.set_pools(request, fence, set, out),
+            Call::SetWarmPools(pools) => self.set_warm_pools(request, pools, out),
+            Call::JudgePools(judged) => self.judge_pools(request, judged, out),
             Call::DestroyOrphans(named) => self.destroy_orphans(request, &named, out),
             Call::Drain(asked) => self.begin_drain(request, asked, out),
             Call::Undrain => self.undrain(request, out),

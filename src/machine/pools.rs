@@ -1,5 +1,6 @@
 //! A declared pool: its template, the claims that wait for it, its breaker and how long its creations take.
 
+use super::admission::Rules;
 use super::breaker::Breaker;
 use super::classes::unservable;
 use super::ids::Now;
@@ -8,7 +9,7 @@ use super::network::NetworkPolicy;
 use super::queue::Queue;
 use super::refusal::Refusal;
 use super::sandboxes::{Sandboxes, Tally};
-use super::spec::{PoolSpec, Template, UpdateStrategy};
+use super::spec::{PoolSpec, Template, UpdateStrategy, Verdict};
 use super::view::{BreakerView, PoolView};
 use std::sync::Arc;
 
@@ -40,6 +41,10 @@ pub(super) struct Pool {
     pub(super) queue: Queue,
     pub(super) breaker: Breaker,
     pub(super) estimate: Estimate,
+    /// What the cluster said of the template.
+    pub(super) verdict: Option<Verdict>,
+    /// What a claim hears that needs a sandbox which is not there: no policy lets one be made.
+    pub(super) held: Option<Refusal>,
     /// Why this node can't serve its RuntimeClass; bounded.
     pub(super) unservable: Option<String>,
 }
@@ -53,6 +58,8 @@ impl Pool {
             queue: Queue::default(),
             breaker: Breaker::default(),
             estimate: Estimate::default(),
+            verdict: None,
+            held: None,
             unservable: None,
         }
     }
@@ -70,10 +77,11 @@ impl Pool {
 
     /// May one more creation be in flight?
     pub(super) fn may_create(&self, tally: &Tally, now: Now) -> bool {
-        tally.creating < self.parallel()
+        self.held.is_none()
+            && self.unservable.is_none()
+            && tally.creating < self.parallel()
             && self.has_room(tally)
             && self.breaker.permits(now)
-            && self.unservable.is_none()
     }
 
     /// Claims wait that need a creation which is not under way.
@@ -94,8 +102,11 @@ impl Pool {
         self.estimate.creation_ms().saturating_mul(rounds)
     }
 
-    /// The refusal of a pool that keeps failing, or that this node can't serve.
+    /// The refusal of a pool that may not be filled, that this node can't serve, or that keeps failing.
     pub(super) fn failing(&self, now: Now) -> Option<Refusal> {
+        if self.held.is_some() {
+            return self.held.clone();
+        }
         if let Some(why) = &self.unservable {
             return Some(unservable(&self.spec.name, why));
         }
@@ -122,7 +133,7 @@ impl Pool {
         }
     }
 
-    pub(super) fn view(&self, sandboxes: &Sandboxes) -> PoolView {
+    pub(super) fn view(&self, sandboxes: &Sandboxes, rules: &Rules) -> PoolView {
         let tally = sandboxes.tally(&self.spec.name);
         let asleep = tally.frozen.iter().chain(&tally.shifting);
         let members = tally.warm.iter().chain(asleep);
@@ -147,6 +158,12 @@ impl Pool {
                 None => self.breaker.reason().to_owned(),
             },
             consecutive_failures: self.breaker.failures(),
+            verdict: self.verdict.clone(),
+            findings: rules.findings(&self.spec),
+            held: self
+                .held
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
         }
     }
 }

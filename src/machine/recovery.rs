@@ -16,6 +16,7 @@
 //! | nothing, our tag | anything | destroyed |
 //! | nothing, another tag | anything | left alone, shown as an orphan |
 
+use super::admission::Rules;
 use super::claims::{Askers, Assignment, Claim, Stage, Terms, expiry};
 use super::conditions::Conditions;
 use super::fence::Fencing;
@@ -84,9 +85,14 @@ impl Node {
     #[must_use]
     pub fn recover(settings: Settings, records: Records, now: Now) -> Self {
         let pools = records.pools.pools.into_iter();
-        let pools: BTreeMap<_, _> = pools
+        let mut pools: BTreeMap<_, _> = pools
             .map(|spec| (spec.name.clone(), Pool::declared(spec)))
             .collect();
+        for (name, verdict) in records.pools.verdicts {
+            if let Some(pool) = pools.get_mut(&name) {
+                pool.verdict = Some(verdict);
+            }
+        }
         let made_here = records.sandboxes.iter().map(|record| record.id);
         let made_here = made_here.filter(|id| id.tag() == settings.tag);
         let used = made_here.map(|id| id.sequence() + 1).max().unwrap_or(0);
@@ -105,6 +111,7 @@ impl Node {
             .collect();
         let mut node = Self {
             settings,
+            rules: Rules::default(),
             now,
             conditions: Conditions::at_start(),
             fencing: Fencing::recovered(records.fence),

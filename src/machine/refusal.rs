@@ -233,6 +233,34 @@ pub enum Refusal {
         /// Why; bounded.
         detail: String,
     },
+    /// SetPools names a pool that an object of the cluster declares.
+    #[error("pool {pool} is declared by WarmPool {warm_pool}")]
+    PoolOfWarmPool {
+        /// The pool.
+        pool: String,
+        /// namespace/name.
+        warm_pool: String,
+    },
+    /// A policy for templates is not kept, and it is enforced.
+    #[error("policy {rule} refuses pool {pool}: {field}: {detail}")]
+    PolicyRefused {
+        /// The pool.
+        pool: String,
+        /// The check's name, or whose rule of the cluster's it is.
+        rule: String,
+        /// The field of the pool that breaks it.
+        field: String,
+        /// What is wrong and what would be right; bounded.
+        detail: String,
+    },
+    /// The cluster's admission decides on the pool's template, and has not done so yet.
+    #[error("the cluster has not said yet whether pool {pool} is allowed")]
+    PolicyPending {
+        /// The pool.
+        pool: String,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
     /// A lower generation than the one in force.
     #[error("{what} generation is stale: the current one is {current}")]
     GenerationStale {

@@ -98,15 +98,61 @@ pub struct PoolSpec {
     /// How many warm members stay running; those beyond are frozen and their memory reclaimed. `None`: all run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<u32>,
+    /// The object that declares it; `None`: SetPools. Neither changes or removes the other's pools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_pool: Option<WarmPoolRef>,
+}
+
+/// A `WarmPool` object of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmPoolRef {
+    /// Its namespace: the tenant's.
+    pub namespace: String,
+    /// Its name, which is the pool's.
+    pub name: String,
+}
+
+impl std::fmt::Display for WarmPoolRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What the cluster's admission said of a template as a Pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It would be admitted.
+    Allowed,
+    /// It would not.
+    Denied {
+        /// Whose rule it is, such as "PodSecurity" or "ResourceQuota/small". Bounded.
+        rule: String,
+        /// In the words of the API server. Bounded.
+        message: String,
+    },
+}
+
+/// A verdict, and of what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// The pool.
+    pub pool: PoolName,
+    /// The template that was asked about: of another one it means nothing.
+    pub template: Box<Template>,
+    /// What was said.
+    pub verdict: Verdict,
 }
 
 /// The whole set of pools under its generation, ordered by name without duplicates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct PoolSet {
-    /// 0: never set.
+    /// Of SetPools; 0: never set.
     pub generation: u64,
     /// Ordered by name.
     pub pools: Vec<PoolSpec>,
+    /// What the cluster said of the templates, as far as it was asked. Of what is durable only: empty in a call.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub verdicts: BTreeMap<PoolName, Verdict>,
 }
 
 /// Who a claim is for.

@@ -1,7 +1,9 @@
 //! What callers see: answers and views.
 
+use super::admission::Finding;
 use super::ids::{ClaimId, Now, PoolName, SandboxId};
-use super::spec::{DrainMode, Holder, PoolSpec};
+use super::refusal::Refusal;
+use super::spec::{DrainMode, Holder, PoolSpec, Verdict};
 use serde::{Deserialize, Serialize};
 
 /// How the sandbox of a claim came to be.
@@ -120,6 +122,12 @@ pub struct PoolView {
     pub breaker_reason: String,
     /// Creations failed in a row.
     pub consecutive_failures: u32,
+    /// What the cluster's admission said of its template. `None`: nothing yet.
+    pub verdict: Option<Verdict>,
+    /// Checks that its template does not pass.
+    pub findings: Vec<Finding>,
+    /// Why it gets no member that it does not have already; empty: it does.
+    pub held: String,
 }
 
 /// A sandbox, for the state dump and for `top`.
@@ -270,6 +278,8 @@ pub enum Answer {
         /// In force.
         generation: u64,
     },
+    /// To SetWarmPools: pools whose RuntimeClass this node can't serve, and why. What was there of them stays.
+    WarmPoolsSet(Vec<(PoolName, Refusal)>),
     /// To GetPools.
     Pools {
         /// In force.

@@ -171,6 +171,7 @@ pub fn unexpected(answer: &Answer) -> Refusal {
         Answer::Claim(_) => "Claim",
         Answer::Claims { .. } => "Claims",
         Answer::PoolsSet { .. } => "PoolsSet",
+        Answer::WarmPoolsSet(_) => "WarmPoolsSet",
         Answer::Pools { .. } => "Pools",
         Answer::Located { .. } => "Located",
         Answer::Drain(_) => "Drain",

@@ -341,6 +341,9 @@ impl State {
                 breaker: BreakerView::Open(now().plus(60_000)),
                 breaker_reason: "as told".into(),
                 consecutive_failures: 5,
+                verdict: None,
+                findings: Vec::new(),
+                held: String::new(),
             }
         };
         self.pools.pools.iter().map(view).collect()
@@ -449,6 +452,9 @@ impl State {
                 })
             }
             Call::SetPools(fence, set) => self.set_pools(&fence, set),
+            Call::SetWarmPools(_) | Call::JudgePools(_) => Err(Refusal::Unsupported {
+                what: "the cluster's side".into(),
+            }),
             Call::GetPools => Ok(Answer::Pools {
                 generation: self.pools.generation,
                 pools: self.pools(),

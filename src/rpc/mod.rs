@@ -63,6 +63,7 @@ mod tests;
 #[cfg(test)]
 pub mod unguarded;
 
+pub use check::pool as check_pool;
 pub use config::{Guard, Listeners, RpcConfig, RpcLimits};
 pub use metrics::Metrics;
 pub use serve::{ServeError, serve};

@@ -140,6 +140,15 @@ pub fn entry(refusal: &Refusal) -> Entry {
         Refusal::PoolFailing { pool, detail: _, retry_ms } =>
             Entry::new(Unavailable, "POOL_FAILING", "mend the pool's template and set it again; hearth probes after the delay")
                 .retry(*retry_ms).with("pool", pool),
+        Refusal::PoolOfWarmPool { pool, warm_pool } =>
+            Entry::new(FailedPrecondition, "POOL_OF_WARM_POOL", "leave it out of the set and change the object, for example with kubectl; or choose another name")
+                .with("pool", pool).with("warm_pool", warm_pool).precondition("POOL", pool),
+        Refusal::PolicyRefused { pool, rule, field, detail: _ } =>
+            Entry::new(PermissionDenied, "POLICY_REFUSED", "change the field that is named and set the pool again, or have who owns the rule change it; what there is of the pool stays")
+                .with("pool", pool).with("rule", rule).with("field", field),
+        Refusal::PolicyPending { pool, retry_ms } =>
+            Entry::new(Unavailable, "POLICY_PENDING", "retry; if it repeats, hearthd can't reach the API server: kubernetes.admission in its configuration says that it must")
+                .retry(*retry_ms).with("pool", pool),
         Refusal::Unsupported { what } =>
             Entry::new(Unimplemented, "UNSUPPORTED", "Node.Info tells what this node can do").with("what", what),
         Refusal::NetworkPolicyUnsupported { policy, pool } =>

@@ -3,11 +3,12 @@
 use super::door::Door;
 use crate::api;
 use crate::driver::NetReport;
+use crate::machine::admission::Finding;
 use crate::machine::ids::Now;
 use crate::machine::network::{
     Cidr, NetworkMode, NetworkPolicy, PortRange, Protocol, Rule, Target,
 };
-use crate::machine::spec::{DrainMode, OnDataLoss, PoolSpec, UpdateStrategy};
+use crate::machine::spec::{DrainMode, OnDataLoss, PoolSpec, UpdateStrategy, Verdict};
 use crate::machine::view::{
     BreakerView, ClaimState, ClaimView, DrainState, DrainView, Kept, PoolView, Source,
 };
@@ -146,7 +147,16 @@ pub fn pool(door: &dyn Door, view: PoolView) -> api::PoolView {
         BreakerView::HalfOpen => api::BreakerState::HalfOpen,
         BreakerView::Unservable => api::BreakerState::Unservable,
     };
+    let warm_pool = view.spec.warm_pool.as_ref();
+    let warm_pool = warm_pool.map_or_else(String::new, ToString::to_string);
+    let finding = |it: Finding| api::PolicyFinding {
+        check: it.check.name().into(),
+        enforced: it.enforced,
+        field: it.check.field().into(),
+        detail: it.detail,
+    };
     api::PoolView {
+        warm_pool,
         pool: Some(declared(view.spec)),
         status: Some(api::PoolStatus {
             warm: view.warm,
@@ -161,7 +171,24 @@ pub fn pool(door: &dyn Door, view: PoolView) -> api::PoolView {
             consecutive_failures: view.consecutive_failures,
             frozen: view.frozen,
             hibernated: view.hibernated,
+            held: view.held,
+            findings: view.findings.into_iter().map(finding).collect(),
+            admission: view.verdict.map(admission),
         }),
+    }
+}
+
+fn admission(verdict: Verdict) -> api::Admission {
+    match verdict {
+        Verdict::Allowed => api::Admission {
+            allowed: true,
+            ..api::Admission::default()
+        },
+        Verdict::Denied { rule, message } => api::Admission {
+            allowed: false,
+            rule,
+            message,
+        },
     }
 }
 

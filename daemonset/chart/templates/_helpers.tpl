@@ -58,9 +58,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   "runtime" (dict "install_dir" .Values.paths.install "shim" "io.containerd.runc.v2" "cgroup_parent" .Values.runtime.cgroupParent)
   "log" (dict "format" "json")
 -}}
-{{- if .Values.kubernetes.enabled -}}
-{{- $_ := set $config "kubernetes" (dict "enabled" true) -}}
-{{- end -}}
 {{- if not .Values.runtime.installRunsc -}}
 {{- $_ := set $config.runtime "runsc" .Values.runtime.runscPath -}}
 {{- end -}}
@@ -72,6 +69,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $config.api "tls" (dict
   "certificate" "/etc/hearth-tls/tls.crt" "key" "/etc/hearth-tls/tls.key" "client_ca" "/etc/hearth-tls/ca.crt"
   "client_certificate" .Values.api.tcp.clientCertificate) -}}
+{{- end -}}
+{{- if .Values.kubernetes.enabled -}}
+{{- $_ := set $config "kubernetes" (dict
+  "enabled" true "warm_pools" .Values.kubernetes.warmPools "admission" .Values.kubernetes.admission
+  "tenant_namespace" .Values.kubernetes.tenantNamespace) -}}
 {{- end -}}
 {{- include "hearth.toml" (dict "at" "" "of" (mustMergeOverwrite $config (deepCopy .Values.config))) -}}
 {{- end -}}

@@ -284,6 +284,11 @@ fn hint_of_reason(reason: &str) -> Option<&'static str> {
         "GENERATION_CONFLICT" => {
             "raise the generation, or leave it out of the file and hearthctl counts"
         }
+        "POOL_OF_WARM_POOL" => "leave it out of the file; `kubectl edit warmpool` changes it",
+        "POLICY_REFUSED" => {
+            "change what is named and set the pool again; `hearthctl pools` shows what policies say"
+        }
+        "POLICY_PENDING" => "the API server has not been asked yet; try again in a moment",
         "IMAGE_UNKNOWN" => {
             "`hearthctl image list` shows the images; `image import` or `image pull` brings one"
         }

@@ -11,7 +11,8 @@ use crate::live::{self, Screen};
 use crate::output::{self, Field, Format, Mood};
 use crate::pools_file::{self, PoolsFile};
 use hearth::api::{
-    BreakerState, GetPoolsRequest, GetPoolsResponse, PoolView, SetPoolsRequest, WatchPoolsRequest,
+    BreakerState, GetPoolsRequest, GetPoolsResponse, PoolStatus, PoolView, SetPoolsRequest,
+    WatchPoolsRequest,
 };
 use indicatif::{MultiProgress, ProgressBar};
 use serde::Serialize;
@@ -44,6 +45,13 @@ pub struct PoolRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_seconds: Option<f64>,
     consecutive_failures: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    warm_pool: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    held: String,
+    /// What policies say of the template.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    policies: Vec<String>,
 }
 
 impl From<&PoolView> for PoolRow {
@@ -71,8 +79,20 @@ impl From<&PoolView> for PoolRow {
             breaker_reason: status.breaker_reason.clone(),
             retry_after_seconds: output::duration_seconds(status.retry_after.as_ref()),
             consecutive_failures: status.consecutive_failures,
+            policies: policies(&status),
+            warm_pool: view.warm_pool.clone(),
+            held: status.held,
         }
     }
+}
+
+/// Each as "rule: what it says".
+fn policies(status: &PoolStatus) -> Vec<String> {
+    let findings = status.findings.iter();
+    let findings = findings.map(|it| format!("{}: {}: {}", it.check, it.field, it.detail));
+    let denied = status.admission.iter().filter(|it| !it.allowed);
+    let denied = denied.map(|it| format!("{}: {}", it.rule, it.message));
+    findings.chain(denied).collect()
 }
 
 impl PoolRow {
@@ -150,6 +170,27 @@ pub fn table(app: &App, pools: &[PoolView]) -> String {
             crate::failure::clean(&row.breaker_reason),
         ));
     }
+    for row in pools.iter().map(PoolRow::from) {
+        let what = match row.held.is_empty() {
+            true => "does not keep to a policy",
+            false => "gets no further sandbox",
+        };
+        for policy in &row.policies {
+            text.push_str(&format!(
+                "{} pool {} {what}: {}\n",
+                app.style.yellow("!"),
+                crate::failure::clean(&row.name),
+                crate::failure::clean(policy),
+            ));
+        }
+        if row.policies.is_empty() && !row.held.is_empty() {
+            text.push_str(&format!(
+                "{} {}\n",
+                app.style.yellow("!"),
+                crate::failure::clean(&row.held),
+            ));
+        }
+    }
     text
 }
 
@@ -220,7 +261,7 @@ async fn follow(app: &App, screen: &mut Screen) -> Result<(), Failure> {
 
 async fn export(app: &App) -> Result<(), Failure> {
     let set = get(&app.link().await?).await?;
-    let pools = set.pools.iter().filter_map(|view| view.pool.as_ref());
+    let pools = own(&set.pools).filter_map(|view| view.pool.as_ref());
     let file = PoolsFile {
         generation: None,
         pools: pools.map(Into::into).collect(),
@@ -233,6 +274,11 @@ async fn export(app: &App) -> Result<(), Failure> {
     })
 }
 
+/// The pools that SetPools declares: those of WarmPool objects are no part of its set.
+fn own(pools: &[PoolView]) -> impl Iterator<Item = &PoolView> {
+    pools.iter().filter(|view| view.warm_pool.is_empty())
+}
+
 async fn set(app: &App, file: &Path, dry_run: bool, wait: Option<Duration>) -> Result<(), Failure> {
     let name = file.display().to_string();
     let text = match name.as_str() {
@@ -243,10 +289,8 @@ async fn set(app: &App, file: &Path, dry_run: bool, wait: Option<Duration>) -> R
     let file = pools_file::parse(&name, &text)?;
     let link = app.link().await?;
     let current = get(&link).await?;
-    let pools: Vec<_> = current
-        .pools
-        .into_iter()
-        .filter_map(|view| view.pool)
+    let pools: Vec<_> = own(&current.pools)
+        .filter_map(|view| view.pool.clone())
         .collect();
     let plan = pools_file::plan(file, current.generation, &pools);
     let mut generation = plan.generation;

@@ -104,6 +104,18 @@ pub fn pool(pool: &str, min_warm: u32, max_total: u32) -> PoolSpec {
         update_strategy: UpdateStrategy::OnReplenish,
         max_parallel_refills: 2,
         running: None,
+        warm_pool: None,
+    }
+}
+
+/// The same pool as an object of namespace "tenant" declares it.
+pub fn warm_pool(spec: PoolSpec) -> PoolSpec {
+    PoolSpec {
+        warm_pool: Some(WarmPoolRef {
+            namespace: "tenant".to_owned(),
+            name: spec.name.to_string(),
+        }),
+        ..spec
     }
 }
 
@@ -111,6 +123,7 @@ pub fn set(generation: u64, pools: &[PoolSpec]) -> PoolSet {
     PoolSet {
         generation,
         pools: pools.to_vec(),
+        ..PoolSet::default()
     }
 }
 

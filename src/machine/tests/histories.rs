@@ -5,7 +5,7 @@
 //! be pasted into a test of its own.
 
 use super::fixtures::*;
-use super::world::{CLASS, POOLS, World, classes};
+use super::world::{CLASS, POOLS, WARM_POOL, World, classes};
 use crate::machine::event::{Call, Event};
 use crate::machine::network::NetworkMode;
 use crate::machine::spec::*;
@@ -89,6 +89,14 @@ enum Action {
         deadline_ms: u64,
     },
     Undrain,
+    /// WarmPools of the cluster come, change and go.
+    WarmPools {
+        variant: u8,
+    },
+    /// The cluster says what it thinks of the WarmPool's template.
+    Judge {
+        allowed: bool,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -126,6 +134,8 @@ fn action() -> impl Strategy<Value = Action> {
             prop::sample::select(vec![0, 3_000, 30_000]),
         ).prop_map(|(mode, deadline_ms)| Drain { mode, deadline_ms }),
         2 => Just(Undrain),
+        2 => any::<u8>().prop_map(|variant| WarmPools { variant }),
+        3 => any::<bool>().prop_map(|allowed| Judge { allowed }),
         1 => prop::bool::weighted(0.1).prop_map(|down| if down { ShutDown } else { Flush }),
     ]
 }
@@ -197,6 +207,36 @@ fn declared(world: &World, variant: u8) -> PoolSet {
     let pools = [revise(0, less), revise(1, more)];
     let kept = usize::from(variant % 8 == 7);
     set(generation, &pools[kept..])
+}
+
+/// At most one pool, or one whose name SetPools may have: then it must change nothing.
+fn of_warm_pools(variant: u8) -> Vec<PoolSpec> {
+    let pool = match variant % 4 {
+        0 => return Vec::new(),
+        1 => warm_pool(pool(POOLS[0], 3, 3)),
+        _ => warm_pool(pool(WARM_POOL, 1, 1 + u32::from(variant >> 7))),
+    };
+    let image = ["image:1", "image:2"][usize::from(variant >> 4) % 2];
+    vec![PoolSpec {
+        template: template(image),
+        ..pool
+    }]
+}
+
+fn judged(world: &World, allowed: bool) -> Option<Judgement> {
+    let pool = world.node.pools.get(&name(WARM_POOL))?;
+    let verdict = match allowed {
+        true => Verdict::Allowed,
+        false => Verdict::Denied {
+            rule: "PodSecurity".into(),
+            message: "no".into(),
+        },
+    };
+    Some(Judgement {
+        pool: pool.spec.name.clone(),
+        template: Box::new(pool.spec.template.clone()),
+        verdict,
+    })
 }
 
 fn act(world: &mut World, action: Action) {
@@ -275,6 +315,11 @@ fn act(world: &mut World, action: Action) {
             world.call(Call::Drain(DrainRequest { mode, deadline_ms }));
         }
         Action::Undrain => world.call(Call::Undrain),
+        Action::WarmPools { variant } => world.call(Call::SetWarmPools(of_warm_pools(variant))),
+        Action::Judge { allowed } => {
+            let judged = judged(world, allowed);
+            world.call(Call::JudgePools(judged.into_iter().collect()));
+        }
     }
 }
 
@@ -304,6 +349,8 @@ fn live(actions: Vec<Action>) -> World {
     world.rest();
     act(&mut world, Action::Undrain);
     act(&mut world, Action::TakeOver { allocator: 0 });
+    // An object may have taken a name of the set.
+    act(&mut world, Action::WarmPools { variant: 0 });
     act(
         &mut world,
         Action::SetPools {

@@ -1,6 +1,7 @@
 //! Tests of the machine. `rig` drives one node by hand; `world` is a small simulated outside for random histories.
 #![allow(clippy::unwrap_used)]
 
+mod admission;
 mod cluster;
 mod contract;
 mod draining;

@@ -2,6 +2,7 @@
 
 use super::fixtures::*;
 use super::store::Store;
+use crate::machine::admission::Rules;
 use crate::machine::event::*;
 use crate::machine::ids::*;
 use crate::machine::node::Node;
@@ -103,6 +104,12 @@ impl Rig {
         let asleep = std::mem::take(&mut self.asleep);
         *self = Self::started(self.store.clone(), self.now.plus(1000));
         self.asleep = asleep;
+    }
+
+    /// hearthd starts with these rules on what is there.
+    pub fn under(mut self, rules: Rules) -> Self {
+        self.node = self.node.under(rules);
+        self
     }
 
     /// The runtime is there and shows these as alive.

@@ -4,6 +4,7 @@
 use super::fixtures::*;
 use super::promises::Promises;
 use super::store::Store;
+use crate::machine::admission::{Mode, Rules};
 use crate::machine::classes::{Classes, RuntimeClass};
 use crate::machine::event::*;
 use crate::machine::ids::*;
@@ -17,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub const POOLS: [&str; 2] = ["js", "py"];
+/// Of an object of the cluster.
+pub const WARM_POOL: &str = "warm";
 const SETTINGS: Settings = Settings {
     tag: TAG,
     max_sandboxes: 7,
@@ -137,10 +140,18 @@ pub struct World {
     pub heard: BTreeMap<String, u64>,
 }
 
+/// What the cluster denies of WarmPools is not made.
+fn rules() -> Rules {
+    Rules {
+        cluster: Mode::Enforce,
+        ..Rules::default()
+    }
+}
+
 impl World {
     pub fn new() -> Self {
         let mut world = Self {
-            node: Node::recover(SETTINGS, Store::default().records(), Now(1000)),
+            node: Node::recover(SETTINGS, Store::default().records(), Now(1000)).under(rules()),
             now: Now(1000),
             ticket: Ticket(0),
             inbox: Vec::new(),
@@ -423,8 +434,9 @@ impl World {
         }
     }
 
-    /// A creation keeps the limits. (It is what a step decides last.)
+    /// A creation keeps the limits, and no policy forbids it. (It is what a step decides last.)
     fn check_creation(&self, name: &PoolName, id: SandboxId) {
+        assert_eq!(self.node.pools[name].held, None, "{name} is held");
         let unservable = &self.node.pools[name].unservable;
         assert_eq!(*unservable, None, "made for a pool that can't be served");
         let filled = self.node.conditions.cordoned;
@@ -851,7 +863,7 @@ impl World {
         self.to_drop.clear();
         self.now = self.now.plus(u64::from(fate) * 10);
         self.ticket = Ticket(0);
-        self.node = Node::recover(SETTINGS, self.store.records(), self.now);
+        self.node = Node::recover(SETTINGS, self.store.records(), self.now).under(rules());
         self.promises.evict_due(self.now);
         self.node.check_invariants().unwrap();
         self.promises.check(&self.node, self.now);
@@ -906,7 +918,7 @@ impl World {
         let full = |name: &PoolName, pool: &crate::machine::pools::Pool| {
             let tally = self.node.sandboxes.tally(name);
             let enough = tally.claimable() >= usize::try_from(pool.spec.min_warm).unwrap();
-            enough || !pool.has_room(tally) || self.node.sandboxes.len() >= 7
+            enough || pool.held.is_some() || !pool.has_room(tally) || self.node.sandboxes.len() >= 7
         };
         let settled = |it: &crate::machine::sandboxes::Sandbox| {
             it.owner != Owner::Releasing

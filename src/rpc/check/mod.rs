@@ -19,7 +19,7 @@ pub use inside::{
     ExecRules, connect, exec_input, exec_start, list_files, piece, read_file, stats, write_file,
 };
 pub use node::{archive_name, drain, image, orphans};
-pub use pool::set_pools;
+pub use pool::{pool, set_pools};
 
 use super::bounds;
 use super::text::bounded;

@@ -42,9 +42,17 @@ pub fn set_pools(
         spec::PoolSet {
             generation: request.generation,
             pools,
+            ..spec::PoolSet::default()
         },
         request.epoch,
     )))
+}
+
+/// One pool that no request declares, by the same rules; its problems begin with "spec".
+pub fn pool(pool: Pool, handlers: &[String]) -> Result<spec::PoolSpec, Refusal> {
+    let mut fields = Fields::default();
+    let checked = one(&mut fields, "spec", pool, handlers);
+    fields.give(checked)
 }
 
 fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option<spec::PoolSpec> {
@@ -108,6 +116,7 @@ fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option
             refills
         },
         running: pool.running,
+        warm_pool: None,
     })
 }
 
