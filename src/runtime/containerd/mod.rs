@@ -21,6 +21,7 @@ mod image;
 mod link;
 mod list;
 mod live;
+mod made_with;
 mod named;
 mod names;
 mod outbox;
