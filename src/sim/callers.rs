@@ -179,7 +179,7 @@ impl Callers {
                 return;
             }
             self.turn(number, &hearth).await;
-            if self.world.once_in(3) {
+            if self.world.once_in(6) {
                 hearth.look(&self.site).await;
             }
         }
