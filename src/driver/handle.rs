@@ -47,8 +47,11 @@ pub struct Answered {
 pub enum ClaimChange {
     /// Part of the snapshot.
     Snapshot(ClaimView),
-    /// The snapshot is complete.
-    Synced,
+    /// The snapshot is complete, or none was needed.
+    Synced {
+        /// The watch goes on after its token; else what the snapshot has not shown is gone.
+        resumed: bool,
+    },
     /// Added or changed.
     Upserted(ClaimView),
     /// Gone; its last state.
@@ -59,7 +62,7 @@ pub enum ClaimChange {
 /// more than the history gets an error and must start anew.
 #[derive(Debug)]
 pub struct ClaimWatch {
-    /// (what, resume token).
+    /// (what, resume token; empty before a snapshot is complete).
     pub changes: mpsc::Receiver<Result<(ClaimChange, String), Refusal>>,
 }
 

@@ -118,20 +118,15 @@ impl ClaimWatches {
         mut at: u64,
         watcher: mpsc::Sender<Result<(ClaimChange, String), Refusal>>,
     ) {
-        let token = self.token(at);
-        if let Some(views) = snapshot {
-            let snapshots = views.into_iter().map(ClaimChange::Snapshot);
-            for change in snapshots.chain(std::iter::once(ClaimChange::Synced)) {
-                if watcher.send(Ok((change, token.clone()))).await.is_err() {
-                    return;
-                }
+        let resumed = snapshot.is_none();
+        // Who has seen a part of a snapshot can't go on after it.
+        let shown = snapshot.into_iter().flatten();
+        let shown = shown.map(|view| (ClaimChange::Snapshot(view), String::new()));
+        let synced = (ClaimChange::Synced { resumed }, self.token(at));
+        for item in shown.chain(std::iter::once(synced)) {
+            if watcher.send(Ok(item)).await.is_err() {
+                return;
             }
-        } else if watcher
-            .send(Ok((ClaimChange::Synced, token)))
-            .await
-            .is_err()
-        {
-            return;
         }
         let mut last = self.last.subscribe();
         loop {

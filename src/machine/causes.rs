@@ -35,6 +35,9 @@ pub enum SinkCause {
 pub enum CheckpointFailure {
     /// There is no room for its image: quota, disk, or the memory in which it is sealed.
     NoRoom(String),
+    /// It was made by another runsc, with other flags or another hearth-init than there are now: its image could not come
+    /// back, so none is made.
+    Mismatch(String),
     /// Anything else.
     Failed(String),
 }

@@ -115,6 +115,14 @@ pub enum Refusal {
         /// Milliseconds.
         retry_ms: u64,
     },
+    /// The image of the sandbox could not be restored by what this node now runs, so none is made.
+    #[error("the sandbox of claim {claim} would not come back from the disk: {detail}")]
+    NotRestorable {
+        /// As asked.
+        claim: String,
+        /// Bounded.
+        detail: String,
+    },
     /// The image of the sandbox can't be restored by what this node now runs.
     #[error("the image of claim {claim} does not fit this node: {detail}")]
     ImageMismatch {

@@ -216,6 +216,14 @@ impl Node {
                 };
                 (detail, refusal)
             }
+            CheckpointFailure::Mismatch(detail) => {
+                let detail = bounded(detail);
+                let refusal = Refusal::NotRestorable {
+                    claim: name,
+                    detail: detail.clone(),
+                };
+                (detail, refusal)
+            }
             CheckpointFailure::Failed(detail) => {
                 let detail = bounded(detail);
                 let refusal = Refusal::HibernateFailed {

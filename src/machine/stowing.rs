@@ -17,7 +17,7 @@ use super::record::Owner;
 use super::refusal::bounded;
 use super::sandboxes::{Operation, Residency, Sandbox, Sandboxes};
 use super::timers::Timer;
-use super::view::Kept;
+use super::view::{Kept, NotStowed};
 use std::collections::BTreeMap;
 
 /// A sandbox that did not get to the disk.
@@ -26,7 +26,7 @@ struct Left {
     tries: u32,
     /// When it is tried again; `None`: it is given up.
     again_at: Option<Now>,
-    no_room: bool,
+    why: NotStowed,
     detail: String,
 }
 
@@ -52,16 +52,17 @@ impl Stowing {
 
     fn failed(&mut self, id: SandboxId, failure: &CheckpointFailure, now: Now) {
         let tries = self.left.get(&id).map_or(0, |it| it.tries) + 1;
-        let (no_room, detail) = match failure {
-            CheckpointFailure::NoRoom(detail) => (true, detail),
-            CheckpointFailure::Failed(detail) => (false, detail),
+        let (why, detail) = match failure {
+            CheckpointFailure::NoRoom(detail) => (NotStowed::NoRoom, detail),
+            CheckpointFailure::Mismatch(detail) => (NotStowed::NotRestorable, detail),
+            CheckpointFailure::Failed(detail) => (NotStowed::Failed, detail),
         };
-        // Room may come free while others shrink to their sealed size, or go.
-        let again = tries < DRAIN_SINK_TRIES;
+        // Room may come free while others shrink to their sealed size, or go. What it was made with does not come back.
+        let again = tries < DRAIN_SINK_TRIES && why != NotStowed::NotRestorable;
         let left = Left {
             tries,
             again_at: again.then(|| now.plus(DRAIN_SINK_RETRY_MS)),
-            no_room,
+            why,
             detail: bounded(detail.clone()),
         };
         self.left.insert(id, left);
@@ -75,7 +76,7 @@ impl Stowing {
             match (it.owner, it.residency) {
                 (Owner::Claimed(claim), Residency::Frozen) => Some(Kept {
                     claim,
-                    no_room: left.no_room,
+                    why: left.why,
                     detail: left.detail.clone(),
                 }),
                 _ => None,

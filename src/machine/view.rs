@@ -189,10 +189,21 @@ pub enum DrainState {
 pub struct Kept {
     /// Whose.
     pub claim: ClaimId,
-    /// There is no room for its image; else making it failed time and again.
-    pub no_room: bool,
+    /// Why.
+    pub why: NotStowed,
     /// Bounded.
     pub detail: String,
+}
+
+/// What keeps a sandbox from the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum NotStowed {
+    /// There is no room for its image.
+    NoRoom,
+    /// Its image could not come back.
+    NotRestorable,
+    /// Making its image failed time and again.
+    Failed,
 }
 
 /// A drain under way.

@@ -10,6 +10,8 @@ use tracing::warn;
 
 /// From one look at the rules to the next.
 const LOOK: Duration = Duration::from_secs(5);
+/// Failures after which a sweep is given up until the next.
+const SWEEP_FAILURES: u32 = 16;
 /// After a failure.
 const REST: Duration = Duration::from_secs(1);
 
@@ -86,6 +88,24 @@ impl LinuxNetwork {
         }
         self.0.metrics.denied(&denied);
         self.sweep().await
+    }
+
+    /// Removes what could not be removed, or made, before. One that stays does not keep the others.
+    async fn sweep(&self) -> Result<(), NetError> {
+        let debris: Vec<u32> = lock(&self.0.state).debris.iter().copied().collect();
+        let mut last = Ok(());
+        let mut failures = 0;
+        for slot in debris {
+            if let Err(error) = self.remove(slot, None).await {
+                last = Err(error);
+                failures += 1;
+            }
+            // A kernel that removes nothing is not to be kept busy.
+            if failures == SWEEP_FAILURES {
+                break;
+            }
+        }
+        last
     }
 
     async fn keep_answering(&self) {

@@ -268,15 +268,6 @@ impl LinuxNetwork {
         Ok(())
     }
 
-    /// Removes what could not be removed, or made, before.
-    pub(super) async fn sweep(&self) -> Result<(), NetError> {
-        let debris: Vec<u32> = lock(&self.0.state).debris.iter().copied().collect();
-        for slot in debris {
-            self.remove(slot, None).await?;
-        }
-        Ok(())
-    }
-
     async fn put(
         &self,
         id: SandboxId,

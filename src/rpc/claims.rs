@@ -386,9 +386,10 @@ fn changed(
     resume_token: String,
     pool: Option<&PoolName>,
 ) -> Option<WatchClaimsResponse> {
+    let resumed = matches!(change, ClaimChange::Synced { resumed: true });
     let (kind, found): (ChangeKind, Option<ClaimView>) = match change {
         ClaimChange::Snapshot(found) => (ChangeKind::Snapshot, Some(found)),
-        ClaimChange::Synced => (ChangeKind::Synced, None),
+        ClaimChange::Synced { .. } => (ChangeKind::Synced, None),
         ClaimChange::Upserted(found) => (ChangeKind::Upserted, Some(found)),
         ClaimChange::Removed(found) => (ChangeKind::Removed, Some(found)),
     };
@@ -400,5 +401,6 @@ fn changed(
         kind: kind.into(),
         claim: found.map(|found| view::claim(&*core.door, found)),
         resume_token,
+        resumed,
     })
 }

@@ -565,15 +565,12 @@ impl Door for FakeDriver {
         let (watcher, changes) = mpsc::channel(4096);
         let mut state = self.lock();
         let token = format!("fake.{}", state.changes);
-        if resume.as_deref() != Some(&token) {
-            for held in state.claims.values() {
-                let _ = watcher.try_send(Ok((
-                    ClaimChange::Snapshot(held.view.clone()),
-                    token.clone(),
-                )));
-            }
-            let _ = watcher.try_send(Ok((ClaimChange::Synced, token)));
+        let resumed = resume.as_deref() == Some(&token);
+        for held in state.claims.values().filter(|_| !resumed) {
+            let shown = ClaimChange::Snapshot(held.view.clone());
+            let _ = watcher.try_send(Ok((shown, String::new())));
         }
+        let _ = watcher.try_send(Ok((ClaimChange::Synced { resumed }, token)));
         state.watchers.push(watcher);
         Ok(ClaimWatch { changes })
     }

@@ -100,6 +100,9 @@ pub fn entry(refusal: &Refusal) -> Entry {
         Refusal::NoRoomOnDisk { claim, detail: _, retry_ms } =>
             Entry::new(ResourceExhausted, "NO_ROOM_ON_DISK", "the sandbox is as it was: release claims that sleep on the disk, or raise the bound that is named")
                 .retry(*retry_ms).with("claim_id", claim),
+        Refusal::NotRestorable { claim, detail: _ } =>
+            Entry::new(FailedPrecondition, "NOT_RESTORABLE", "the sandbox is as it was: let it sleep in memory, or claim another one")
+                .with("claim_id", claim).precondition("CLAIM_STATE", claim),
         Refusal::ImageMismatch { claim, detail: _ } =>
             Entry::new(FailedPrecondition, "IMAGE_MISMATCH", "the image is kept: run it where what is named is as it was, or release the claim")
                 .with("claim_id", claim).precondition("CLAIM_STATE", claim),

@@ -34,6 +34,7 @@ refusals! {
     Refusal::HibernateFailed { .. } => Refusal::HibernateFailed { claim: text("claim_id"), detail: text("what went wrong"), retry_ms: 500 },
     Refusal::ResumeFailed { .. } => Refusal::ResumeFailed { claim: text("claim_id"), detail: text("what went wrong"), retry_ms: 500 },
     Refusal::NoRoomOnDisk { .. } => Refusal::NoRoomOnDisk { claim: text("claim_id"), detail: text("which bound"), retry_ms: 500 },
+    Refusal::NotRestorable { .. } => Refusal::NotRestorable { claim: text("claim_id"), detail: text("what differs") },
     Refusal::ImageMismatch { .. } => Refusal::ImageMismatch { claim: text("claim_id"), detail: text("what differs") },
     Refusal::EpochStale { .. } => Refusal::EpochStale { current: 7 },
     Refusal::EpochConflict { .. } => Refusal::EpochConflict { current: 7 },

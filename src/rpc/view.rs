@@ -10,7 +10,7 @@ use crate::machine::network::{
 };
 use crate::machine::spec::{DrainMode, OnDataLoss, PoolSpec, UpdateStrategy, Verdict};
 use crate::machine::view::{
-    BreakerView, ClaimState, ClaimView, DrainState, DrainView, Kept, PoolView, Source,
+    BreakerView, ClaimState, ClaimView, DrainState, DrainView, Kept, NotStowed, PoolView, Source,
 };
 use std::time::{Duration, SystemTime};
 
@@ -221,9 +221,10 @@ pub fn drain(door: &dyn Door, view: DrainView) -> api::DrainStatus {
 
 /// With the reasons that Claims.Hibernate gives.
 fn kept(kept: Kept) -> api::DrainKept {
-    let reason = match kept.no_room {
-        true => "NO_ROOM_ON_DISK",
-        false => "HIBERNATE_FAILED",
+    let reason = match kept.why {
+        NotStowed::NoRoom => "NO_ROOM_ON_DISK",
+        NotStowed::NotRestorable => "NOT_RESTORABLE",
+        NotStowed::Failed => "HIBERNATE_FAILED",
     };
     api::DrainKept {
         claim_id: kept.claim.to_string(),

@@ -251,6 +251,10 @@ pub mod labels {
     pub const GENERATION: &str = "hearth.dev/generation";
     /// Node tag.
     pub const NODE_TAG: &str = "hearth.dev/node-tag";
+    /// Version of the runsc that runs it.
+    pub const RUNSC: &str = "hearth.dev/runsc";
+    /// What else an image of it could only be restored with: runsc's flags, and which hearth-init is mounted into it.
+    pub const MADE_WITH: &str = "hearth.dev/made-with";
 }
 
 /// What the real runtime is built with.

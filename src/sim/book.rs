@@ -1,5 +1,10 @@
 //! What callers were promised, whether or not they heard it: every answer that leaves hearthd is judged by it.
 
+mod drains;
+mod refusals;
+
+pub use refusals::{Refused, reason};
+
 use super::callers::POOLS;
 use super::site::Site;
 use super::world::World;
@@ -10,7 +15,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 use tonic::Status;
-use tonic_types::StatusExt;
 
 /// What an acknowledged claim was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +27,10 @@ struct Told {
 
 #[derive(Debug, Clone, Default)]
 struct Claim {
+    pool: String,
     told: Option<Told>,
+    /// It was first asked for while the node was drained, and that was not undone since.
+    barred: bool,
     /// It may be gone from then on, by its time to live.
     gone_from: Option<u64>,
     /// A release was sent.
@@ -40,17 +47,26 @@ struct State {
     /// The largest epoch under which anything was answered.
     epoch: u64,
     heard: BTreeMap<String, u64>,
+    keys: u64,
+    /// A drain was answered, and nobody has asked to undo it.
+    drained: bool,
+    /// A drain that evicts was asked for, and it was not undone: from then on claims may go.
+    evicts_from: Option<u64>,
+    /// Drains undone.
+    undone: u64,
 }
 
 /// A call as things stood when it was sent.
 #[derive(Debug, Clone)]
 pub struct Sent {
-    claim: String,
+    pub(super) claim: String,
     /// 0: a read.
     epoch: u64,
     stale: bool,
     was_told: bool,
-    was_released: bool,
+    pub(super) was_released: bool,
+    /// Drains that had been undone.
+    undone: u64,
     /// With content that is not the claim's.
     other_content: bool,
     /// What its sandbox may reach; `None`: it is to have no interface.
@@ -59,20 +75,13 @@ pub struct Sent {
 
 /// See the module.
 pub struct Book {
-    world: Arc<World>,
-    site: Arc<Site>,
+    pub(super) world: Arc<World>,
+    pub(super) site: Arc<Site>,
     state: Mutex<State>,
 }
 
-/// The machine-readable reason.
-pub fn reason(status: &Status) -> String {
-    let details = status.get_error_details();
-    let info = details.error_info();
-    info.map_or_else(|| format!("{status:?}"), |info| info.reason.clone())
-}
-
 /// Milliseconds of this world.
-fn millis(at: &prost_types::Timestamp) -> u64 {
+pub(super) fn millis(at: &prost_types::Timestamp) -> u64 {
     let at = SystemTime::try_from(*at).unwrap();
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     u64::try_from(since.as_millis()).unwrap()
@@ -99,6 +108,7 @@ impl Book {
     fn sent(&self, claim: &str, epoch: u64) -> Sent {
         let mut state = self.state();
         let stale = epoch > 0 && epoch < state.epoch;
+        let undone = state.undone;
         let known = state.claims.entry(claim.to_owned()).or_default();
         Sent {
             claim: claim.to_owned(),
@@ -106,6 +116,7 @@ impl Book {
             stale,
             was_told: known.told.is_some(),
             was_released: known.released,
+            undone,
             other_content: false,
             due: None,
         }
@@ -117,6 +128,17 @@ impl Book {
     }
 
     pub fn claim_sent(&self, asked: &api::ClaimRequest, ttl_ms: u64, other_content: bool) -> Sent {
+        {
+            let mut state = self.state();
+            let drained = state.drained;
+            let first = || Claim {
+                pool: asked.pool.clone(),
+                barred: drained,
+                ..Claim::default()
+            };
+            let claims = &mut state.claims;
+            claims.entry(asked.claim_id.clone()).or_insert_with(first);
+        }
         self.time_is_set(&asked.claim_id, ttl_ms);
         let sent = self.sent(&asked.claim_id, asked.epoch);
         let inside = asked.personalization.as_ref();
@@ -164,9 +186,34 @@ impl Book {
         self.state().claims.get(claim).cloned().unwrap_or_default()
     }
 
-    fn may_be_gone(&self, claim: &str) -> bool {
-        let known = self.known(claim);
-        known.let_go || known.gone_from.is_some_and(|at| at <= self.world.now_ms())
+    pub(super) fn may_be_gone(&self, claim: &str) -> bool {
+        let (known, now) = (self.known(claim), self.world.now_ms());
+        let due = |at: Option<u64>| at.is_some_and(|at| at <= now);
+        known.let_go || due(known.gone_from) || due(self.state().evicts_from)
+    }
+
+    pub(super) fn pool_of(&self, claim: &str) -> String {
+        self.known(claim).pool
+    }
+
+    /// The claim's access token, or that of another. `None`: nobody was told one.
+    pub(super) fn token(&self, claim: &str, of_another: bool) -> Option<String> {
+        let state = self.state();
+        let mut claims = state.claims.iter();
+        let found = claims.find(|(id, it)| (*id != claim) == of_another && it.told.is_some());
+        found.and_then(|(_, it)| Some(it.told.as_ref()?.token.clone()))
+    }
+
+    /// Of a new execution.
+    pub(super) fn new_key(&self, claim: &str) -> String {
+        let mut state = self.state();
+        state.keys += 1;
+        format!("{claim}/{}", state.keys)
+    }
+
+    pub(super) fn has_ended_of(&self, claim: &str) -> bool {
+        let told = self.known(claim).told;
+        told.is_none_or(|told| self.has_ended(&told.sandbox))
     }
 
     fn has_ended(&self, sandbox: &str) -> bool {
@@ -174,7 +221,7 @@ impl Book {
         id.is_ok_and(|id| self.site.has_ended(id))
     }
 
-    fn count(&self, what: &str) {
+    pub(super) fn count(&self, what: &str) {
         *self.state().heard.entry(what.to_owned()).or_default() += 1;
     }
 
@@ -192,10 +239,10 @@ impl Book {
         state.epoch = state.epoch.max(sent.epoch);
     }
 
-    pub fn claimed(&self, sent: &Sent, answer: &Result<api::ClaimResponse, Status>) {
+    pub fn claimed(&self, sent: &Sent, answer: Result<&api::ClaimResponse, Refused>) {
         let grant = match answer {
             Ok(grant) => grant,
-            Err(status) => return self.refused(sent, "Claim", status),
+            Err(refused) => return self.refused(sent, "Claim", &refused.reason),
         };
         self.done(sent, "Granted");
         self.world.ensure(!sent.other_content, || {
@@ -230,6 +277,19 @@ impl Book {
             .ensure(before.as_ref().is_none_or(|it| it == claim), || {
                 format!("{sandbox} is given to {claim} and was given to {before:?}")
             });
+        self.world.ensure(!self.known(claim).barred, || {
+            format!("{claim} is taken by a node that is drained")
+        });
+        let (told_so, is_clone) = (
+            told.source == i32::from(api::Source::Cloned),
+            self.site.is_clone(id),
+        );
+        self.world.ensure(!told_so || is_clone, || {
+            format!("{claim} is told of a clone, which {id} is not")
+        });
+        if is_clone {
+            self.count("Cloned");
+        }
         if let Some(real) = self.site.real(id).filter(|real| real.alive) {
             let held = real.held.as_ref() == Some(claim);
             self.world.ensure(held, || {
@@ -262,9 +322,16 @@ impl Book {
             Ok(renewed) => {
                 self.done(sent, "Renewed");
                 let until = renewed.expires_at.as_ref().map(millis);
-                self.change(&sent.claim, |known| known.gone_from = until);
+                let overtaken = self.state().undone != sent.undone;
+                self.change(&sent.claim, |known| {
+                    known.gone_from = match (until, known.gone_from) {
+                        (Some(until), Some(at)) if overtaken => Some(until.min(at)),
+                        (None, at) if overtaken => at,
+                        _ => until,
+                    };
+                });
             }
-            Err(status) => self.refused(sent, "Renew", status),
+            Err(status) => self.refused(sent, "Renew", &reason(status)),
         }
     }
 
@@ -274,14 +341,14 @@ impl Book {
                 self.done(sent, "Released");
                 self.change(&sent.claim, |known| known.released = true);
             }
-            Err(status) => self.refused(sent, "Release", status),
+            Err(status) => self.refused(sent, "Release", &reason(status)),
         }
     }
 
     pub fn slept<T>(&self, sent: &Sent, what: &str, answer: &Result<T, Status>) {
         match answer {
             Ok(_) => self.done(sent, what),
-            Err(status) => self.refused(sent, what, status),
+            Err(status) => self.refused(sent, what, &reason(status)),
         }
     }
 
@@ -297,7 +364,7 @@ impl Book {
                     self.seen(view);
                 }
             }
-            Err(status) => self.refused(sent, "Get", status),
+            Err(status) => self.refused(sent, "Get", &reason(status)),
         }
     }
 
@@ -340,37 +407,5 @@ impl Book {
                 format!("{claim} was acknowledged and is not listed")
             });
         }
-    }
-
-    fn refused(&self, sent: &Sent, call: &str, status: &Status) {
-        let reason = reason(status);
-        self.count(&reason);
-        let told = self.known(&sent.claim).told;
-        let gone = self.may_be_gone(&sent.claim);
-        let may_be = match reason.as_str() {
-            "STARTING" | "CLAIM_RECOVERING" | "SHUTTING_DOWN" | "QUEUE_FULL" => true,
-            "EPOCH_STALE" | "EPOCH_CONFLICT" => sent.epoch > 0,
-            "CLAIM_RELEASED" | "RELEASED_IN_FLIGHT" => gone,
-            "CLAIM_UNKNOWN" | "CLAIM_PENDING" => !sent.was_told,
-            "SANDBOX_ENDED" => told.is_none_or(|told| self.has_ended(&told.sandbox)),
-            "WAKE_IN_FLIGHT" | "HIBERNATE_FAILED" | "NO_ROOM_ON_DISK" => call == "Hibernated",
-            "RESUME_FAILED" => call == "Resumed",
-            "NODE_DRAINING" if call == "Resumed" => true,
-            "RUNTIME_UNAVAILABLE" => !sent.was_told || call != "Claim",
-            "POOL_EMPTY"
-            | "POOL_FULL"
-            | "WAIT_TIMED_OUT"
-            | "DISK_RESERVE"
-            | "GUEST_FAILED"
-            | "PERSONALIZATION_REFUSED"
-            | "CREATE_FAILED"
-            | "POOL_FAILING"
-            | "NODE_DRAINING" => call == "Claim" && !sent.was_told,
-            "CLAIM_CONTENT_DIFFERS" => sent.other_content,
-            _ => false,
-        };
-        self.world.ensure(may_be, || {
-            format!("{call} must not be refused {reason}: {sent:?}")
-        });
     }
 }

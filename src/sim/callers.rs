@@ -1,11 +1,12 @@
 //! Two allocators. Each has a few places for claims; what is in them is durable on the allocator's side, so that it goes
 //! on after every lost answer and every death of hearthd, with the same claim ids.
 
-use super::book::{Book, reason};
+use super::book::{Book, Refused, reason};
 use super::errands::Declared;
 use super::guest::CLAIM;
 use super::hearth::Hearth;
 use super::site::Site;
+use super::watchers::Watcher;
 use super::world::{Fate, World};
 use crate::api::{self, NetworkMode, OnEmpty};
 use std::collections::BTreeMap;
@@ -15,7 +16,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tonic::{Response, Status};
-use tonic_types::StatusExt;
 
 /// Places of both allocators together.
 pub const PLACES: usize = 6;
@@ -25,7 +25,7 @@ pub const POOLS: [&str; 2] = ["busy", "calm"];
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub enum Stage {
     Idle,
     /// A claim was asked for, maybe.
     Asking,
@@ -47,10 +47,19 @@ pub(super) struct Place {
     pub(super) ttl_ms: u64,
 }
 
+impl Place {
+    pub(super) fn is_held(&self) -> bool {
+        self.stage == Stage::Held
+    }
+}
+
 /// See the module.
 pub struct Callers {
     pub site: Arc<Site>,
     pub book: Book,
+    pub watcher: Watcher,
+    /// Held by whoever drains the node, until it is undone.
+    pub(super) draining: tokio::sync::Mutex<()>,
     pub(super) world: Arc<World>,
     places: Mutex<Vec<Place>>,
     epochs: Mutex<[u64; 2]>,
@@ -84,6 +93,8 @@ impl Callers {
         Arc::new(Self {
             site: Arc::clone(site),
             book: Book::new(site),
+            watcher: Watcher::new(&site.world),
+            draining: tokio::sync::Mutex::default(),
             world: Arc::clone(&site.world),
             places: Mutex::new((0..PLACES).map(place).collect()),
             epochs: Mutex::new([1, 2]),
@@ -137,6 +148,24 @@ impl Callers {
         self.set(number, |place| place.stage = stage);
     }
 
+    /// The same of one that is asked for under this id, by whoever answers first.
+    pub(super) fn go_on(&self, number: usize, claim_id: &str, stage: Stage) {
+        self.set(number, |place| {
+            if place.stage == Stage::Asking && place.asked.claim_id == claim_id {
+                place.stage = stage;
+            }
+        });
+    }
+
+    /// This allocator's places that ask for a claim, or have one.
+    pub(super) fn asking_or_held(&self, allocator: usize) -> Vec<(usize, Place)> {
+        let places = self.places.lock().unwrap();
+        let all = places.iter().cloned().enumerate();
+        let stages = [Stage::Asking, Stage::Held];
+        all.filter(|(_, it)| it.allocator == allocator && stages.contains(&it.stage))
+            .collect()
+    }
+
     pub(super) fn epoch(&self, allocator: usize) -> u64 {
         self.epochs.lock().unwrap()[allocator]
     }
@@ -150,7 +179,7 @@ impl Callers {
                 return;
             }
             self.turn(number, &hearth).await;
-            if self.world.once_in(3) {
+            if self.world.once_in(6) {
                 hearth.look(&self.site).await;
             }
         }
@@ -164,6 +193,9 @@ impl Callers {
             Stage::Idle => self.begin(number),
             Stage::Asking if !finishing && self.world.once_in(5) => {
                 self.doubt(number, &place, hearth).await;
+            }
+            Stage::Asking if self.world.once_in(4) => {
+                self.ask_together(place.allocator, hearth).await;
             }
             Stage::Asking => self.ask(number, &place, hearth).await,
             Stage::Held if finishing => self.go(number, Stage::Leaving),
@@ -258,26 +290,22 @@ impl Callers {
         let Some(Err(status)) = heard else {
             return;
         };
-        match reason(status).as_str() {
-            "CLAIM_RELEASED" | "RELEASED_IN_FLIGHT" => self.go(number, Stage::Left),
-            "SANDBOX_ENDED" | "PERSONALIZATION_REFUSED" => self.go(number, Stage::Leaving),
-            "EPOCH_STALE" | "EPOCH_CONFLICT" => self.take_over(allocator, status).await,
-            _ => {}
+        let refused = Refused::from(status);
+        if refused.reason.starts_with("EPOCH_") {
+            self.take_over(allocator, &refused).await;
+        }
+        if let Some(stage) = refused.ends() {
+            self.go(number, stage);
         }
     }
 
     /// The other allocator is at work; after a while this one takes over.
-    pub(super) async fn take_over(&self, allocator: usize, status: &Status) {
+    pub(super) async fn take_over(&self, allocator: usize, refused: &Refused) {
         if !self.is_finishing() {
             self.world.pause("standby", 0..2_500).await;
         }
-        let details = status.get_error_details();
-        let current = details
-            .error_info()
-            .and_then(|info| info.metadata.get("current"));
-        let current: u64 = current.and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut epochs = self.epochs.lock().unwrap();
-        epochs[allocator] = epochs[allocator].max(current + 1);
+        epochs[allocator] = epochs[allocator].max(refused.current + 1);
     }
 
     async fn ask(&self, number: usize, place: &Place, hearth: &Hearth) {
@@ -306,7 +334,7 @@ impl Callers {
 
     /// Something that one does with a claim.
     async fn hold(&self, number: usize, place: &Place, hearth: &Hearth) {
-        match self.world.below(14) {
+        match self.world.below(17) {
             0 | 1 => self.renew(number, place, hearth).await,
             2 => self.ask(number, place, hearth).await,
             3 => {
@@ -318,6 +346,8 @@ impl Callers {
             7 | 8 => self.hibernate(number, place, hearth).await,
             9 | 10 => self.resume(number, place, hearth).await,
             11 => self.go(number, Stage::Leaving),
+            12 | 13 => self.execute(number, place, hearth).await,
+            14 => self.compare(hearth).await,
             _ => sleep(Duration::from_millis(self.world.below(6_000))).await,
         }
     }

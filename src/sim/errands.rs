@@ -1,8 +1,8 @@
 //! What the first allocator does besides its places: it declares the pools, and at the end it looks whether a full pool
 //! serves.
 
-use super::book::reason;
-use super::callers::{Callers, POOLS, name};
+use super::book::{Refused, reason};
+use super::callers::{Callers, POOLS, duration, name};
 use super::guest::CLAIM;
 use super::hearth::Hearth;
 use super::runtime::{BAD, HANDLER};
@@ -10,18 +10,26 @@ use crate::api;
 use crate::api::claims_server::Claims;
 use crate::api::node_server::Node;
 use crate::api::pools_server::Pools;
+use crate::rpc::unguarded::By;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Response, Status};
 
 /// The allocator.
 const FIRST: usize = 0;
 /// What templates are made of. The last can't be made.
 const IMAGES: [&str; 4] = ["image:1", "image:2", "image:3", BAD];
+const MODES: [api::DrainMode; 3] = [
+    api::DrainMode::Wait,
+    api::DrainMode::Hibernate,
+    api::DrainMode::Evict,
+];
+/// A drain comes to its end, once all is well, within this.
+const EMPTY: Duration = Duration::from_secs(600);
 /// Longest wait for one answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -87,7 +95,7 @@ impl Callers {
         if let Err(status) = &answer
             && short.starts_with("EPOCH_")
         {
-            self.take_over(FIRST, status).await;
+            self.take_over(FIRST, &Refused::from(status)).await;
             return None;
         }
         Some(answer)
@@ -108,10 +116,13 @@ impl Callers {
                     });
                     self.declare(&hearth).await;
                 }
-                1 if !self.is_finishing() => {
-                    self.drain(&hearth).await;
-                    world.pause("drained", 500..8_000).await;
-                    self.undrain(&hearth).await;
+                1 => {
+                    let _alone = self.draining.lock().await;
+                    if !self.is_finishing() {
+                        self.drain(&hearth).await;
+                        world.pause("drained", 500..8_000).await;
+                        self.undrain(&hearth).await;
+                    }
                 }
                 _ => {}
             }
@@ -120,6 +131,7 @@ impl Callers {
 
     /// The node takes claims, its pools are good, its disk has room.
     pub async fn settle(&self, hearth: &Hearth) {
+        let _alone = self.draining.lock().await;
         self.change(|set| {
             set.generation += 1;
             set.images = [IMAGES[0]; 2];
@@ -138,7 +150,7 @@ impl Callers {
                 epoch: self.epoch(FIRST),
                 pools: set.pools(),
             };
-            let request = hearth.services.asked(&name(FIRST), false, message);
+            let request = hearth.services.asked(By::Allocator(&name(FIRST)), message);
             let call = hearth.services.pools.set_pools(request);
             let what = format!("SetPools {set:?}");
             match self.insist(&what, call).await {
@@ -155,31 +167,94 @@ impl Callers {
         }
     }
 
+    /// The node is drained, and maybe looked at until it is empty.
     async fn drain(&self, hearth: &Hearth) {
         let world = &self.site.world;
-        let mode = [api::DrainMode::Wait, api::DrainMode::Hibernate][world.index(2)];
+        let mode = MODES[world.index(MODES.len())];
+        let deadline_ms = world.below(5_000);
         let message = api::DrainRequest {
             mode: mode.into(),
-            deadline: Duration::from_millis(1_000 + world.below(4_000))
-                .try_into()
-                .ok(),
+            deadline: Some(duration(deadline_ms)),
         };
-        let request = hearth.services.asked("admin", true, message);
+        let evicts = mode == api::DrainMode::Evict;
+        self.book.drain_sent(evicts.then_some(deadline_ms));
+        let request = hearth.services.asked(By::Admin, message);
         let drained = self.insist("Drain", hearth.services.node.drain(request));
-        if let Some(Ok(mut stream)) = drained.await {
-            // Told once it is durable.
-            let told = timeout(PATIENCE, stream.next()).await;
-            world.note(format!("Drain {mode:?}: {}", told.is_ok()));
+        let Some(Ok(stream)) = drained.await else {
+            return;
+        };
+        // It is durable, whether or not anybody hears.
+        self.book.drained();
+        let looks = [100, 9_000][world.index(2)];
+        let empty = self.until_empty(stream);
+        if let Ok(what) = timeout(Duration::from_millis(looks), empty).await {
+            world.note(format!("Drain {mode:?}: {what:?}"));
         }
+    }
+
+    /// The last word of a drain's stream. One that says that nothing runs is right.
+    async fn until_empty(
+        &self,
+        mut stream: impl Stream<Item = Result<api::DrainResponse, Status>> + Unpin,
+    ) -> Option<api::DrainState> {
+        let mut last = None;
+        while let Some(Ok(told)) = stream.next().await {
+            let status = told.status.unwrap();
+            let sleeps = status.mode() == api::DrainMode::Hibernate;
+            last = Some(status.state());
+            if status.state() == api::DrainState::Drained {
+                self.book.count("Empty");
+                let awake = self.site.held_by_somebody(sleeps);
+                self.site.world.ensure(awake.is_empty(), || {
+                    format!(
+                        "the node is drained ({:?}), and these run: {awake:?}",
+                        status.mode()
+                    )
+                });
+            }
+        }
+        last
+    }
+
+    /// All is well: the node is emptied, whoever has what.
+    pub async fn empty(&self, hearth: &Hearth) {
+        let _alone = self.draining.lock().await;
+        let world = &self.site.world;
+        let mode = MODES[world.index(MODES.len())];
+        let deadline_ms = world.below(5_000);
+        let evicts = mode == api::DrainMode::Evict;
+        let ended = async {
+            loop {
+                let message = api::DrainRequest {
+                    mode: mode.into(),
+                    deadline: Some(duration(deadline_ms)),
+                };
+                self.book.drain_sent(evicts.then_some(deadline_ms));
+                let request = hearth.services.asked(By::Admin, message);
+                let drained = self.insist("Drain", hearth.services.node.drain(request));
+                if let Some(Ok(stream)) = drained.await {
+                    self.book.drained();
+                    return self.until_empty(stream).await;
+                }
+            }
+        };
+        let ended = timeout(EMPTY, ended).await;
+        let wanted = match mode {
+            api::DrainMode::Wait => [api::DrainState::Drained, api::DrainState::Overdue],
+            _ => [api::DrainState::Drained; 2],
+        };
+        let right = matches!(&ended, Ok(Some(state)) if wanted.contains(state));
+        world.ensure(right, || format!("Drain {mode:?} comes to {ended:?}"));
     }
 
     async fn undrain(&self, hearth: &Hearth) {
         loop {
+            self.book.undrain_sent();
             let message = api::UndrainRequest {};
-            let request = hearth.services.asked("admin", true, message);
+            let request = hearth.services.asked(By::Admin, message);
             let call = hearth.services.node.undrain(request);
             if let Some(Ok(_)) = self.insist("Undrain", call).await {
-                return;
+                return self.book.undrained();
             }
             self.site.world.pause("undrain", 50..500).await;
         }
@@ -204,11 +279,12 @@ impl Callers {
             let sent = self.book.claim_sent(&message, 0, false);
             let call = services
                 .claims
-                .claim(services.asked(&name(FIRST), false, message));
+                .claim(services.asked(By::Allocator(&name(FIRST)), message));
             let Some(answer) = self.insist("the last Claim", call).await else {
                 continue;
             };
-            self.book.claimed(&sent, &answer);
+            self.book
+                .claimed(&sent, answer.as_ref().map_err(Refused::from));
             if let Err(status) = &answer {
                 return world.broken(format!("a full pool does not serve: {status:?}"));
             }
@@ -223,7 +299,7 @@ impl Callers {
             let sent = self.book.release_sent(&claim_id, epoch);
             let call = services
                 .claims
-                .release(services.asked(&name(FIRST), false, message));
+                .release(services.asked(By::Allocator(&name(FIRST)), message));
             if let Some(answer) = self.insist("the last Release", call).await {
                 self.book.released(&sent, &answer);
                 return world.ensure(answer.is_ok(), || format!("no release: {answer:?}"));

@@ -2,12 +2,15 @@
 
 use super::site::Site;
 use super::world::Fate;
-use crate::guest::{Guest, GuestConnector, GuestError, GuestStream, Personalization, v1};
+use crate::guest::{
+    Guest, GuestConnector, GuestError, GuestStream, Personalization, StreamItem, v1,
+};
 use crate::machine::ids::SandboxId;
 use crate::runtime::StdioPaths;
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +18,10 @@ use tokio_util::sync::CancellationToken;
 pub const CLAIM: &str = "CLAIM";
 /// Longest pause between two looks at a guest that does not answer.
 const LOOK: Duration = Duration::from_millis(250);
+/// Deadline of a stream's opening.
+const OPENING: Duration = Duration::from_secs(10);
+/// Pieces of a stream on their way.
+const PIECES: usize = 2;
 
 pub struct SimConnector(pub Arc<Site>);
 
@@ -33,6 +40,7 @@ impl GuestConnector for SimConnector {
     }
 }
 
+#[derive(Clone)]
 struct SimGuest {
     site: Arc<Site>,
     id: SandboxId,
@@ -86,6 +94,35 @@ impl SimGuest {
         Err(GuestError::Silent("the simulation"))
     }
 
+    /// Tells what a process does, as long as it can be heard.
+    async fn tell(
+        self,
+        items: Vec<StreamItem>,
+        pause: Duration,
+        out: mpsc::Sender<Result<StreamItem, GuestError>>,
+    ) {
+        for item in items {
+            let heard = loop {
+                if self.closed.is_cancelled() {
+                    break Err(GuestError::Closed);
+                }
+                if out.is_closed() {
+                    return;
+                }
+                sleep(pause).await;
+                let real = self.site.real(self.id);
+                if real.is_some_and(|real| real.alive && !real.frozen) {
+                    break Ok(item);
+                }
+            };
+            let last = heard.is_err();
+            // Nobody listens any more: the guest ends it.
+            if out.send(heard).await.is_err() || last {
+                return;
+            }
+        }
+    }
+
     fn none<T>(&self) -> Result<T, GuestError> {
         Err(GuestError::Silent("not simulated"))
     }
@@ -115,6 +152,8 @@ impl Guest for SimGuest {
         if held.as_deref().is_some_and(|held| held != claim_id) {
             world.broken(format!("{} is personalized for two claims", self.id));
         }
+        let named = what.hostname == self.id.to_string() || !self.site.is_clone(self.id);
+        world.ensure(named, || format!("{} keeps its original's name", self.id));
         let own = what.env.get(CLAIM).map(String::as_str) == Some(claim_id);
         world.ensure(own, || {
             format!(
@@ -145,8 +184,41 @@ impl Guest for SimGuest {
         Ok(held.unwrap_or_default())
     }
 
-    async fn exec(&self, _: v1::Exec) -> Result<GuestStream, GuestError> {
-        self.none()
+    async fn exec(&self, exec: v1::Exec) -> Result<GuestStream, GuestError> {
+        let world = &self.site.world;
+        let fate = world.fate();
+        let pause = Duration::from_millis(1 + world.below(400));
+        self.reach("exec", OPENING).await?;
+        let [claim, key] = &exec.command[..] else {
+            return self.none();
+        };
+        if fate == Fate::Before {
+            return Err(GuestError::Limit);
+        }
+        let times = self.site.execute(key);
+        world.note(format!("{} runs {key}", self.id));
+        world.ensure(times == 1, || format!("{key} is started {times} times"));
+        let held = self.site.real(self.id).and_then(|real| real.held);
+        world.ensure(held.as_ref() == Some(claim), || {
+            format!("{key} of {claim} is run where {held:?} is")
+        });
+        self.answer("exec", fate, OPENING).await?;
+        let (input, _) = mpsc::channel(1);
+        let (out, output) = mpsc::channel(PIECES);
+        let halves = key.as_bytes().chunks(key.len().div_ceil(2));
+        let said = halves.map(|half| StreamItem::Data {
+            stderr: false,
+            data: half.to_vec().into(),
+        });
+        let ended = StreamItem::Exited {
+            code: 0,
+            signal: 0,
+            timed_out: false,
+        };
+        let begun = StreamItem::Started { pid: 2 };
+        let items = std::iter::once(begun).chain(said).chain([ended]).collect();
+        tokio::spawn(self.clone().tell(items, pause, out));
+        Ok(GuestStream { input, output })
     }
 
     async fn read_file(&self, _: v1::ReadFile) -> Result<GuestStream, GuestError> {

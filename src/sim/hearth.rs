@@ -49,10 +49,14 @@ impl Clock for SimClock {
 
 /// What callers reach.
 pub struct Hearth {
+    /// Of this life.
+    pub number: u64,
     pub services: Services,
     pub handle: Handle,
     world: Arc<World>,
     journal: mpsc::Sender<JournalEvent>,
+    /// Ends the driver.
+    stop: CancellationToken,
 }
 
 fn settings() -> Settings {
@@ -89,7 +93,7 @@ fn rpc_config() -> RpcConfig {
 }
 
 impl Hearth {
-    /// Starts on what the disk holds. With it comes the task of its driver, which must not end. `mortal`: it may die while
+    /// Starts on what the disk holds. With it comes the task of its driver, which ends only when it is told to. `mortal`: it may die while
     /// it opens its journal, and at any commit.
     pub fn start(site: &Arc<Site>, mortal: bool) -> Result<(Arc<Self>, JoinHandle<()>), NotOpened> {
         let world = &site.world;
@@ -113,22 +117,38 @@ impl Hearth {
             network: Ok(site.network.clone()),
             connector: Arc::new(SimConnector(Arc::clone(site))),
             reclaim: true,
-            golden: false,
+            golden: site.golden,
             clock: Arc::new(clock),
             start_nonce: opened.start.0,
         };
         let registry = Registry::new();
         let (driver, handle) = driver::build(parts, &registry).unwrap();
-        let driver = tokio::spawn(driver.run_until_stopped(CancellationToken::new()));
+        let stop = CancellationToken::new();
+        let driver = tokio::spawn(driver.run_until_stopped(stop.clone()));
         tokio::spawn(commit(Arc::clone(world), opened.committer, mortal));
-        site.attach(runtime_in);
         let hearth = Self {
+            number: site.attach(runtime_in),
             services: Services::new(handle.clone(), rpc_config(), &registry),
             handle,
             world: Arc::clone(world),
             journal: journal_in,
+            stop,
         };
         Ok((Arc::new(hearth), driver))
+    }
+
+    /// SIGTERM, as `app` takes it: what would change something is refused, calls in flight may end, then the driver
+    /// commits what it has taken, and ends.
+    pub async fn terminate(&self) {
+        self.world.note("SIGTERM".to_owned());
+        self.handle.shut_down().await;
+        self.world.pause("shutdown", 100..6_000).await;
+        self.stop.cancel();
+    }
+
+    /// It was told to end.
+    pub fn is_ending(&self) -> bool {
+        self.stop.is_cancelled()
     }
 
     /// The disk's reserve is reached, or free again.

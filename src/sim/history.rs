@@ -11,6 +11,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+/// How long the driver may take for its last commits, as `app` has it.
+const LAST_COMMIT: Duration = Duration::from_secs(10);
 /// How long everything may take to come to its end once all is well. A breaker may rest for five minutes.
 const END: Duration = Duration::from_secs(1_200);
 
@@ -100,14 +102,21 @@ async fn live(callers: &Arc<Callers>, mortal: bool) -> End {
     }
     tokio::spawn(chaos(Arc::clone(site), Arc::clone(&hearth)));
     tokio::spawn(Arc::clone(callers).operate(Arc::clone(&hearth)));
-    let course = tokio::spawn(course(Arc::clone(callers), hearth, mortal));
+    tokio::spawn(Arc::clone(callers).watch(Arc::clone(&hearth)));
+    let course = tokio::spawn(course(Arc::clone(callers), Arc::clone(&hearth), mortal));
     let end = tokio::select! {
         biased;
         () = world.over() => End::Died,
-        why = failed(driver) => {
-            world.broken(format!("the driver ended: {why}"));
-            End::Broken
-        }
+        why = ended(driver) => match why {
+            None if hearth.is_ending() => {
+                world.note("hearthd ends in order".to_owned());
+                End::Died
+            }
+            why => {
+                world.broken(format!("the driver ended: {why:?}"));
+                End::Broken
+            }
+        },
         ended = course => match ended {
             Ok(()) => End::Well,
             Err(error) => {
@@ -122,11 +131,9 @@ async fn live(callers: &Arc<Callers>, mortal: bool) -> End {
     }
 }
 
-async fn failed(driver: JoinHandle<()>) -> String {
-    match driver.await {
-        Ok(()) => "by itself".to_owned(),
-        Err(error) => error.to_string(),
-    }
+/// `None`: in order.
+async fn ended(driver: JoinHandle<()>) -> Option<String> {
+    driver.await.err().map(|error| error.to_string())
 }
 
 /// Sandboxes end by themselves, containerd goes and comes back, interfaces vanish, the disk fills up.
@@ -158,12 +165,22 @@ async fn chaos(site: Arc<Site>, hearth: Arc<Hearth>) {
 /// What the life comes to.
 async fn course(callers: Arc<Callers>, hearth: Arc<Hearth>, mortal: bool) {
     let (site, world) = (&callers.site, &callers.site.world);
-    sleep(Duration::from_millis(2_000 + world.below(16_000))).await;
+    // Most lives are short: what they meet is met in many of them.
+    let most = [5_000, 5_000, 16_000][world.index(3)];
+    sleep(Duration::from_millis(2_000 + world.below(most))).await;
+    if mortal && world.once_in(3) {
+        hearth.terminate().await;
+        sleep(LAST_COMMIT).await;
+        return world.broken("SIGTERM does not end it".to_owned());
+    }
     if mortal {
         return world.die("killed");
     }
     world.heal();
     site.reach(true);
+    if world.once_in(4) {
+        callers.empty(&hearth).await;
+    }
     callers.finish();
     callers.settle(&hearth).await;
     if timeout(END, all_done(&callers)).await.is_err() {
@@ -172,6 +189,7 @@ async fn course(callers: Arc<Callers>, hearth: Arc<Hearth>, mortal: bool) {
         return world.broken(format!("claims came to no end: {places}\n{view:?}"));
     }
     come_to_rest(site, &hearth).await;
+    callers.is_up_to_date().await;
     for pool in POOLS {
         callers.serve_once(&hearth, pool).await;
     }

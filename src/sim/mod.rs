@@ -1,7 +1,8 @@
 //! The simulation: all of hearthd above its adapters (machine, driver, journal, rpc handlers) in a seeded world.
 //!
 //! ```text
-//!  callers (two allocators, lost and late answers) ─▶ rpc services ─▶ driver ─▶ machine
+//!  callers (two allocators, an operator, holders of tokens, a watcher;
+//!      │    lost and late answers) ────────────────▶ rpc services ─▶ driver ─▶ machine
 //!      │ book: every answer is judged                                  │
 //!      ▼                                       InlineCommitter ◀───────┼──▶ SimRuntime, SimConnector, SimNetwork
 //!  world: seed, time, trace, deaths                 │                                │
@@ -9,8 +10,9 @@
 //! ```
 //! A life of hearthd is one tokio runtime of one thread, whose clock moves only when nobody has anything to do. hearthd
 //! dies at any of the points that the fakes name (before and after every call, every commit, every answer, at syncs of the
-//! disk): its runtime is dropped, with all tasks wherever they stand. The next life starts on what the disk kept. After the
-//! last one all is well: claims and releases come to their ends, pools fill, and outside is what the record says.
+//! disk): its runtime is dropped, with all tasks wherever they stand; or SIGTERM ends it in order. The next life starts on
+//! what the disk kept. After the last one all is well: a drain comes to its end, claims and releases come to theirs, pools
+//! fill, the watcher knows what there is, and outside is what the record says.
 //!
 //! The machine checks its own invariants after every batch of events (`Driver`, with debug assertions). What is real here:
 //! rpc's services, the driver and its workers, the machine, the store with redb. What is not: see the fakes, and sockets,
@@ -20,9 +22,11 @@
 //! as its seed in [`seeds`].
 #![allow(clippy::unwrap_used)]
 
+mod batches;
 mod book;
 mod callers;
 mod errands;
+mod executions;
 mod guest;
 mod hearth;
 mod history;
@@ -31,6 +35,7 @@ mod runtime;
 mod seeds;
 mod site;
 mod verbs;
+mod watchers;
 mod world;
 
 use history::{Outcome, run};
@@ -130,6 +135,15 @@ fn promises_hold_in_the_simulation() {
         "Resumed",
         "Got",
         "Listed",
+        "Cloned",
+        "Executed",
+        "NOT_ALLOWED",
+        "Drained",
+        "Empty",
+        "SHUTTING_DOWN",
+        "Upserted",
+        "Removed",
+        "Compared",
     ] {
         let heard = totals.heard.get(kind).copied().unwrap_or(0);
         assert!(heard > 0 || histories < 100, "nobody ever heard {kind}");

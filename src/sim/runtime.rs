@@ -121,6 +121,16 @@ impl SimRuntime {
         if containerd { self.reach() } else { Ok(()) }
     }
 
+    /// It is to be made.
+    fn begins(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let record = self.0.disk.sandbox(id);
+        let intended = record.is_some_and(|it| it.residency == Residency::Creating);
+        self.0.world.ensure(intended, || {
+            format!("{id} is made without a durable intent")
+        });
+        self.reach()
+    }
+
     fn is_alive(&self, id: SandboxId) -> bool {
         self.0.real(id).is_some_and(|real| real.alive)
     }
@@ -139,12 +149,7 @@ impl Runtime for SimRuntime {
     async fn create(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {
         let (id, world) = (spec.id, &self.0.world);
         self.0.make(id);
-        let record = self.0.disk.sandbox(id);
-        let intended = record.is_some_and(|it| it.residency == Residency::Creating);
-        world.ensure(intended, || {
-            format!("{id} is made without a durable intent")
-        });
-        self.reach()?;
+        self.begins(id)?;
         if spec.template.image == BAD {
             world.pause("create", 30..200).await;
             return Err(refused("start"));
@@ -159,8 +164,11 @@ impl Runtime for SimRuntime {
     }
 
     async fn destroy(&self, id: SandboxId) -> Result<(), RuntimeError> {
-        let owner = self.0.disk.sandbox(id).map(|it| it.owner);
-        let intended = matches!(owner, None | Some(Owner::Releasing));
+        let record = self.0.disk.sandbox(id);
+        let failed_clone = self.0.is_clone(id)
+            && (record.as_ref()).is_some_and(|it| it.residency == Residency::Creating);
+        let owner = record.map(|it| it.owner);
+        let intended = matches!(owner, None | Some(Owner::Releasing)) || failed_clone;
         self.0.world.ensure(intended, || {
             format!("{id} is destroyed while its record says {owner:?}")
         });
@@ -238,8 +246,12 @@ impl Runtime for SimRuntime {
         });
         self.reach().map_err(failed)?;
         self.cgroup(id, "checkpoint").map_err(failed)?;
-        if !self.0.world.is_healed() && self.0.world.once_in(30) {
-            return Err(CheckpointFailure::NoRoom("full".to_owned()));
+        if !self.0.world.is_healed() && self.0.world.once_in(20) {
+            let what = "the simulation says no".to_owned();
+            return Err(match self.0.world.once_in(2) {
+                true => CheckpointFailure::NoRoom(what),
+                false => CheckpointFailure::Mismatch(what),
+            });
         }
         self.act("checkpoint", Deed::Checkpoint(id), 20..80)
             .await
@@ -305,15 +317,42 @@ impl Runtime for SimRuntime {
 
     async fn take_golden(
         &self,
-        _: SandboxId,
-        _: &PoolName,
-        _: u64,
+        id: SandboxId,
+        pool: &PoolName,
+        generation: u64,
     ) -> Result<(), CheckpointFailure> {
-        Err(CheckpointFailure::Failed("not simulated".to_owned()))
+        let failed = |error: RuntimeError| CheckpointFailure::Failed(error.to_string());
+        let (site, world) = (&self.0, &self.0.world);
+        let record = site.disk.sandbox(id);
+        let unknown = record.is_some_and(|it| it.residency == Residency::Creating);
+        let used = site.real(id).is_some_and(|real| real.held.is_some());
+        world.ensure(unknown && !used, || {
+            format!("{id} becomes a golden image, and may be somebody's")
+        });
+        self.reach().map_err(failed)?;
+        self.cgroup(id, "golden").map_err(failed)?;
+        if !world.is_healed() && world.once_in(30) {
+            return Err(CheckpointFailure::NoRoom("full".to_owned()));
+        }
+        site.choose_original((pool.clone(), generation), id);
+        self.act("golden", Deed::Golden(id), 20..80)
+            .await
+            .map_err(failed)
     }
 
-    async fn create_clone(&self, _: &CreateSpec) -> Result<(), RuntimeError> {
-        Err(refused("clone"))
+    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {
+        let (id, world) = (spec.id, &self.0.world);
+        self.0.clone_one(id);
+        let there = self.0.has_golden(&(spec.pool.clone(), spec.generation));
+        world.ensure(there, || format!("{id} is to be cloned of nothing"));
+        self.begins(id)?;
+        let corpse = !world.is_healed() && world.once_in(20);
+        self.act("clone", Deed::Create(id, !corpse), 20..100)
+            .await?;
+        match self.is_alive(id) {
+            true => Ok(()),
+            false => Err(refused("clone")),
+        }
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {

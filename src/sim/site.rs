@@ -7,7 +7,7 @@ use super::network::SimNetwork;
 use super::world::World;
 use crate::journal::disk_fakes::TornDisk;
 use crate::machine::event::Observed;
-use crate::machine::ids::SandboxId;
+use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::record::Residency;
 use crate::net::fakes::PaperNetwork;
 use crate::runtime::RuntimeEvent;
@@ -35,6 +35,8 @@ pub enum Deed {
     Freeze(SandboxId),
     Thaw(SandboxId),
     Checkpoint(SandboxId),
+    /// A golden image of it.
+    Golden(SandboxId),
 }
 
 #[derive(Default)]
@@ -42,12 +44,21 @@ struct State {
     reals: BTreeMap<SandboxId, Real>,
     images: BTreeMap<SandboxId, Real>,
     ever_made: BTreeSet<SandboxId>,
+    /// Clones that were begun.
+    clones: BTreeSet<SandboxId>,
     /// Ended by themselves.
     ended: BTreeSet<SandboxId>,
+    /// What was, or is to be, the original of each generation's golden image; gone with hearthd.
+    originals: BTreeMap<(PoolName, u64), SandboxId>,
+    goldens: BTreeSet<SandboxId>,
+    /// How often each execution was started.
+    executions: BTreeMap<String, u32>,
     /// containerd is.
     reachable: bool,
     /// What will still happen, and when.
     late: BTreeSet<(u64, Deed)>,
+    /// Of hearthd.
+    lives: u64,
     /// Of the present hearthd.
     events: Option<mpsc::Sender<RuntimeEvent>>,
 }
@@ -80,6 +91,7 @@ impl State {
             }
             Deed::Freeze(id) => set_frozen(self.reals.get_mut(&id), true),
             Deed::Thaw(id) => set_frozen(self.reals.get_mut(&id), false),
+            Deed::Golden(id) => drop(self.goldens.insert(id)),
             Deed::Checkpoint(id) => {
                 if let Some(real) = self.reals.get_mut(&id).filter(|real| real.alive) {
                     real.frozen = true;
@@ -99,6 +111,8 @@ pub struct Site {
     pub world: Arc<World>,
     pub disk: TornDisk,
     pub network: Arc<SimNetwork>,
+    /// Members are cloned.
+    pub golden: bool,
     state: Mutex<State>,
 }
 
@@ -112,7 +126,9 @@ impl Site {
             paper: PaperNetwork::new(),
             world: Arc::clone(&world),
         };
+        let golden = world.once_in(2);
         Arc::new(Self {
+            golden,
             world,
             disk,
             network: Arc::new(network),
@@ -136,13 +152,21 @@ impl Site {
         state
     }
 
-    /// hearthd is started: it hears from now on.
-    pub fn attach(&self, events: mpsc::Sender<RuntimeEvent>) {
+    /// hearthd is started: it hears from now on. Golden images are gone with the one before. How many there were.
+    pub fn attach(&self, events: mpsc::Sender<RuntimeEvent>) -> u64 {
         let reachable = self.is_reachable();
-        self.state().events = Some(events);
+        let number = {
+            let mut state = self.state();
+            state.events = Some(events);
+            state.originals.clear();
+            state.goldens.clear();
+            state.lives += 1;
+            state.lives
+        };
         if reachable {
             self.tell(RuntimeEvent::Connected);
         }
+        number
     }
 
     fn tell(&self, event: RuntimeEvent) {
@@ -178,10 +202,48 @@ impl Site {
         self.state().late.insert((at, deed));
     }
 
-    /// It is about to be made.
+    /// It is about to be made. A clone that failed, and of which nothing is left, is made anew.
     pub fn make(&self, id: SandboxId) {
-        let first = self.state().ever_made.insert(id);
+        let first = {
+            let mut state = self.state();
+            let anew = state.clones.remove(&id) && !state.reals.contains_key(&id);
+            state.ever_made.insert(id) || anew
+        };
         self.world.ensure(first, || format!("{id} is made twice"));
+    }
+
+    /// It is about to be cloned.
+    pub fn clone_one(&self, id: SandboxId) {
+        self.make(id);
+        self.state().clones.insert(id);
+    }
+
+    pub fn is_clone(&self, id: SandboxId) -> bool {
+        self.state().clones.contains(&id)
+    }
+
+    /// The golden image of this generation will be of `id`.
+    pub fn choose_original(&self, of: (PoolName, u64), id: SandboxId) {
+        self.state().originals.insert(of, id);
+    }
+
+    /// Is there a golden image of this generation?
+    pub fn has_golden(&self, of: &(PoolName, u64)) -> bool {
+        let state = self.state();
+        let original = state.originals.get(of);
+        original.is_some_and(|id| state.goldens.contains(id))
+    }
+
+    /// A process is started inside: how often that has happened now.
+    pub fn execute(&self, key: &str) -> u32 {
+        let mut state = self.state();
+        let times = state.executions.entry(key.to_owned()).or_default();
+        *times += 1;
+        *times
+    }
+
+    pub fn executions(&self, key: &str) -> u32 {
+        self.state().executions.get(key).copied().unwrap_or(0)
     }
 
     pub fn real(&self, id: SandboxId) -> Option<Real> {
@@ -230,6 +292,16 @@ impl Site {
         let state = self.state();
         let used = state.reals.iter().filter(|(_, real)| real.held.is_some());
         used.map(|(id, _)| *id).collect()
+    }
+
+    /// Claims' sandboxes that live; with `awake` those that are not frozen.
+    pub fn held_by_somebody(&self, awake: bool) -> Vec<SandboxId> {
+        let state = self.state();
+        let held = state
+            .reals
+            .iter()
+            .filter(|(_, real)| real.held.is_some() && real.alive && !(awake && real.frozen));
+        held.map(|(id, _)| *id).collect()
     }
 
     /// One that runs ends by itself. hearthd may not hear of it.

@@ -1,10 +1,11 @@
 //! The calls that a place makes.
 
-use super::book::Sent;
+use super::book::{Refused, Sent};
 use super::callers::{Callers, Heard, Place, Stage, duration, name};
 use super::hearth::Hearth;
 use crate::api;
 use crate::api::claims_server::Claims;
+use crate::rpc::unguarded::By;
 
 impl Callers {
     pub(super) async fn claim(
@@ -21,9 +22,14 @@ impl Callers {
         }
         let sent = self.book.claim_sent(&asked, place.ttl_ms, other_content);
         let what = format!("Claim {} of {}", asked.claim_id, asked.pool);
-        let request = hearth.services.asked(&name(place.allocator), false, asked);
+        let request = hearth
+            .services
+            .asked(By::Allocator(&name(place.allocator)), asked);
         let call = hearth.services.claims.claim(request);
-        let judge = |answer: &_| self.book.claimed(&sent, answer);
+        let judge = |answer: &Result<_, _>| {
+            self.book
+                .claimed(&sent, answer.as_ref().map_err(Refused::from));
+        };
         self.send(what, call, judge).await
     }
 
@@ -40,7 +46,7 @@ impl Callers {
         };
         let request = hearth
             .services
-            .asked(&name(place.allocator), false, message);
+            .asked(By::Allocator(&name(place.allocator)), message);
         let call = hearth.services.claims.renew(request);
         let heard = self
             .send(what, call, |answer| self.book.renewed(&sent, answer))
@@ -56,7 +62,7 @@ impl Callers {
         let message = api::ReleaseRequest { claim_id, epoch };
         let request = hearth
             .services
-            .asked(&name(place.allocator), false, message);
+            .asked(By::Allocator(&name(place.allocator)), message);
         let call = hearth.services.claims.release(request);
         let heard = self
             .send(what, call, |answer| self.book.released(&sent, answer))
@@ -84,7 +90,7 @@ impl Callers {
         let message = api::GetClaimRequest { claim_id };
         let request = hearth
             .services
-            .asked(&name(place.allocator), false, message);
+            .asked(By::Allocator(&name(place.allocator)), message);
         let call = hearth.services.claims.get(request);
         self.send(what, call, |answer| self.book.read(&sent, answer))
             .await
@@ -99,7 +105,7 @@ impl Callers {
                 page_token,
                 ..api::ListClaimsRequest::default()
             };
-            let request = hearth.services.asked("reader", false, message);
+            let request = hearth.services.asked(By::Allocator("reader"), message);
             let call = hearth.services.claims.list(request);
             let heard = self.send("List".to_owned(), call, |_| {}).await;
             let Some(Ok(page)) = heard else {
@@ -128,7 +134,7 @@ impl Callers {
         };
         let request = hearth
             .services
-            .asked(&name(place.allocator), false, message);
+            .asked(By::Allocator(&name(place.allocator)), message);
         let call = hearth.services.claims.hibernate(request);
         let judge = |answer: &_| self.book.slept(&sent, "Hibernated", answer);
         let heard = self.send(what, call, judge).await;
@@ -143,7 +149,7 @@ impl Callers {
         let message = api::ResumeRequest { claim_id, epoch };
         let request = hearth
             .services
-            .asked(&name(place.allocator), false, message);
+            .asked(By::Allocator(&name(place.allocator)), message);
         let call = hearth.services.claims.resume(request);
         let judge = |answer: &_| self.book.slept(&sent, "Resumed", answer);
         let heard = self.send(what, call, judge).await;

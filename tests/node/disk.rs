@@ -1,10 +1,11 @@
 //! The disk tier on a real node: checkpoint, restore, deaths in between, damage, a reboot.
 
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use crate::hostile::reason;
 use hearth::api::{
     ClaimState, HibernateReason, HibernateRequest, OnDataLoss, ResumeRequest, Source, Tier,
 };
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -213,31 +214,99 @@ async fn what_is_on_the_disk_survives_a_reboot() {
     hearth.finish().await;
 }
 
+/// hearth-init and runsc in files of the test's own, which are exchanged as an upgrade in place does it.
+struct Programs(tempfile::TempDir);
+
+/// As long as it lives another program is there; then the old file is back.
+struct Exchanged {
+    path: PathBuf,
+    kept: PathBuf,
+}
+
+impl Drop for Exchanged {
+    fn drop(&mut self) {
+        std::fs::rename(&self.kept, &self.path).unwrap();
+    }
+}
+
+impl Programs {
+    fn new() -> Self {
+        let this = Self(tempfile::tempdir().unwrap());
+        std::fs::copy(crate::hearthd::static_init(), this.path("init")).unwrap();
+        this.runsc("exec");
+        this
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Fake where it says another version: there is only one build of runsc here.
+    fn runsc(&self, first: &str) {
+        let runsc = crate::hearthd::tool("runsc");
+        let script = format!("#!/bin/sh\n{first} {} \"$@\"\n", runsc.display());
+        std::fs::write(self.path("runsc"), script).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.path("runsc"), mode).unwrap();
+    }
+
+    fn settings(&self) -> [(&'static str, String); 2] {
+        let path = |name: &str| self.path(name).display().to_string();
+        [
+            ("runtime.init", path("init")),
+            ("runtime.runsc", path("runsc")),
+        ]
+    }
+
+    fn exchange(&self, name: &str) -> Exchanged {
+        let (path, kept) = (self.path(name), self.path("kept"));
+        std::fs::rename(&path, &kept).unwrap();
+        match name {
+            "init" => drop(std::fs::copy(crate::hearthd::static_init(), &path).unwrap()),
+            _ => self
+                .runsc("[ \"$1\" = --version ] && echo runsc version release-other && exit\nexec"),
+        }
+        Exchanged { path, kept }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_image_is_data_loss_and_one_that_does_not_fit_is_kept() {
-    let mut hearth = Hearth::start().await;
+    let programs = Programs::new();
+    let settings = programs.settings();
+    let settings = settings.each_ref().map(|(key, path)| (*key, path.as_str()));
+    let mut hearth = Hearth::start_with(&settings).await;
     hearth.set_pools(vec![pool("python", 1, 4)]).await;
     hearth.warm("python", 1).await;
     let (claim, answer) = hearth.claim("python").await;
     count(&hearth, &claim).await;
+
+    // What gVisor would refuse to restore does not go: a runsc or a hearth-init that was exchanged while it lived.
+    for program in ["runsc", "init"] {
+        let other = programs.exchange(program);
+        let refused = try_sink(&hearth, &claim).await.unwrap_err();
+        assert_eq!(reason(&refused), "NOT_RESTORABLE", "{refused}");
+        assert!(refused.message().contains(program), "{refused}");
+        assert_eq!(hearth.get(&claim).await.state(), ClaimState::Claimed);
+        goes_on(&hearth, &claim).await;
+        drop(other);
+    }
     sink(&hearth, &claim).await;
     is_on_disk(&hearth, &answer.sandbox_id).await;
 
-    // hearth-init is replaced by another build: gVisor would refuse what it has open.
-    let init = hearth.path("init");
-    std::fs::copy(crate::hearthd::static_init(), &init).unwrap();
-    let set = |hearth: &mut Hearth, path: &Path| {
-        hearth.set("runtime.init", &path.display().to_string());
-    };
+    // The same once it is there: its image is kept.
+    for program in ["runsc", "init"] {
+        let other = programs.exchange(program);
+        let refused = try_resume(&hearth, &claim).await.unwrap_err();
+        assert_eq!(reason(&refused), "IMAGE_MISMATCH", "{refused}");
+        assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
+        drop(other);
+    }
+    // A hearthd of another version brings another hearth-init, and leaves that of the sandbox where it was.
+    let newer = hearth.path("newer-init");
+    std::fs::copy(crate::hearthd::static_init(), &newer).unwrap();
     hearth.kill();
-    set(&mut hearth, &init);
-    hearth.restart().await;
-    let refused = try_resume(&hearth, &claim).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
-    assert!(refused.message().contains("flags"), "{refused}");
-    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
-    hearth.kill();
-    set(&mut hearth, &crate::hearthd::static_init());
+    hearth.set("runtime.init", newer.to_str().unwrap());
     hearth.restart().await;
     goes_on(&hearth, &claim).await;
 

@@ -5,7 +5,9 @@
 mod clock;
 mod containerd;
 mod journal;
+mod links;
 mod own;
+mod record;
 mod runsc;
 mod shims;
 

@@ -21,7 +21,7 @@ for address in ('127.0.0.1', '::1'):
     print(client.getpeername()[0])";
 
 /// hearthd in the node's namespace.
-async fn node(outside: &Outside) -> Hearth {
+pub async fn node(outside: &Outside) -> Hearth {
     let settings = [
         ("network.enabled", "true"),
         ("network.resolvers", outside::GATEWAY),
@@ -30,7 +30,7 @@ async fn node(outside: &Outside) -> Hearth {
     Hearth::start_inside(&[], outside.node(), &settings).await
 }
 
-fn mode(mode: NetworkMode) -> NetworkPolicy {
+pub fn mode(mode: NetworkMode) -> NetworkPolicy {
     NetworkPolicy {
         mode: mode.into(),
         ..NetworkPolicy::default()
@@ -52,7 +52,7 @@ fn to(address: &str) -> NetworkRule {
     }
 }
 
-fn with_policy(name: &str, min_warm: u32, policy: NetworkPolicy) -> Pool {
+pub fn with_policy(name: &str, min_warm: u32, policy: NetworkPolicy) -> Pool {
     let mut pool = pool(name, min_warm, 16);
     pool.template.as_mut().unwrap().network_policy = Some(policy);
     pool
@@ -77,7 +77,7 @@ async fn claim(hearth: &Hearth, pool: &str, policy: NetworkPolicy) -> (String, S
 }
 
 /// Does a connection from inside get its answer?
-async fn reaches(hearth: &Hearth, claim: &str, host: &str, port: u16) -> bool {
+pub async fn reaches(hearth: &Hearth, claim: &str, host: &str, port: u16) -> bool {
     let script = format!(
         "import socket\ns = socket.create_connection(('{host}', {port}), 2)\ns.settimeout(2)\nprint(s.recv(16).decode())"
     );
@@ -333,7 +333,7 @@ const CHURNED: u32 = 500;
 const CHURNERS: u32 = 4;
 
 /// How many there are of everything that a sandbox has.
-fn census(hearth: &Hearth, outside: &Outside) -> BTreeMap<&'static str, usize> {
+pub fn census(hearth: &Hearth, outside: &Outside) -> BTreeMap<&'static str, usize> {
     let sandboxes = hearth.census();
     let root = hearth.path("").display().to_string();
     let root = root.trim_end_matches('/').to_owned();

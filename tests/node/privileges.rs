@@ -3,6 +3,8 @@
 
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool, tool};
 use crate::outside::{self, Outside};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hearth::api::{NetworkMode, NetworkPolicy, Personalization, Secret};
 use hearth::ociwrap::NULL_NETNS;
 use hearth::runtime::managed::{ManagedConfig, ManagedContainerd};
@@ -83,7 +85,8 @@ async fn a_secret_is_nowhere_once_it_was_delivered() {
         ..Personalization::default()
     });
     // A client of its own, whose connection ends with it.
-    hearth.claims().await.claim(request).await.unwrap();
+    let granted = hearth.claims().await.claim(request).await.unwrap();
+    let token = granted.into_inner().access_token;
     // Looked at inside: out again through hearthd it would not be a secret any more.
     let look = "head -c 7 /run/hearth/secrets/token; wc -c </run/hearth/secrets/token";
     let inside = hearth.run(&id, &["sh", "-c", look]).await.1;
@@ -110,6 +113,18 @@ async fn a_secret_is_nowhere_once_it_was_delivered() {
     let (found, looked_at) = in_files(&[hearth.path("")], &needle);
     assert!(found.is_empty(), "{found:?}");
     assert!(looked_at > 100, "only {looked_at} files were looked at");
+    // Nor is the claim's access token written anywhere, in its letters or as the bytes that they stand for; the claim is.
+    let letters = token.strip_prefix("hearth_").unwrap();
+    let bytes = URL_SAFE_NO_PAD.decode(letters).unwrap();
+    for needle in [letters.as_bytes(), &bytes] {
+        let (found, _) = in_files(&[hearth.path("")], needle);
+        assert!(found.is_empty(), "{found:?}");
+    }
+    let (found, _) = in_files(&[hearth.path("data")], id.as_bytes());
+    assert!(
+        found.contains(&hearth.path("data/journal.redb")),
+        "{found:?}"
+    );
     for page in ["/state", "/metrics"] {
         let text = hearth.admin_page(page).1;
         assert!(!has(text.as_bytes(), &needle), "{page}");

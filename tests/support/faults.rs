@@ -139,7 +139,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             },
             Fault {
-                what: "hung in checkpoint",
+                what: "hung in checkpoint, or asked for its version for it",
                 told: "`HIBERNATE_FAILED`; the sandbox runs on",
                 others: NOTHING,
                 after: "the same call again",
@@ -149,7 +149,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             },
             Fault {
-                what: "hung in restore",
+                what: "hung in restore, or asked for its version for it",
                 told: "`RESUME_FAILED`; the claim stays HIBERNATED, its image is kept",
                 others: NOTHING,
                 after: "the same call again",
@@ -166,11 +166,14 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             },
             Fault {
-                what: "hung in exec, ps, state, events, pause, update",
+                what: "hung in exec, ps, state, events, pause, resume, update, list, features",
                 told: "hearth does not use them; the shim and containerd get an answer or an error within hearth-runsc's deadline",
                 others: NOTHING,
                 after: "the sandbox was never touched",
-                tests: &["a_hung_runsc_never_hangs_the_shim"],
+                tests: &[
+                    "a_runsc_that_hangs_where_hearth_does_not_ask_it_costs_nothing",
+                    "a_hung_runsc_never_hangs_the_shim",
+                ],
             },
         ],
     ),
@@ -248,11 +251,12 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             },
             Fault {
                 what: "the record is truncated, or a bit of it flipped",
-                told: "hearthd does not start, and names the file and the damage",
+                told: "hearthd does not start (exit 1), and names the file and the damage",
                 others: "sandboxes go on; nothing is touched",
                 after: "the file is put back, or moved away: sandboxes are orphans then",
                 tests: &[
                     "a_disk_that_is_full_slow_or_fails_loses_nothing_that_was_told",
+                    "a_record_that_can_not_be_read_is_told_and_nothing_is_touched",
                     "truncated_anywhere",
                     "one_bit_flipped_anywhere",
                     "a_page_of_garbage_anywhere",
@@ -261,10 +265,13 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             },
             Fault {
                 what: "the record is a newer hearth's",
-                told: "hearthd does not start, and names both versions",
-                others: "nothing is touched",
+                told: "hearthd does not start (exit 1), and names both versions",
+                others: "sandboxes go on; nothing is touched",
                 after: "the newer hearthd",
-                tests: &["steps_run_in_order_and_once"],
+                tests: &[
+                    "a_record_that_can_not_be_read_is_told_and_nothing_is_touched",
+                    "steps_run_in_order_and_once",
+                ],
             },
             Fault {
                 what: "a sleeping sandbox's image is damaged",
@@ -304,10 +311,11 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             },
             Fault {
                 what: "a sandbox's interface can't be made",
-                told: "the creation fails with the kernel's words, which count against its template",
-                others: "templates without a network are served",
-                after: "the pool's breaker tries again",
+                told: "a claim that waits for it is `CREATE_FAILED`, with the kernel's words, which count against its template",
+                others: "what has an interface keeps it; templates without a network are served",
+                after: "the pool's breaker tries again; what was half made is removed at the next look",
                 tests: &[
+                    "while_the_kernel_makes_no_links_what_is_there_goes_on_and_others_are_served",
                     "only_a_policy_that_needs_an_interface_gets_one",
                     "without_a_network_everything_that_needs_one_is_refused",
                     "failure_6_endless_refill_of_a_failing_template",

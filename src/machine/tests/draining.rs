@@ -390,7 +390,7 @@ fn one_that_does_not_get_to_the_disk_is_tried_a_few_times_and_stays_asleep() {
     assert_eq!((view.hibernated, view.on_disk, view.to_disk), (2, 1, 0));
     let kept = Kept {
         claim: id(1),
-        no_room: false,
+        why: NotStowed::Failed,
         detail: "deadline".to_owned(),
     };
     assert_eq!(view.kept, [kept]);
@@ -401,6 +401,20 @@ fn one_that_does_not_get_to_the_disk_is_tried_a_few_times_and_stays_asleep() {
     rig.sink_all();
     let view = look(rig).unwrap();
     assert_eq!((view.on_disk, view.kept.len()), (2, 0));
+}
+
+#[test]
+fn one_that_could_not_come_back_is_named_at_once() {
+    let rig = &mut asleep(1);
+    all_freeze(rig);
+    let stuck = rig.checkpointing.remove(0);
+    let failure = CheckpointFailure::Mismatch("runsc".to_owned());
+    rig.send(Event::Checkpointed(stuck, Err(failure)));
+    rig.live_for(10 * DRAIN_SINK_RETRY_MS, |_| {});
+    assert!(rig.checkpointing.is_empty(), "tried again");
+    let view = look(rig).unwrap();
+    assert_eq!((view.state, view.to_disk), (DrainState::Drained, 0));
+    assert_eq!(view.kept[0].why, NotStowed::NotRestorable);
 }
 
 #[test]

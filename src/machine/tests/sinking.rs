@@ -168,6 +168,17 @@ fn without_room_it_stays_as_it_was_and_its_caller_is_told_why() {
 }
 
 #[test]
+fn what_could_not_come_back_does_not_go() {
+    let (mut rig, sandbox) = held();
+    let request = rig.sink(1);
+    let failure = CheckpointFailure::Mismatch("another runsc".to_owned());
+    rig.send(Event::Checkpointed(sandbox, Err(failure)));
+    let refusal = rig.refusal(request);
+    assert!(matches!(refusal, Refusal::NotRestorable { detail, .. } if detail == "another runsc"));
+    assert_eq!(rig.state(1), Some(ClaimState::Claimed));
+}
+
+#[test]
 fn what_does_not_come_back_now_is_kept_and_what_never_will_is_data_loss() {
     let (mut rig, sandbox) = on_disk();
     let request = rig.resume(1);

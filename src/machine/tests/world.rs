@@ -585,11 +585,12 @@ impl World {
     }
 
     fn finish_checkpoint(&mut self, sandbox: SandboxId, asleep: bool, outcome: u8) {
-        let result = match outcome % 5 {
+        let result = match outcome % 7 {
             _ if !self.alive(sandbox) => Err(CheckpointFailure::Failed("gone".to_owned())),
             _ if !self.reachable => Err(CheckpointFailure::Failed("unreachable".to_owned())),
             1 => Err(CheckpointFailure::NoRoom("full".to_owned())),
             2 => Err(CheckpointFailure::Failed("deadline".to_owned())),
+            3 => Err(CheckpointFailure::Mismatch("runsc".to_owned())),
             _ => Ok(7),
         };
         if result.is_ok() {

@@ -257,12 +257,14 @@ async fn a_watch_shows_one_pool_and_goes_on_after_its_token() {
     let mut ours = client.watch(of(POOL, "")).await.unwrap().into_inner();
     let mut others = client.watch(of("other", "")).await.unwrap().into_inner();
     let first = ours.message().await.unwrap().unwrap();
+    // Nobody can go on in the middle of a snapshot.
+    assert_eq!(first.resume_token, "");
     assert_eq!(
         (first.kind(), first.claim.unwrap().claim_id),
         (ChangeKind::Snapshot, claim_id.clone())
     );
     let synced = ours.message().await.unwrap().unwrap();
-    assert_eq!(synced.kind(), ChangeKind::Synced);
+    assert_eq!((synced.kind(), synced.resumed), (ChangeKind::Synced, false));
     assert_eq!(
         others.message().await.unwrap().unwrap().kind(),
         ChangeKind::Synced
@@ -272,6 +274,11 @@ async fn a_watch_shows_one_pool_and_goes_on_after_its_token() {
         .await
         .unwrap()
         .into_inner();
+    let went_on = resumed.message().await.unwrap().unwrap();
+    assert_eq!(
+        (went_on.kind(), went_on.resumed),
+        (ChangeKind::Synced, true)
+    );
     client
         .release(ReleaseRequest { claim_id, epoch: 1 })
         .await

@@ -33,6 +33,7 @@ use super::{
     client::{Call, CallError, Reason},
     fifo,
     golden::Goldens,
+    made_with::comes_back,
     names,
     proto::{CheckpointOptions, any},
     room::filestore,
@@ -44,7 +45,7 @@ use crate::{
         event::{CheckpointFailure, RestoreFailure},
         ids::{PoolName, SandboxId},
     },
-    ociwrap::{OVERDUE, WrapperConfig},
+    ociwrap::OVERDUE,
     runtime::{RuntimeError, SandboxNetwork},
     vault::{Fingerprint, Vault, VaultError, cpu_features},
 };
@@ -153,6 +154,7 @@ impl ContainerdRuntime {
         };
         let container = self.container(id).await.map_err(failed)?;
         let fingerprint = self.fingerprint(&container).await.map_err(failed)?;
+        comes_back(&container.labels, &fingerprint).map_err(CheckpointFailure::Mismatch)?;
         let rootfs = self.rootfs(id).await.map_err(failed)?;
         let about_bytes = self.about_bytes(id, &rootfs).await.map_err(failed)?;
         let _staged = tier.stage(about_bytes).await;
@@ -228,7 +230,7 @@ impl ContainerdRuntime {
         let spec = Sha256::digest(spec.unwrap_or_default());
         let spec = spec.iter().map(|byte| format!("{byte:02x}")).collect();
         let runsc = self.runsc.get().await?;
-        let config = self.config.clone();
+        let flags = self.flags_and_init(&self.init_of(container)).await?;
         let request = StatSnapshotRequest {
             snapshotter: self.config.snapshotter.clone(),
             key: container.id.clone(),
@@ -238,15 +240,9 @@ impl ContainerdRuntime {
         let chain = about.info.unwrap_or_default().parent;
         blocking("checkpoint", move || {
             let read = std::fs::read_to_string("/proc/cpuinfo").map_err(|e| e.to_string())?;
-            let flags = WrapperConfig::new(&config.runsc, &config.cgroup_parent).flags();
-            // gVisor refuses a file that has changed since; hearth-init is one that may.
-            let init = std::fs::metadata(&config.init).map_err(|e| e.to_string())?;
-            let changed = init.modified().map_err(|e| e.to_string())?;
-            let changed = changed.duration_since(std::time::UNIX_EPOCH);
-            let changed = changed.unwrap_or_default().as_nanos();
             Ok(Fingerprint {
                 runsc,
-                flags: format!("{flags} init={}/{changed}", init.len()),
+                flags,
                 chain,
                 spec,
                 cpu: cpu_features(&read),

@@ -6,7 +6,7 @@
 //! The container record comes first. It names the snapshot before that exists and so roots it from the moment it does:
 //! no lease is needed (two writes to containerd's database less), and whatever a crash leaves can be found by its id.
 
-use std::{path::Path, time::Instant};
+use std::{collections::HashMap, path::Path, time::Instant};
 
 use containerd_client::{
     services::v1::{
@@ -123,15 +123,18 @@ impl ContainerdRuntime {
     async fn record(&self, sandbox: &CreateSpec, image: &Resolved) -> Result<(), RuntimeError> {
         let id = sandbox.id.to_string();
         let spec = spec::build(&self.config, sandbox, image, self.tree.version());
-        let labels = [
+        let mut labels: HashMap<_, _> = [
             (labels::SANDBOX, id.clone()),
             (labels::POOL, sandbox.pool.to_string()),
             (labels::GENERATION, sandbox.generation.to_string()),
             (labels::NODE_TAG, sandbox.id.tag().to_string()),
-        ];
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        labels.extend(self.made_with().await);
         let container = Container {
             id: id.clone(),
-            labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
+            labels,
             image: sandbox.template.image.clone(),
             runtime: Some(container::Runtime {
                 name: self.config.shim.display().to_string(),

@@ -22,6 +22,7 @@ mod leaving;
 mod link;
 mod list;
 mod live;
+mod made_with;
 mod named;
 mod names;
 mod outbox;
