@@ -59,7 +59,7 @@ impl Kubernetes {
             let pools = crate::kube::Pools {
                 warm_pools: config.kubernetes.warm_pools.then(|| check(handle)),
                 rules: super::policies::rules(config),
-                ask_again: Duration::from_secs(config.kubernetes.admission_seconds),
+                ask_again: std::time::Duration::from_secs(config.kubernetes.admission_seconds),
                 metrics: crate::kube::admission::Metrics::register(registry)?,
             };
             running.serve_pools(handle, pools);
