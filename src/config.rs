@@ -8,8 +8,10 @@ mod load;
 mod network;
 pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
 mod hibernation;
+mod kata;
 mod memory;
 pub use hibernation::Hibernation;
+pub use kata::{Kata, kata};
 pub use memory::{Memory, Swap};
 pub use network::{Network, prefix, resolver};
 
@@ -93,6 +95,10 @@ pub struct Runtime {
     pub containerd: PathBuf,
     /// Parent of all sandbox cgroups.
     pub cgroup_parent: String,
+    /// Kata's runtime handlers that this node offers beside gVisor, each "NAME", "NAME=SHIM" or "NAME=SHIM:CONFIG": the name
+    /// that templates and RuntimeClasses give it ("kata-clh", "kata-qemu-runtime-rs", …), containerd's name of the shim
+    /// ("io.containerd.NAME.v2" when it is left out) or its absolute path, and Kata's configuration file.
+    pub kata: Vec<String>,
 }
 
 /// Bounds.
@@ -181,6 +187,7 @@ impl Default for Runtime {
             shim: PathBuf::new(),
             containerd: PathBuf::new(),
             cgroup_parent: "/hearth".into(),
+            kata: Vec::new(),
         }
     }
 }
@@ -273,6 +280,7 @@ impl Config {
                 "must be an absolute cgroup path of its own, never kubepods".into(),
             ));
         }
+        found.extend(kata::problems(&self.runtime.kata));
         if self.limits.disk_reserve_bytes < 4 << 20 {
             found.push((
                 "limits.disk_reserve_bytes",

@@ -3,6 +3,7 @@
 //! [`node::Node::step`] is the whole interface: it takes one event and yields effects, which the driver runs.
 
 pub mod event;
+pub mod handler;
 pub mod ids;
 pub mod limits;
 pub mod network;

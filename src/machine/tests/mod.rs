@@ -5,6 +5,7 @@ mod contract;
 mod draining;
 mod failures;
 mod fixtures;
+mod handlers;
 mod histories;
 mod networking;
 mod pools;
