@@ -61,6 +61,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if not .Values.runtime.installRunsc -}}
 {{- $_ := set $config.runtime "runsc" .Values.runtime.runscPath -}}
 {{- end -}}
+{{- if .Values.runtime.kata -}}
+{{- $_ := set $config.runtime "kata" .Values.runtime.kata -}}
+{{- end -}}
 {{- if .Values.api.tcp.enabled -}}
 {{- $_ := set $config.api "tcp" (printf "0.0.0.0:%d" (int .Values.api.tcp.port)) -}}
 {{- $_ := set $config.api "tls" (dict
