@@ -43,6 +43,11 @@ parts() {
   local cd=github.com/containerd/containerd/v2
   build containerd "$containerd" "-X $cd/version.Version=$containerd" "no_btrfs no_devmapper no_zfs" \
     containerd $cd/cmd/containerd containerd-shim-runc-v2 $cd/cmd/containerd-shim-runc-v2 ctr $cd/cmd/ctr
+  # Stands where Kata's shim would be, in tests: no virtual machine boots on the machines they run on.
+  local recording
+  recording=$(sha256sum hack/tools/containerd/recording-shim/main.go | cut -c1-8)
+  build containerd "$containerd-$recording" "" "no_btrfs no_devmapper no_zfs" \
+    containerd-shim-kata-recording-v2 ./recording-shim
   # Renders daemonset/chart for its tests; nothing that runs needs it.
   build helm "$(pinned hack/tools/helm/go.mod helm.sh/helm/v4)" "" "" helm helm.sh/helm/v4/cmd/helm
 }

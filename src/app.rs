@@ -247,6 +247,8 @@ async fn start(
         snapshotter: config.containerd.snapshotter.clone(),
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         node_tag: opened.identity.tag,
+        kata: programs::kata(config),
+        kata_run: "/run".into(),
     };
     let connected = ContainerdRuntime::connect(runtime_config, metrics)?;
     tokio::spawn(connected.background.run());

@@ -8,11 +8,13 @@ mod load;
 mod network;
 pub use api::{Api, Audit, ClientCertificate, RoleLists, Tls};
 mod hibernation;
+mod kata;
 mod kubernetes;
 mod memory;
 mod policy;
 pub use hibernation::Hibernation;
 pub use kubernetes::{Kubernetes, is_node_name};
+pub use kata::{Kata, kata};
 pub use memory::{Memory, Swap};
 pub use network::{Network, prefix, resolver};
 pub use policy::{Policy, PolicyMode};
@@ -101,6 +103,10 @@ pub struct Runtime {
     pub containerd: PathBuf,
     /// Parent of all sandbox cgroups.
     pub cgroup_parent: String,
+    /// Kata's runtime handlers that this node offers beside gVisor, each "NAME", "NAME=SHIM" or "NAME=SHIM:CONFIG": the name
+    /// that templates and RuntimeClasses give it ("kata-clh", "kata-qemu-runtime-rs", …), containerd's name of the shim
+    /// ("io.containerd.NAME.v2" when it is left out) or its absolute path, and Kata's configuration file.
+    pub kata: Vec<String>,
 }
 
 /// Bounds.
@@ -191,6 +197,7 @@ impl Default for Runtime {
             shim: PathBuf::new(),
             containerd: PathBuf::new(),
             cgroup_parent: "/hearth".into(),
+            kata: Vec::new(),
         }
     }
 }
@@ -283,6 +290,7 @@ impl Config {
                 "must be an absolute cgroup path of its own, never kubepods".into(),
             ));
         }
+        found.extend(kata::problems(&self.runtime.kata));
         if self.limits.disk_reserve_bytes < 4 << 20 {
             found.push((
                 "limits.disk_reserve_bytes",

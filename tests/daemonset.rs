@@ -97,6 +97,7 @@ fn wrong_values_are_refused_before_they_reach_a_cluster() {
         ("image.digest=\"sha256:1\"", "digest"),
         ("paths.data=\"relative\"", "data"),
         ("runtime.cgroupParent=\"/kubepods/x\"", "cgroupParent"),
+        ("runtime.kata=[\"runc\"]", "kata"),
         ("api.roles.admin=[]", "admin"),
         ("api.tcp.enabled=true", "tlsSecret"),
         ("updateStrategy.rollingUpdate.maxSurge=1", "maxSurge"),
@@ -303,6 +304,28 @@ fn hearthd_takes_the_rendered_configuration() {
 }
 
 #[test]
+fn katas_handlers_reach_hearthd_with_the_places_that_it_sweeps() {
+    let of = |values: &[&str]| {
+        let objects = render(values).unwrap();
+        let maps = objects.iter().filter(|o| o["kind"] == "ConfigMap");
+        let mut texts = maps.filter_map(|map| map["data"]["hearthd.toml"].as_str());
+        let text = texts.next().unwrap().to_owned();
+        let pod = pod(&objects).clone();
+        let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+        let mounts = mounts.iter().filter_map(|it| it["mountPath"].as_str());
+        let swept =
+            mounts.filter(|path| ["/run/vc", "/run/kata", "/run/kata-containers"].contains(path));
+        (text, swept.count())
+    };
+    let (text, swept) = of(&[]);
+    assert!(!text.contains("kata") && swept == 0);
+    let entry = "kata-clh=/opt/kata/bin/containerd-shim-kata-v2:/opt/kata/clh.toml";
+    let (text, swept) = of(&[&format!("runtime.kata=[\"{entry}\"]")]);
+    assert!(text.contains(&format!("kata = [\"{entry}\"]")), "{text}");
+    assert_eq!(swept, 3);
+}
+
+#[test]
 fn a_changed_configuration_rolls_the_pods() {
     let checksum = |values: &[&str]| {
         let objects = render(values).unwrap();
@@ -387,6 +410,10 @@ fn runtime_classes_are_upstreams() {
             (&name.into(), &handler.into())
         );
         assert_eq!(class["overhead"]["podFixed"]["memory"].as_str(), memory);
+        // What Node.Info tells of the handler.
+        let told = hearth::machine::handler::Overhead::of(handler);
+        let told = told.map(|it| (format!("{}Mi", it.memory_bytes >> 20), it.cpu_millis));
+        assert_eq!(told, memory.map(|memory| (memory.to_owned(), 250)));
         let selector = &class["scheduling"]["nodeSelector"]["katacontainers.io/kata-runtime"];
         assert_eq!(selector.as_str(), memory.map(|_| "true"));
         assert!(rendered.contains(class), "{name} is not rendered");

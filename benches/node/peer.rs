@@ -57,6 +57,8 @@ pub async fn guest_round_trip(hearth: &Hearth, count: u32, pause: Duration) -> S
         snapshotter: "overlayfs".into(),
         cgroup_parent: hearth.cgroup_parent(),
         node_tag: tag,
+        kata: Vec::new(),
+        kata_run: "/run".into(),
     };
     let metrics = RuntimeMetrics::register(&registry).unwrap();
     let connected = ContainerdRuntime::connect(config, metrics).unwrap();

@@ -3,6 +3,7 @@
 
 use super::install;
 use crate::config::Config;
+use crate::runtime::KataHandler;
 use std::path::{Path, PathBuf};
 
 /// Every program hearth needs; absolute paths of files that exist.
@@ -40,6 +41,19 @@ fn directories(installed: Option<PathBuf>) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = first.chain(named).chain(cache).collect();
     all.extend(path);
     all
+}
+
+/// Kata's handlers, as configured: whether their shims are there containerd is asked (its PATH, its mounts).
+pub(super) fn kata(config: &Config) -> Vec<KataHandler> {
+    let entries = config.runtime.kata.iter();
+    // Bad ones were told by the configuration's own check.
+    let handlers = entries.filter_map(|entry| crate::config::kata(entry).ok());
+    let of = |it: crate::config::Kata| KataHandler {
+        name: it.name,
+        shim: it.shim,
+        config: it.config,
+    };
+    handlers.map(of).collect()
 }
 
 impl Programs {

@@ -1,7 +1,7 @@
 //! A sandbox's cgroup: where it is, freeze, thaw, reclaim, kill, usage, removal; v1 (also hybrid) and v2.
 //!
 //! Owns: the layout `<parent>/<pool>/<sandbox id>` below the cgroup mounts, and every read and write of cgroup files.
-//! Never: makes a cgroup (runsc does), sets limits (the OCI spec does; but see `ceiling`), or touches anything outside the parent it is
+//! Never: makes gVisor's cgroups (runsc does) or sets their limits (the OCI spec does; but see `ceiling`; Kata's: `make`), or touches anything outside the parent it is
 //! given. Synchronous small file I/O, used by `runtime` (on a blocking thread) and by hearth-runsc, which lives for
 //! microseconds.
 //!
@@ -13,6 +13,7 @@ mod ceiling;
 mod error;
 mod files;
 mod group;
+mod make;
 mod reclaim;
 mod tree;
 
@@ -21,6 +22,7 @@ mod tests;
 
 pub use error::CgroupError;
 pub use group::SandboxCgroup;
+pub use make::Limits;
 pub use reclaim::{Reclaimed, memory_pressure_permille};
 pub use tree::{CgroupTree, Found, Version};
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{CgroupError, CgroupTree, SandboxCgroup, Version};
+use super::{CgroupError, CgroupTree, Limits, SandboxCgroup, Version, files};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -160,6 +160,33 @@ fn tells_usage_and_limits() {
             .status();
         assert!(busy.unwrap().success());
         assert!(group.usage().unwrap().cpu_nanoseconds > before + 1_000_000);
+    }
+}
+
+#[test]
+fn makes_a_group_with_its_limits() {
+    let parent = Parent::new("make");
+    let group = parent.tree.sandbox(&parent.name, "pool", "one").unwrap();
+    for memory_bytes in [64 << 20, 128 << 20] {
+        let limits = Limits {
+            memory_bytes,
+            cpu_quota: Some((50_000, 100_000)),
+            tasks: 100,
+        };
+        group.make(&limits).unwrap();
+        assert_eq!(group.usage().unwrap().memory_limit_bytes, memory_bytes);
+        let read = |controller: &str, file: &str| {
+            let dir = group.controller(controller).unwrap();
+            files::read(&dir.join(file)).unwrap().trim().to_owned()
+        };
+        assert_eq!(read("pids", "pids.max"), "100");
+        match group.version {
+            Version::V1 => assert_eq!(read("cpu", "cpu.cfs_quota_us"), "50000"),
+            Version::V2 => {
+                assert_eq!(read("cpu", "cpu.max"), "50000 100000");
+                assert_eq!(read("memory", "memory.oom.group"), "1");
+            }
+        }
     }
 }
 

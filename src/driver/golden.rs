@@ -18,6 +18,7 @@ use super::ready;
 use super::work::bounded;
 use crate::guest::Personalization;
 use crate::machine::event::{CreateFailure, Event};
+use crate::machine::handler::Family;
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::runtime::{CreateSpec, Runtime};
 use metrics::GoldenMetrics;
@@ -131,7 +132,8 @@ impl Goldens {
 
     /// Makes a member in the faster way. Its network is furnished.
     pub(super) async fn make(&self, spec: &mut CreateSpec) -> Result<(), CreateFailure> {
-        if !self.enabled {
+        let checkpoints = Family::of(&spec.template.runtime_handler).capabilities(true);
+        if !self.enabled || !checkpoints.checkpoint {
             return ready::make(self.runtime.as_ref(), &self.guests, spec).await;
         }
         let clone = self.change(spec, |known| known.prefers_clone());

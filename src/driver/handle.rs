@@ -15,7 +15,7 @@ use crate::machine::ids::{Now, SandboxId};
 use crate::machine::refusal::Refusal;
 use crate::machine::view::{Answer, ClaimView, Phase};
 use crate::net::NetReport;
-use crate::runtime::{Capabilities, ImageInfo, ImageProgress, Runtime, RuntimeError, Versions};
+use crate::runtime::{Handler, ImageInfo, ImageProgress, Runtime, RuntimeError, Versions};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -287,12 +287,11 @@ impl Handle {
         })
     }
 
-    /// What each handler can do, ordered by name.
+    /// The runtime handlers of this node, ordered by name: what each can do, what it takes beside what templates promise,
+    /// and why it can't be served now, if it can't.
     #[must_use]
-    pub fn handlers(&self) -> Vec<(String, Capabilities)> {
-        let runtime = &self.door.runtime;
-        let of = |name: String| runtime.capabilities(&name).map(|can| (name, can));
-        runtime.handlers().into_iter().filter_map(of).collect()
+    pub fn handlers(&self) -> Vec<Handler> {
+        self.door.runtime.handlers()
     }
 }
 

@@ -46,7 +46,7 @@ pub use crate::guest::{
 };
 pub use crate::machine::view::Phase;
 pub use crate::net::NetReport;
-pub use crate::runtime::{Capabilities, ImageInfo, ImageProgress, RuntimeError, Versions};
+pub use crate::runtime::{Handler, ImageInfo, ImageProgress, RuntimeError, Versions};
 
 use crate::guest::GuestConnector;
 use crate::journal::{Journal, JournalEvent};

@@ -5,7 +5,7 @@ use crate::guest::{Guest, GuestConnector};
 use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{NodeTag, PoolName};
 use crate::runtime::{
-    Capabilities, CreateSpec, ImageInfo, ImageProgress, SandboxNetwork, StdioPaths, Versions,
+    CreateSpec, Handler, ImageInfo, ImageProgress, SandboxNetwork, StdioPaths, Versions,
 };
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
@@ -117,10 +117,7 @@ impl Runtime for Noting {
     async fn versions(&self) -> Result<Versions, RuntimeError> {
         unimplemented!()
     }
-    fn capabilities(&self, _: &str) -> Option<Capabilities> {
-        unimplemented!()
-    }
-    fn handlers(&self) -> Vec<String> {
+    fn handlers(&self) -> Vec<Handler> {
         unimplemented!()
     }
 }

@@ -190,6 +190,7 @@ impl Node {
         let may_sleep = |it: &&Sandbox| {
             it.residency == Residency::Running
                 && it.operation == Operation::Idle
+                && it.can_freeze()
                 && self.is_held(it)
         };
         let mut quiet = drain.quiet.iter();

@@ -2,6 +2,7 @@
 
 use super::claims::Stage;
 use super::event::{FreezeCause, SinkCause, ThawCause};
+use super::handler::Family;
 use super::ids::{ClaimId, RequestId, SandboxId};
 use super::limits::{RETRY_MS, WAKERS_PER_CLAIM};
 use super::node::Node;
@@ -111,6 +112,7 @@ impl Node {
         out: &mut Out<'_>,
     ) -> Result<(), Refusal> {
         let sandbox = self.held_sandbox(claim)?;
+        self.may_sleep(sandbox)?;
         let there = self.is_on_disk(sandbox) || (!to_disk && self.is_frozen(sandbox));
         let join = |waiting: &mut Waiting| {
             waiting.to_sleep.push(request);
@@ -136,6 +138,21 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Its handler can freeze it.
+    fn may_sleep(&self, sandbox: SandboxId) -> Result<(), Refusal> {
+        let known = self.sandboxes.get(sandbox);
+        let awake_always = known.filter(|it| !it.can_freeze());
+        match awake_always.and_then(|it| it.template.as_ref()) {
+            None => Ok(()),
+            Some(template) => {
+                let handler = &template.runtime_handler;
+                let why = Family::of(handler).why_no_freeze();
+                let what = format!("Hibernate of a sandbox of runtime handler {handler:?} ({why})");
+                Err(Refusal::Unsupported { what })
+            }
+        }
     }
 
     /// Claims.Resume.

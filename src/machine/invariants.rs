@@ -19,6 +19,7 @@
 //! | 15 | Only a claim's sandbox is on the disk. |
 //! | 16 | A drained node has no unclaimed member, and no claim waits for one. |
 //! | 17 | A pool whose template gives an interface has no unclaimed member without one, and no claim waits with a policy that its pool's sandboxes can't have. |
+//! | 18 | No sandbox sleeps, or is on its way there or back, whose handler can't freeze it. |
 
 use super::claims::{Claim, Stage};
 use super::ids::{Now, SandboxId};
@@ -84,6 +85,9 @@ impl Node {
         ensure(claimed || !on_disk, 15, "on the disk for nobody", id)?;
         let closed = sandbox.owner == Owner::Pool && self.lacks_interface(id);
         ensure(!closed, 17, "a member without an interface", id)?;
+        let sleeps = matches!(sandbox.residency, Residency::Frozen | Residency::OnDisk(_))
+            || sandbox.operation.is_shift();
+        ensure(sandbox.can_freeze() || !sleeps, 18, "asleep", id)?;
         let declared = self.pools.contains_key(&sandbox.pool);
         let pool_less = sandbox.owner == Owner::Pool && !declared && !self.conditions.recovering;
         ensure(!pool_less, 11, "a member of no pool", id)?;

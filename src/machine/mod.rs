@@ -5,6 +5,7 @@
 pub mod admission;
 pub mod classes;
 pub mod event;
+pub mod handler;
 pub mod ids;
 pub mod limits;
 pub mod network;

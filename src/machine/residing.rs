@@ -18,7 +18,7 @@ use super::out::Out;
 use super::pools::{Pool, count};
 use super::record::{Op, Owner};
 use super::refusal::{Refusal, bounded};
-use super::sandboxes::{Operation, Residency, Tally};
+use super::sandboxes::{Operation, Residency, Sandbox, Tally};
 use super::timers::Timer;
 
 /// What goes on with freezes and thaws beyond single sandboxes.
@@ -55,12 +55,24 @@ impl Node {
         let may_thaw = self.yielding.until(now).is_none() && !self.sampling.is_pressed(now);
         self.pools.iter().find_map(|(name, pool)| {
             let tally = self.sandboxes.tally(name);
-            match surplus_running(pool, tally) {
+            match self.surplus_running(pool, tally) {
                 Some(member) => may_freeze.then_some(Shift::Freeze(member)),
                 None if may_thaw => missing_running(pool, tally).map(Shift::Thaw),
                 None => None,
             }
         })
+    }
+
+    /// The member to be frozen next, if more run than should. Members of an older template may be of a handler that can't.
+    fn surplus_running(&self, pool: &Pool, tally: &Tally) -> Option<SandboxId> {
+        let running = count(pool.spec.running?);
+        let surplus = tally.warm.len() > running;
+        let can = |id: &&SandboxId| {
+            let member = self.sandboxes.get(**id);
+            member.is_some_and(Sandbox::can_freeze)
+        };
+        let newest = || tally.warm.iter().rev().find(can).copied();
+        surplus.then(newest)?
     }
 
     /// The intent, then the effect.
@@ -189,13 +201,6 @@ impl Node {
             out.claim_changed(self.view_of(claim), false, after);
         }
     }
-}
-
-/// The member to be frozen next, if more run than should.
-fn surplus_running(pool: &Pool, tally: &Tally) -> Option<SandboxId> {
-    let running = count(pool.spec.running?);
-    let surplus = tally.warm.len() > running;
-    tally.warm.last().filter(|_| surplus).copied()
 }
 
 /// The member to be thawed next, if fewer run than should and nothing is on its way.

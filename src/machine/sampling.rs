@@ -244,10 +244,11 @@ impl Node {
         }
     }
 
-    /// A sandbox that runs and with which nothing goes on.
+    /// A sandbox that runs, with which nothing goes on, and whose handler can freeze it.
     fn freezable(&self, id: SandboxId) -> Option<&Sandbox> {
-        let idle =
-            |it: &&Sandbox| it.residency == Residency::Running && it.operation == Operation::Idle;
+        let idle = |it: &&Sandbox| {
+            it.residency == Residency::Running && it.operation == Operation::Idle && it.can_freeze()
+        };
         self.sandboxes.get(id).filter(idle)
     }
 

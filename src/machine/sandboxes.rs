@@ -1,6 +1,7 @@
 //! Sandboxes on their two axes: whose they are, and how far the outside has come with them; with at most one operation
 //! in progress each.
 
+use super::handler::Family;
 use super::ids::{Now, PoolName, SandboxId};
 use super::network::NetworkPolicy;
 use super::record::{self, Image, Owner, SandboxRecord};
@@ -151,6 +152,12 @@ impl Sandbox {
             true => Source::Cloned,
             false => Source::Cold,
         }
+    }
+
+    /// Its handler can freeze it. Where the handler is not known any more, the runtime has the last word.
+    pub(super) fn can_freeze(&self) -> bool {
+        let template = self.template.as_ref();
+        template.is_none_or(|it| Family::of(&it.runtime_handler).can_freeze())
     }
 
     /// It sleeps and stays so, or is about to.

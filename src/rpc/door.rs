@@ -2,7 +2,7 @@
 //! demand: a full queue, a guest that hangs, floods or lies.
 
 use crate::driver::{
-    Answered, Capabilities, ClaimWatch, Guest, Handle, ImageInfo, ImageProgress, NetReport,
+    Answered, ClaimWatch, Guest, Handle, Handler, ImageInfo, ImageProgress, NetReport,
     Personalization, Phase, Usage, Versions, Visit,
 };
 use crate::machine::event::Call;
@@ -49,7 +49,7 @@ pub trait Door: Send + Sync + 'static {
     ) -> Result<ImageInfo, Refusal>;
     async fn remove_image(&self, name: &str) -> Result<(), Refusal>;
     async fn versions(&self) -> Result<Versions, Refusal>;
-    fn handlers(&self) -> Vec<(String, Capabilities)>;
+    fn handlers(&self) -> Vec<Handler>;
 }
 
 #[async_trait]
@@ -131,7 +131,7 @@ impl Door for Handle {
         Handle::versions(self).await
     }
 
-    fn handlers(&self) -> Vec<(String, Capabilities)> {
+    fn handlers(&self) -> Vec<Handler> {
         Handle::handlers(self)
     }
 }

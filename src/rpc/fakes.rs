@@ -4,7 +4,7 @@
 use super::door::{BatchCall, Door};
 use super::guest_fakes::{HostGuest, Manner};
 use crate::driver::{
-    Answered, Capabilities, ClaimChange, ClaimWatch, Guest, ImageInfo, ImageProgress, NetReport,
+    Answered, ClaimChange, ClaimWatch, Guest, Handler, ImageInfo, ImageProgress, NetReport,
     Personalization, Phase, Timings, Usage, Versions, Visit, Visits,
 };
 use crate::machine::event::Call;
@@ -657,13 +657,7 @@ impl Door for FakeDriver {
         })
     }
 
-    fn handlers(&self) -> Vec<(String, Capabilities)> {
-        vec![(
-            HANDLER.into(),
-            Capabilities {
-                freeze: true,
-                checkpoint: false,
-            },
-        )]
+    fn handlers(&self) -> Vec<Handler> {
+        vec![Handler::named(HANDLER, false)]
     }
 }

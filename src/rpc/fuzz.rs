@@ -3,6 +3,7 @@
 
 use super::{bounds, check, content, key::NodeKey, status};
 use crate::api;
+use crate::machine::handler::Handler;
 use crate::machine::refusal::Refusal;
 use prost::Message;
 
@@ -28,7 +29,9 @@ const REQUESTS: &[(&str, Check)] = &[
     }),
     ("WatchClaimsRequest", |data| with(data, check::watch)),
     ("SetPoolsRequest", |data| {
-        with(data, |r| check::set_pools(r, &["gvisor".to_owned()]));
+        with(data, |r| {
+            check::set_pools(r, &[Handler::named("gvisor", true)])
+        });
     }),
     ("ExecRequest", |data| {
         with(data, |r: api::ExecRequest| match r.request {

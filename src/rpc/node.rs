@@ -10,6 +10,7 @@ use super::view;
 use crate::api::node_server::Node;
 use crate::api::*;
 use crate::machine::event::Call;
+use crate::machine::handler::GVISOR;
 use crate::machine::ids::SandboxId;
 use crate::machine::refusal::Refusal;
 use crate::machine::view::{Answer, NodeView};
@@ -59,11 +60,18 @@ impl Node for NodeService {
         let node = self.view(Call::Inspect).await?;
         // Unreachable is told by an empty version and by the phase.
         let versions = core.door.versions().await.unwrap_or_default();
-        let handler = |(name, can): (String, crate::driver::Capabilities)| RuntimeHandler {
-            name,
-            version: versions.runsc.clone(),
-            freeze: can.freeze,
-            checkpoint: can.checkpoint,
+        let handler = |it: crate::driver::Handler| RuntimeHandler {
+            version: match it.name == GVISOR {
+                true => versions.runsc.clone(),
+                false => it.version,
+            },
+            name: it.name,
+            freeze: it.can.freeze,
+            checkpoint: it.can.checkpoint,
+            disk_bound: it.can.disk_bound,
+            overhead_memory_bytes: it.overhead.map_or(0, |it| it.memory_bytes),
+            overhead_cpu_millis: it.overhead.map_or(0, |it| it.cpu_millis),
+            unservable: it.unservable,
         };
         Ok(Response::new(InfoResponse {
             version: core.config.version.clone(),

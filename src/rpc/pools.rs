@@ -44,13 +44,7 @@ impl Pools for PoolsService {
     ) -> Result<Response<SetPoolsResponse>, Status> {
         let caller = Caller::of(&request)?;
         let fenced = caller.fenced()?;
-        let handlers: Vec<_> = self
-            .0
-            .door
-            .handlers()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
+        let handlers = self.0.door.handlers();
         let (set, epoch) = check::set_pools(request.into_inner(), &handlers)?;
         let templates = set.pools.iter().map(|pool| &pool.template);
         let networked =

@@ -4,9 +4,11 @@
 pub mod containerd;
 pub mod managed;
 mod metrics;
+mod mounts;
 mod process;
 
 pub use crate::cgroup::Reclaimed;
+pub use crate::machine::handler::{Capabilities, Family, Handler, Overhead};
 pub use metrics::RuntimeMetrics;
 
 use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
@@ -140,15 +142,6 @@ pub struct Versions {
     pub runsc: String,
 }
 
-/// What a runtime handler can do; told to callers, never assumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capabilities {
-    /// Cgroup freeze.
-    pub freeze: bool,
-    /// Checkpoint and restore.
-    pub checkpoint: bool,
-}
-
 /// What hearth needs of a container runtime. Every call has a deadline of its own inside.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
@@ -235,10 +228,8 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Versions of the outside parts.
     async fn versions(&self) -> Result<Versions, RuntimeError>;
-    /// What a handler can do; `None`: no such handler here.
-    fn capabilities(&self, handler: &str) -> Option<Capabilities>;
-    /// The handlers there are.
-    fn handlers(&self) -> Vec<String>;
+    /// The handlers of this node, ordered by name; those too that it can't serve now, with the reason.
+    fn handlers(&self) -> Vec<Handler>;
 }
 
 /// Labels on containers: identity lives outside too, so a lost journal can be rebuilt.
@@ -255,6 +246,8 @@ pub mod labels {
     pub const RUNSC: &str = "hearth.dev/runsc";
     /// What else an image of it could only be restored with: runsc's flags, and which hearth-init is mounted into it.
     pub const MADE_WITH: &str = "hearth.dev/made-with";
+    /// Runtime handler. Absent: gVisor, by a hearthd that knew no other.
+    pub const HANDLER: &str = "hearth.dev/handler";
 }
 
 /// What the real runtime is built with.
@@ -282,4 +275,19 @@ pub struct RuntimeConfig {
     pub cgroup_parent: String,
     /// This data directory.
     pub node_tag: NodeTag,
+    /// Kata's handlers that this node offers, beside gVisor.
+    pub kata: Vec<KataHandler>,
+    /// Where Kata keeps what it has of each sandbox while it runs: `/run` always, for its shims have it built in.
+    pub kata_run: std::path::PathBuf,
+}
+
+/// A Kata handler that this node offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KataHandler {
+    /// As templates call it; begins with "kata".
+    pub name: String,
+    /// containerd's name of the shim, such as "io.containerd.kata-clh.v2", or its absolute path.
+    pub shim: std::path::PathBuf,
+    /// Kata's configuration file for it; empty: the shim's own default.
+    pub config: std::path::PathBuf,
 }

@@ -7,7 +7,7 @@ use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::record::{Owner, Residency};
 use crate::runtime::{
-    Capabilities, CreateSpec, ImageInfo, ImageProgress, Runtime, RuntimeError, SandboxNetwork,
+    CreateSpec, Handler, ImageInfo, ImageProgress, Runtime, RuntimeError, SandboxNetwork,
     StdioPaths, Versions,
 };
 use async_trait::async_trait;
@@ -392,14 +392,7 @@ impl Runtime for SimRuntime {
         Ok(Versions::default())
     }
 
-    fn capabilities(&self, handler: &str) -> Option<Capabilities> {
-        (handler == HANDLER).then_some(Capabilities {
-            freeze: true,
-            checkpoint: true,
-        })
-    }
-
-    fn handlers(&self) -> Vec<String> {
-        vec![HANDLER.to_owned()]
+    fn handlers(&self) -> Vec<Handler> {
+        vec![Handler::named(HANDLER, true)]
     }
 }

@@ -14,6 +14,7 @@ mod golden;
 mod hearthd;
 mod hostile;
 mod identity;
+mod kata;
 mod limits;
 mod main_job;
 mod monitoring;

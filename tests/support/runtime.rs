@@ -143,6 +143,8 @@ impl Node {
             node_tag: NodeTag(u32::from_le_bytes(
                 uuid::Uuid::new_v4().into_bytes()[..4].try_into().unwrap(),
             )),
+            kata: Vec::new(),
+            kata_run: "/run".into(),
         };
         change(&mut config);
         if !config.init.exists() {

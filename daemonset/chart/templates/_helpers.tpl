@@ -64,6 +64,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.network.enabled -}}
 {{- $_ := set $config "network" (dict "enabled" true) -}}
 {{- end -}}
+{{- if .Values.runtime.kata -}}
+{{- $_ := set $config.runtime "kata" .Values.runtime.kata -}}
+{{- end -}}
 {{- if .Values.api.tcp.enabled -}}
 {{- $_ := set $config.api "tcp" (printf "0.0.0.0:%d" (int .Values.api.tcp.port)) -}}
 {{- $_ := set $config.api "tls" (dict
@@ -114,6 +117,15 @@ capabilities:
 - name: tls
   mountPath: /etc/hearth-tls
   readOnly: true
+{{- end }}
+{{- if .Values.runtime.kata }}
+# What Kata leaves of dead sandboxes is swept.
+- name: run-vc
+  mountPath: /run/vc
+- name: run-kata
+  mountPath: /run/kata
+- name: run-kata-containers
+  mountPath: /run/kata-containers
 {{- end }}
 # On the same paths as on the node: containerd's shim opens and mounts what hearthd names.
 - name: data

@@ -6,7 +6,9 @@ use crate::App;
 use crate::drain;
 use crate::failure::Failure;
 use crate::output::{self, Field, Format, Mood};
-use hearth::api::{InfoRequest, InfoResponse, OrphansRequest, StatsRequest, StatsResponse};
+use hearth::api::{
+    InfoRequest, InfoResponse, OrphansRequest, RuntimeHandler, StatsRequest, StatsResponse,
+};
 use std::time::SystemTime;
 
 /// `node`
@@ -60,15 +62,37 @@ fn info_text(app: &App, info: &InfoResponse) -> String {
             handler.version.clone().into(),
             yes(handler.freeze),
             yes(handler.checkpoint),
+            yes(handler.disk_bound),
+            overhead(handler).into(),
+            match handler.unservable.as_str() {
+                "" => Field::new("yes", Mood::Good),
+                why => Field::new(format!("no: {why}"), Mood::Bad),
+            },
         ]
     });
     text.push('\n');
     text.push_str(&output::table(
         app.style,
-        &["RUNTIME HANDLER", "VERSION", "FREEZE", "CHECKPOINT"],
+        &[
+            "RUNTIME HANDLER",
+            "VERSION",
+            "FREEZE",
+            "CHECKPOINT",
+            "DISK BOUND",
+            "OVERHEAD",
+            "SERVED",
+        ],
         rows.collect(),
     ));
     text
+}
+
+/// "130.0 MiB, 250m": what its RuntimeClass counts beside the template.
+fn overhead(handler: &RuntimeHandler) -> String {
+    match (handler.overhead_memory_bytes, handler.overhead_cpu_millis) {
+        (0, 0) => "-".to_owned(),
+        (memory, cpu) => format!("{}, {cpu}m", output::bytes(memory)),
+    }
 }
 
 fn info_value(info: &InfoResponse) -> serde_json::Value {
@@ -78,6 +102,8 @@ fn info_value(info: &InfoResponse) -> serde_json::Value {
         .map(|h| {
             serde_json::json!({
                 "name": h.name, "version": h.version, "freeze": h.freeze, "checkpoint": h.checkpoint,
+                "disk_bound": h.disk_bound, "overhead_memory_bytes": h.overhead_memory_bytes,
+                "overhead_cpu_millis": h.overhead_cpu_millis, "unservable": h.unservable,
             })
         })
         .collect();

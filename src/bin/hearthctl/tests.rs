@@ -458,6 +458,37 @@ fn what_doctor_reads() {
 }
 
 #[test]
+fn doctor_tells_what_handlers_can_do_and_which_are_not_served() {
+    use hearth::api::RuntimeHandler;
+    let gvisor = RuntimeHandler {
+        name: "gvisor".into(),
+        freeze: true,
+        checkpoint: true,
+        disk_bound: true,
+        ..RuntimeHandler::default()
+    };
+    let clh = RuntimeHandler {
+        name: "kata-clh".into(),
+        ..RuntimeHandler::default()
+    };
+    let text = |all: &[RuntimeHandler]| format!("{:?}", doctor::daemon::handlers(all));
+    let told = text(&[gvisor.clone(), clh.clone()]);
+    assert!(
+        told.contains("gvisor (freeze, checkpoint, disk bound); kata-clh (running only)"),
+        "{told}"
+    );
+    let absent = RuntimeHandler {
+        unservable: "containerd finds no shim".into(),
+        ..clh
+    };
+    let told = text(&[gvisor, absent]);
+    assert!(
+        told.contains("not served: kata-clh: containerd finds no shim"),
+        "{told}"
+    );
+}
+
+#[test]
 fn network_rules_as_people_write_them() {
     use crate::network::{Part, part, policy, policy_text, rule, rule_text};
     for (text, shown) in [

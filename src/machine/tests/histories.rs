@@ -189,6 +189,11 @@ fn declared(world: &World, variant: u8) -> PoolSet {
                     1 => mode(NetworkMode::None),
                     _ => mode(NetworkMode::Internet),
                 },
+                // One that can't freeze, whatever else is asked of it.
+                runtime_handler: match (at, usize::from(variant / 11) % 3) {
+                    (1, 1) => "kata-clh".to_owned(),
+                    _ => "gvisor".to_owned(),
+                },
                 ..template(["image:1", "image:2", "image:1", "bad:1"][choice % 4])
             },
             running: [Some(1), None, Some(0)][usize::from(variant / 3) % 3],

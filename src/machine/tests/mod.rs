@@ -7,6 +7,7 @@ mod contract;
 mod draining;
 mod failures;
 mod fixtures;
+mod handlers;
 mod histories;
 mod networking;
 mod pools;

@@ -927,11 +927,22 @@ impl World {
         };
         self.promises.open() == 0
             && match drain {
-                Some(drain) => drain.mode == DrainMode::Wait || drain.state == DrainState::Drained,
+                Some(drain) => {
+                    drain.mode == DrainMode::Wait
+                        || drain.state == DrainState::Drained
+                        || (drain.mode == DrainMode::Hibernate && self.only_sleepless(&drain))
+                }
                 None => self.node.pools.iter().all(|(name, pool)| full(name, pool)),
             }
             && self.node.sandboxes.iter().all(settled)
             && self.node.reaper.iter().next().is_none()
+    }
+
+    /// What a drain that hibernates still waits for are claims whose handler can't freeze.
+    fn only_sleepless(&self, drain: &DrainView) -> bool {
+        let awake = self.node.sandboxes.iter();
+        let mut awake = awake.filter(|it| !it.is_to_sleep());
+        drain.to_disk + drain.unclaimed == 0 && awake.all(|it| !it.can_freeze())
     }
 
     /// The outside, the journal and the machine agree.

@@ -2,6 +2,7 @@
 
 use super::{Fields, bounds, index, network, value};
 use crate::api::{Pool, Readiness, Resources, SetPoolsRequest, Template, UpdateStrategy};
+use crate::machine::handler::{self, Handler, Wants};
 use crate::machine::ids::PoolName;
 use crate::machine::limits;
 use crate::machine::refusal::Refusal;
@@ -12,7 +13,7 @@ use std::collections::BTreeSet;
 /// this node.
 pub fn set_pools(
     request: SetPoolsRequest,
-    handlers: &[String],
+    handlers: &[Handler],
 ) -> Result<(spec::PoolSet, u64), Refusal> {
     let mut fields = Fields::default();
     value::epoch(&mut fields, "epoch", request.epoch);
@@ -49,13 +50,13 @@ pub fn set_pools(
 }
 
 /// One pool that no request declares, by the same rules; its problems begin with "spec".
-pub fn pool(pool: Pool, handlers: &[String]) -> Result<spec::PoolSpec, Refusal> {
+pub fn pool(pool: Pool, handlers: &[Handler]) -> Result<spec::PoolSpec, Refusal> {
     let mut fields = Fields::default();
     let checked = one(&mut fields, "spec", pool, handlers);
     fields.give(checked)
 }
 
-fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option<spec::PoolSpec> {
+fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[Handler]) -> Option<spec::PoolSpec> {
     let field = |name: &str| format!("{at}.{name}");
     let name = fields.take(&field("name"), PoolName::parse(&pool.name));
     fields.need(
@@ -96,6 +97,21 @@ fn one(fields: &mut Fields, at: &str, pool: Pool, handlers: &[String]) -> Option
             None
         }
     };
+    if let Some(asked) = &pool.template {
+        let wants = Wants {
+            frozen_members: pool.running.is_some_and(|running| running < pool.min_warm),
+            idle_freeze: asked.idle_after.is_some_and(|it| it != Default::default()),
+            disk_bound: asked.resources.is_some_and(|it| it.disk_bytes > 0),
+        };
+        let mut known = handlers.iter();
+        let handler = known.find(|it| it.answers_to(&asked.runtime_handler));
+        for (name, what) in handler
+            .map(|it| handler::refused(it, wants))
+            .unwrap_or_default()
+        {
+            fields.wrong(field(name), what);
+        }
+    }
     let template = match pool.template {
         Some(asked) => template(fields, &field("template"), asked, handlers),
         None => {
@@ -124,17 +140,21 @@ fn template(
     fields: &mut Fields,
     at: &str,
     asked: Template,
-    handlers: &[String],
+    handlers: &[Handler],
 ) -> Option<spec::Template> {
     let field = |name: &str| format!("{at}.{name}");
     image(fields, &field("image"), &asked.image);
+    let handler = handlers
+        .iter()
+        .find(|it| it.answers_to(&asked.runtime_handler));
     if !asked.runtime_class.is_empty() {
         runtime_class(fields, at, &asked);
-    } else if !handlers.contains(&asked.runtime_handler) {
-        let known = if handlers.is_empty() {
+    } else if handler.is_none() {
+        let known: Vec<_> = handlers.iter().map(|it| it.name.as_str()).collect();
+        let known = if known.is_empty() {
             "none".to_owned()
         } else {
-            handlers.join(", ")
+            known.join(", ")
         };
         fields.wrong(
             field("runtime_handler"),
@@ -153,11 +173,15 @@ fn template(
             limits::INTERPRETERS.join(", ")
         ),
     );
-    let resources = resources(
+    let mut resources = resources(
         fields,
         &field("resources"),
         asked.resources.unwrap_or_default(),
     );
+    if handler.is_some_and(|it| !it.can.disk_bound) {
+        // No bound is told where none is kept.
+        resources.disk_bytes = 0;
+    }
     let readiness = readiness(
         fields,
         &field("readiness"),
@@ -169,7 +193,7 @@ fn template(
         super::claim::on_data_loss(fields, &field("on_data_loss"), asked.on_data_loss);
     Some(spec::Template {
         image: asked.image,
-        runtime_handler: asked.runtime_handler,
+        runtime_handler: handler.map_or(asked.runtime_handler, |it| it.name.clone()),
         runtime_class: asked.runtime_class,
         command: asked.command,
         env: asked.env,

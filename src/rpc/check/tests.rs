@@ -3,6 +3,7 @@
 use super::*;
 use crate::api;
 use crate::driver::StreamInput;
+use crate::machine::handler::Handler;
 use crate::machine::limits;
 use crate::machine::network::{NetworkMode, NetworkPolicy};
 use crate::machine::spec;
@@ -403,7 +404,66 @@ fn set(pools: Vec<api::Pool>) -> Result<spec::PoolSet, Refusal> {
         epoch: 1,
         pools,
     };
-    set_pools(request, &["gvisor".to_owned()]).map(|(set, _)| set)
+    set_pools(request, &handlers()).map(|(set, _)| set)
+}
+
+/// One that can't be served among them.
+fn handlers() -> Vec<Handler> {
+    let names = ["gvisor", "kata-clh", "kata-qemu"];
+    let mut all = names.map(|name| Handler::named(name, true)).to_vec();
+    all[2].unservable = "containerd finds no shim".into();
+    all
+}
+
+#[test]
+fn a_pool_that_asks_for_what_its_handler_can_not_do_is_refused_by_field() {
+    let asking = |handler: &str| {
+        let mut pool = a_pool();
+        pool.running = Some(1);
+        let template = pool.template.as_mut().unwrap();
+        template.runtime_handler = handler.into();
+        template.idle_after = Some(prost_types::Duration {
+            seconds: 60,
+            nanos: 0,
+        });
+        template.resources = Some(api::Resources {
+            disk_bytes: 1 << 30,
+            ..Default::default()
+        });
+        pool
+    };
+    assert!(set(vec![asking("gvisor")]).is_ok());
+    assert_eq!(
+        fields(set(vec![asking("kata-clh")])),
+        [
+            "pools[0].running",
+            "pools[0].template.idle_after",
+            "pools[0].template.resources.disk_bytes"
+        ]
+    );
+    let mut plain = a_pool();
+    plain.template.as_mut().unwrap().runtime_handler = "kata-clh".into();
+    let given = set(vec![plain.clone()]).unwrap();
+    let template = &given.pools[0].template;
+    assert_eq!(template.runtime_handler, "kata-clh");
+    assert_eq!(template.resources.disk_bytes, 0, "no bound is promised");
+    // All of them may run.
+    plain.running = Some(plain.min_warm);
+    assert!(set(vec![plain.clone()]).is_ok());
+    plain.template.as_mut().unwrap().runtime_handler = "kata-qemu".into();
+    let Err(Refusal::InvalidArgument(found)) = set(vec![plain]) else {
+        panic!("a handler that can't be served was taken");
+    };
+    assert_eq!(found[0].0, "pools[0].template.runtime_handler");
+    assert!(found[0].1.contains("finds no shim"), "{found:?}");
+}
+
+#[test]
+fn gvisor_may_be_called_what_runtime_classes_call_it() {
+    let mut pool = a_pool();
+    pool.template.as_mut().unwrap().runtime_handler = "runsc".into();
+    let given = set(vec![pool]).unwrap();
+    assert_eq!(given.pools[0].template.runtime_handler, "gvisor");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::api::pools_client::PoolsClient;
 use crate::api::sandboxes_client::SandboxesClient;
 use crate::api::*;
 use crate::identity::{self, Audit, AuditConfig, Limiter, Policy, Roles};
+use crate::machine::handler::Handler;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -157,7 +158,7 @@ impl Bench {
             pools: vec![pool],
             epoch: 1,
         };
-        let (set, _) = super::check::set_pools(request, &[HANDLER.to_owned()]).unwrap();
+        let (set, _) = super::check::set_pools(request, &[Handler::named(HANDLER, true)]).unwrap();
         self.driver.declare(set);
     }
 

@@ -152,6 +152,7 @@ impl ContainerdRuntime {
         let Some(tier) = self.tier.get() else {
             return Err(CheckpointFailure::Failed("there is no disk tier".into()));
         };
+        self.can_freeze(id).map_err(CheckpointFailure::Failed)?;
         let container = self.container(id).await.map_err(failed)?;
         let fingerprint = self.fingerprint(&container).await.map_err(failed)?;
         comes_back(&container.labels, &fingerprint).map_err(CheckpointFailure::Mismatch)?;

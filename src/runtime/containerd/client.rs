@@ -11,7 +11,8 @@ use std::{
 
 use containerd_client::services::v1::{
     containers_client::ContainersClient, content_client::ContentClient,
-    events_client::EventsClient, images_client::ImagesClient, leases_client::LeasesClient,
+    events_client::EventsClient, images_client::ImagesClient,
+    introspection_client::IntrospectionClient, leases_client::LeasesClient,
     namespaces_client::NamespacesClient, snapshots::snapshots_client::SnapshotsClient,
     streaming_client::StreamingClient, tasks_client::TasksClient, transfer_client::TransferClient,
     version_client::VersionClient,
@@ -251,6 +252,10 @@ impl Client {
 
     pub(super) fn images(&self) -> ImagesClient<Door> {
         ImagesClient::new(self.door.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub(super) fn introspection(&self) -> IntrospectionClient<Door> {
+        IntrospectionClient::new(self.door.clone())
     }
 
     pub(super) fn leases(&self) -> LeasesClient<Door> {

@@ -23,7 +23,7 @@ use super::{
     client::{Call, Reason},
     fifo,
     image::Resolved,
-    names,
+    kata, names,
     proto::{RuncOptions, any, spec_any},
     spec,
     watch::{self, Watch},
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     cgroup::SandboxCgroup,
     failpoint::failpoint,
-    runtime::{CreateSpec, RuntimeError, labels, metrics::Stage},
+    runtime::{CreateSpec, Family, RuntimeError, labels, metrics::Stage},
 };
 
 const CONTAINER: Call = Call::seconds("containers.create", 10);
@@ -93,6 +93,9 @@ impl ContainerdRuntime {
         failpoint!("create.snapshot");
         laps.push(lap(Stage::Snapshot));
         let cgroup = self.cgroup(sandbox)?;
+        if self.kata(&sandbox.template.runtime_handler).is_some() {
+            self.make_group(sandbox, cgroup.clone()).await?;
+        }
         let pid = self.task(sandbox, rootfs, cgroup.clone(), from).await?;
         failpoint!("create.task");
         if from.is_none() {
@@ -122,12 +125,27 @@ impl ContainerdRuntime {
     /// Writes the container record.
     async fn record(&self, sandbox: &CreateSpec, image: &Resolved) -> Result<(), RuntimeError> {
         let id = sandbox.id.to_string();
-        let spec = spec::build(&self.config, sandbox, image, self.tree.version());
+        let handler = &sandbox.template.runtime_handler;
+        let (config, version) = (&self.config, self.tree.version());
+        let (runtime, spec) = match self.kata(handler) {
+            Some(kata) => (
+                kata::runtime(kata),
+                kata::build(config, kata, sandbox, image, version),
+            ),
+            None => (
+                container::Runtime {
+                    name: config.shim.display().to_string(),
+                    options: Some(self.runc_options()),
+                },
+                spec::build(config, sandbox, image, version),
+            ),
+        };
         let mut labels: HashMap<_, _> = [
             (labels::SANDBOX, id.clone()),
             (labels::POOL, sandbox.pool.to_string()),
             (labels::GENERATION, sandbox.generation.to_string()),
             (labels::NODE_TAG, sandbox.id.tag().to_string()),
+            (labels::HANDLER, handler.clone()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
@@ -136,10 +154,7 @@ impl ContainerdRuntime {
             id: id.clone(),
             labels,
             image: sandbox.template.image.clone(),
-            runtime: Some(container::Runtime {
-                name: self.config.shim.display().to_string(),
-                options: Some(self.runc_options()),
-            }),
+            runtime: Some(runtime),
             spec: Some(spec_any(spec.to_string().into_bytes())),
             snapshotter: self.config.snapshotter.clone(),
             snapshot_key: id,
@@ -220,7 +235,9 @@ impl ContainerdRuntime {
                 Ok(fifos)
             }
         });
-        self.live.expect(sandbox.id, cgroup, fifos.await?);
+        let kata = self.kata(&sandbox.template.runtime_handler).is_some();
+        let family = Family::of(&sandbox.template.runtime_handler);
+        self.live.expect(sandbox.id, cgroup, fifos.await?, family);
         failpoint!("create.fifos");
         let text = |path: &std::path::Path| path.display().to_string();
         let request = CreateTaskRequest {
@@ -229,14 +246,17 @@ impl ContainerdRuntime {
             stdin: text(&paths.stdin),
             stdout: text(&paths.stdout),
             stderr: text(&paths.stderr),
-            options: Some(any(&RuncOptions {
-                criu_image_path: from.map(text).unwrap_or_default(),
-                ..self.options()
-            })),
+            options: (!kata).then(|| {
+                any(&RuncOptions {
+                    criu_image_path: from.map(text).unwrap_or_default(),
+                    ..self.options()
+                })
+            }),
             ..CreateTaskRequest::default()
         };
         let mut tasks = self.client.tasks();
-        let created = self.client.call(TASK, tasks.create(request)).await?;
+        let call = if kata { kata::TASK } else { TASK };
+        let created = self.client.call(call, tasks.create(request)).await?;
         Ok(created.pid)
     }
 

@@ -71,7 +71,9 @@ impl ContainerdRuntime {
     /// See the trait.
     pub(super) async fn unmake(&self, id: SandboxId) -> Result<(), RuntimeError> {
         self.live.leave(id);
+        self.end_machine(id).await;
         let cgroup = self.kill(id).await?;
+        self.end_left_by_kata(id).await?;
         failpoint!("destroy.killed");
         self.end_task(id).await?;
         self.forget_image(id).await?;
@@ -93,6 +95,7 @@ impl ContainerdRuntime {
         failpoint!("destroy.snapshot");
         self.forget_in_runsc(id).await?;
         failpoint!("destroy.runsc");
+        self.sweep_after_kata(id).await?;
         self.remove_outside(id, cgroup).await?;
         self.live.forget(id);
         Ok(())

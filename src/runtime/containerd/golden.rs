@@ -62,6 +62,7 @@ impl ContainerdRuntime {
         let Some(tier) = self.tier.get() else {
             return Err(CheckpointFailure::Failed("there is no disk tier".into()));
         };
+        self.can_freeze(id).map_err(CheckpointFailure::Failed)?;
         let container = self.container(id).await.map_err(failed)?;
         let fingerprint = self.fingerprint(&container).await.map_err(failed)?;
         let rootfs = self.rootfs(id).await.map_err(failed)?;

@@ -11,13 +11,13 @@ use futures::stream::{StreamExt, iter};
 use super::{
     ContainerdRuntime, blocking,
     client::{Call, Reason},
-    fifo,
+    fifo, kata,
     watch::{self, Found, Watch},
 };
 use crate::{
     cgroup::{CgroupTree, SandboxCgroup},
     machine::{event::Observed, ids::SandboxId},
-    runtime::{RuntimeConfig, RuntimeError, labels},
+    runtime::{Family, RuntimeConfig, RuntimeError, labels},
 };
 
 const CONTAINERS: Call = Call::seconds("containers.list", 30);
@@ -44,6 +44,7 @@ impl ContainerdRuntime {
     pub(super) async fn observe(&self) -> Result<Vec<Observed>, RuntimeError> {
         let held_before = self.live.ids();
         let containers = self.containers().await?;
+        self.probe_handlers().await;
         let tasks = self.tasks(&containers).await?;
         let outside = blocking(WHAT, {
             let (tree, config) = (self.tree.clone(), self.config.clone());
@@ -51,12 +52,15 @@ impl ContainerdRuntime {
         })
         .await?;
         let mut ids: BTreeSet<SandboxId> = outside.keys().copied().collect();
-        ids.extend(&containers);
+        ids.extend(containers.keys());
+        for (id, family) in containers.iter().filter(|it| *it.1 != Family::Gvisor) {
+            self.live.is_of(*id, *family);
+        }
         let mut observed = Vec::with_capacity(ids.len());
         for id in &ids {
             let there = outside.get(id);
             let task = tasks.get(id);
-            let alive = containers.contains(id) && is_alive(task, there);
+            let alive = containers.contains_key(id) && is_alive(task, there);
             if let (true, Some(task), Some(cgroup)) =
                 (alive, task, there.and_then(|o| o.cgroup.clone()))
             {
@@ -73,8 +77,8 @@ impl ContainerdRuntime {
         Ok(observed)
     }
 
-    /// Ids of containers.
-    async fn containers(&self) -> Result<BTreeSet<SandboxId>, RuntimeError> {
+    /// Ids of containers, and what runs them.
+    async fn containers(&self) -> Result<BTreeMap<SandboxId, Family>, RuntimeError> {
         let request = ListContainersRequest {
             filters: vec![format!("labels.\"{}\"", labels::SANDBOX)],
         };
@@ -82,12 +86,18 @@ impl ContainerdRuntime {
         // As a stream: thousands of records with their specs exceed what one message may hold.
         let listed = self.client.measure(CONTAINERS, async {
             let mut stream = containers.list_stream(request).await?.into_inner();
-            let mut ids = BTreeSet::new();
+            let mut found = BTreeMap::new();
             while let Some(message) = stream.message().await? {
-                let id = message.container.map(|container| container.id);
-                ids.extend(id.and_then(|id| SandboxId::parse(&id).ok()));
+                let Some(container) = message.container else {
+                    continue;
+                };
+                if let Ok(id) = SandboxId::parse(&container.id) {
+                    let handler = container.labels.get(labels::HANDLER);
+                    let family = handler.map_or(Family::Gvisor, |it| Family::of(it));
+                    found.insert(id, family);
+                }
             }
-            Ok(ids)
+            Ok(found)
         });
         Ok(listed.await?)
     }
@@ -95,9 +105,9 @@ impl ContainerdRuntime {
     /// What their shims say of them; nothing of one without a task, or whose shim does not answer.
     async fn tasks(
         &self,
-        containers: &BTreeSet<SandboxId>,
+        containers: &BTreeMap<SandboxId, Family>,
     ) -> Result<BTreeMap<SandboxId, Task>, RuntimeError> {
-        let asked = containers.iter().copied().map(|id| self.task_of(id));
+        let asked = containers.keys().copied().map(|id| self.task_of(id));
         let mut answers = iter(asked).buffer_unordered(AT_ONCE);
         let mut found = BTreeMap::new();
         while let Some(answer) = answers.next().await {
@@ -200,7 +210,8 @@ fn look_outside(
             },
         );
     }
-    for id in fifo::list(config)? {
+    let known_to_kata = kata::ids(&config.kata_run)?;
+    for id in fifo::list(config)?.into_iter().chain(known_to_kata) {
         let nothing = Outside {
             cgroup: None,
             pids: Vec::new(),

@@ -7,11 +7,17 @@ use std::{
 };
 
 use super::fifo::Fifos;
-use crate::{cgroup::SandboxCgroup, machine::ids::SandboxId, runtime::process::Process};
+use crate::{
+    cgroup::SandboxCgroup,
+    machine::ids::SandboxId,
+    runtime::{Family, process::Process},
+};
 
 /// One sandbox.
 #[derive(Debug, Default)]
 struct Held {
+    /// Whose; `None`: not known, so gVisor's.
+    family: Option<Family>,
     fifos: Option<Fifos>,
     cgroup: Option<SandboxCgroup>,
     shim: Option<Arc<Process>>,
@@ -35,9 +41,16 @@ impl Live {
     }
 
     /// A creation begins: its cgroup will be this one.
-    pub(super) fn expect(&self, id: SandboxId, cgroup: SandboxCgroup, fifos: Fifos) {
+    pub(super) fn expect(
+        &self,
+        id: SandboxId,
+        cgroup: SandboxCgroup,
+        fifos: Fifos,
+        family: Family,
+    ) {
         let mut held = self.lock();
         let one = held.entry(id).or_default();
+        one.family = Some(family);
         one.cgroup = Some(cgroup);
         one.fifos = Some(fifos);
     }
@@ -66,6 +79,17 @@ impl Live {
             one.fifos = None;
             one.shim = None;
         }
+    }
+
+    /// What a listing has shown of it.
+    pub(super) fn is_of(&self, id: SandboxId, family: Family) {
+        self.lock().entry(id).or_default().family = Some(family);
+    }
+
+    /// Whose it is.
+    pub(super) fn family(&self, id: SandboxId) -> Family {
+        let family = self.lock().get(&id).and_then(|one| one.family);
+        family.unwrap_or(Family::Gvisor)
     }
 
     /// Its cgroup, if known.

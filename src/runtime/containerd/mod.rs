@@ -18,6 +18,7 @@ mod destroy;
 mod fifo;
 mod golden;
 mod image;
+mod kata;
 mod leaving;
 mod link;
 mod list;
@@ -54,20 +55,19 @@ use self::{
     watch::Watch,
 };
 use super::{
-    Capabilities, CreateSpec, ImageInfo, ImageProgress, Reclaimed, Runtime, RuntimeConfig,
-    RuntimeError, RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
+    CreateSpec, Handler, ImageInfo, ImageProgress, Reclaimed, Runtime, RuntimeConfig, RuntimeError,
+    RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
 };
 use crate::{
     cgroup::{CgroupError, CgroupTree, Usage},
     machine::{
         event::{CheckpointFailure, Observed, RestoreFailure},
+        handler::GVISOR,
         ids::{PoolName, SandboxId},
     },
     ociwrap::WrapperConfig,
 };
 
-/// The one handler there is.
-const GVISOR: &str = "gvisor";
 /// Events on their way to the driver; what does not fit waits as a state (see `outbox`).
 const EVENTS: usize = 64;
 /// For the keeper of watches to take one; it does nothing that takes time.
@@ -83,6 +83,7 @@ pub struct ContainerdRuntime {
     images: Images,
     runsc: RunscVersion,
     tier: OnceLock<checkpoint::Tier>,
+    probes: kata::Probes,
     metrics: RuntimeMetrics,
     outbox: Arc<Outbox>,
     watches: mpsc::Sender<Watch>,
@@ -164,6 +165,7 @@ impl ContainerdRuntime {
             client: client.clone(),
             tree,
             live: live.clone(),
+            probes: kata::Probes::default(),
             metrics: metrics.clone(),
             outbox: outbox.clone(),
             watches,
@@ -185,7 +187,7 @@ impl ContainerdRuntime {
     }
 
     fn known_handler(&self, handler: &str) -> bool {
-        self.capabilities(handler).is_some()
+        handler == GVISOR || self.kata(handler).is_some()
     }
 
     async fn hand_over(&self, watch: Watch) -> Result<(), RuntimeError> {
@@ -333,14 +335,19 @@ impl Runtime for ContainerdRuntime {
         self.read_versions().await
     }
 
-    fn capabilities(&self, handler: &str) -> Option<Capabilities> {
-        (handler == GVISOR).then_some(Capabilities {
-            freeze: true,
-            checkpoint: self.tier.get().is_some(),
-        })
-    }
-
-    fn handlers(&self) -> Vec<String> {
-        vec![GVISOR.to_owned()]
+    fn handlers(&self) -> Vec<Handler> {
+        let disk_tier = self.tier.get().is_some();
+        let kata = self.config.kata.iter().map(|it| it.name.as_str());
+        let handlers = std::iter::once(GVISOR).chain(kata).map(|name| {
+            let probe = self.probes.of(name);
+            Handler {
+                version: probe.version,
+                unservable: probe.unservable,
+                ..Handler::named(name, disk_tier)
+            }
+        });
+        let mut handlers: Vec<_> = handlers.collect();
+        handlers.sort_by(|one, other| one.name.cmp(&other.name));
+        handlers
     }
 }

@@ -63,8 +63,10 @@ impl ContainerdRuntime {
 
     /// See the trait.
     pub(super) async fn stop_processes(&self, id: SandboxId) -> Result<(), RuntimeError> {
+        let may = self.can_freeze(id);
         let cgroup = self.cgroup_of(id);
         blocking("freeze", move || {
+            may?;
             cgroup()?.freeze(FREEZE).map_err(|error| error.to_string())
         })
         .await

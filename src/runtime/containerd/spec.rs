@@ -264,10 +264,10 @@ fn resources(resources: &Resources, version: Version) -> Value {
 }
 
 /// The OCI spec's numbers are signed.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 #[path = "spec_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -7,7 +7,7 @@ use crate::machine::{
 };
 use std::sync::Arc;
 
-fn sandbox() -> CreateSpec {
+pub(in crate::runtime::containerd) fn sandbox() -> CreateSpec {
     let template = Template {
         image: "hearth.local/python:3".into(),
         runtime_handler: "gvisor".into(),
@@ -43,7 +43,7 @@ fn sandbox() -> CreateSpec {
     }
 }
 
-fn image() -> Resolved {
+pub(in crate::runtime::containerd) fn image() -> Resolved {
     Resolved {
         digest: "sha256:aa".into(),
         chain_id: "sha256:bb".into(),
@@ -60,7 +60,7 @@ fn image() -> Resolved {
     }
 }
 
-fn config() -> RuntimeConfig {
+pub(in crate::runtime::containerd) fn config() -> RuntimeConfig {
     RuntimeConfig {
         socket: "/run/hearth/containerd/s".into(),
         run_dir: "/run/hearth".into(),
@@ -72,6 +72,8 @@ fn config() -> RuntimeConfig {
         snapshotter: "overlayfs".into(),
         cgroup_parent: "/hearth".into(),
         node_tag: NodeTag(0xabcd),
+        kata: Vec::new(),
+        kata_run: "/run".into(),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use nix::mount::{MntFlags, umount2};
-
 use super::{ManagedConfig, ManagedError, io_error};
 use crate::{
     cgroup::{CgroupError, CgroupTree},
-    runtime::process::{self, Process},
+    runtime::{
+        mounts,
+        process::{self, Process},
+    },
 };
 
 /// For one sandbox to die, and for its group to go.
@@ -29,13 +30,11 @@ pub(super) fn sweep(config: &ManagedConfig) -> Result<(), ManagedError> {
             left.push(format!("shim {}: {error}", shim.pid()));
         }
     }
-    for point in mounts(config)? {
-        // Lazily: a mount that something still uses goes with its user.
-        if let Err(error) = umount2(
-            Path::new(&point),
-            MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
-        ) {
-            left.push(format!("mount {point}: {error}"));
+    // containerd's and runsc's (its `null-netns`).
+    let ours = [config.root(), config.state(), config.runsc_root.clone()];
+    for point in mounts::below(&ours).map_err(io_error(Path::new("/proc/self/mountinfo")))? {
+        if let Err(error) = mounts::detach(&point) {
+            left.push(format!("mount {}: {error}", point.display()));
         }
     }
     if let Err(error) = remove_parent(config) {
@@ -99,38 +98,4 @@ fn kill_sandbox(config: &ManagedConfig, id: &str) -> Result<(), CgroupError> {
 fn remove_parent(config: &ManagedConfig) -> Result<(), CgroupError> {
     let tree = CgroupTree::detect("/sys/fs/cgroup")?;
     tree.remove_parent(&config.cgroup_parent).map(|_| ())
-}
-
-/// Mount points of containerd and of runsc (its `null-netns`), innermost first.
-fn mounts(config: &ManagedConfig) -> Result<Vec<String>, ManagedError> {
-    let path = Path::new("/proc/self/mountinfo");
-    let text = fs::read_to_string(path).map_err(io_error(path))?;
-    let ours = [config.root(), config.state(), config.runsc_root.clone()];
-    let points = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(unescape);
-    let mut points: Vec<_> = points
-        .filter(|point| {
-            ours.iter()
-                .any(|dir| Path::new(point).starts_with(dir) && Path::new(point) != dir)
-        })
-        .collect();
-    // Later mounts are on top of earlier ones.
-    points.reverse();
-    Ok(points)
-}
-
-/// The kernel writes blanks and backslashes as octal numbers.
-fn unescape(text: &str) -> String {
-    let mut plain = text.to_owned();
-    for (code, letter) in [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ] {
-        plain = plain.replace(code, letter);
-    }
-    plain
 }

@@ -5,7 +5,7 @@
 use super::Check;
 use crate::App;
 use crate::failure::Exit;
-use hearth::api::{InfoRequest, OrphansRequest};
+use hearth::api::{InfoRequest, OrphansRequest, RuntimeHandler};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -76,6 +76,7 @@ async fn api(app: &App) -> Vec<Check> {
             "pools with network_policy none work; for others see [network] in hearthd's configuration, and docs/network.md",
         ),
     });
+    checks.push(handlers(&info.runtime_handlers));
     if let Ok(orphans) = orphans {
         let count = orphans.into_inner().orphans.len();
         checks.push(match count {
@@ -103,6 +104,39 @@ async fn api(app: &App) -> Vec<Check> {
         });
     }
     checks
+}
+
+/// Which runtime handlers are served, what each can do, and why one is not served.
+pub fn handlers(all: &[RuntimeHandler]) -> Check {
+    const NAME: &str = "runtime handlers";
+    let tiers = |it: &RuntimeHandler| {
+        let can = [
+            (it.freeze, "freeze"),
+            (it.checkpoint, "checkpoint"),
+            (it.disk_bound, "disk bound"),
+        ];
+        let can: Vec<_> = can.iter().filter(|(can, _)| *can).map(|it| it.1).collect();
+        match can.is_empty() {
+            true => format!("{} (running only)", it.name),
+            false => format!("{} ({})", it.name, can.join(", ")),
+        }
+    };
+    let (served, not): (Vec<_>, Vec<_>) = all.iter().partition(|it| it.unservable.is_empty());
+    let found: Vec<_> = served.into_iter().map(tiers).collect();
+    if let Some(first) = not.first() {
+        let names: Vec<_> = not.iter().map(|it| it.name.as_str()).collect();
+        return Check::warn(
+            NAME,
+            format!(
+                "{}; not served: {}: {}",
+                found.join("; "),
+                names.join(", "),
+                first.unservable
+            ),
+            "runtime.kata in hearthd's configuration names shims; pools that name such a handler are refused",
+        );
+    }
+    Check::ok(NAME, found.join("; "))
 }
 
 async fn admin(address: &str) -> Check {
