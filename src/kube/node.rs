@@ -198,7 +198,7 @@ pub async fn leave(kube: &Kube, followed: &Followed<Node>) {
     if said.as_deref() != Some("false")
         && let Err(error) = label(kube, false).await
     {
-        debug!(%error, "the node keeps its label");
+        info!(%error, "the node keeps its label");
     }
 }
 
