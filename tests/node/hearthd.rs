@@ -18,10 +18,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
-/// How long anything that must come may take on a busy machine; `HEARTH_PATIENCE` says more seconds for an emulated one.
+#[path = "../support/patience.rs"]
+mod patience;
+pub use patience::{factor, patient};
+
+/// How long anything that must come may take on a busy machine.
 pub fn patience() -> Duration {
-    let seconds = std::env::var("HEARTH_PATIENCE").ok();
-    Duration::from_secs(seconds.map_or(60, |text| text.parse().expect("seconds")))
+    patient(Duration::from_secs(60))
 }
 
 /// A connection to a hearthd that dies and comes back.
