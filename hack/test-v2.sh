@@ -21,13 +21,14 @@ plan() {
     for each; do echo "${each%%:*} ${each#*:}"; done
     return
   fi
+  echo "node what_sleeps_outlives"
   echo "hearth cgroup::"
   echo "runsc_wrapper a_frozen_sandbox a_restart_of_containerd a_stopped_sandbox a_hung_runsc"
   echo "runtime inside_a_sandbox_every_bound_holds ends_are_told frozen_and_wedged"
   echo "node claim_run_code_release a_dry_pool_fails a_sandbox_that_ends_by_itself every_limit_is_met" \
-    "a_pool_keeps_few_running a_claimed_sandbox_sleeps what_sleeps_outlives the_zram_device" \
+    "a_pool_keeps_few_running a_claimed_sandbox_sleeps the_zram_device" \
     "no_sandbox_restarts" \
-    "a_sandbox_goes_to_the_disk what_is_on_the_disk_survives who_sleeps_long_sinks without_room_it_runs_on"
+    "a_sandbox_goes_to_the_disk what_is_on_the_disk_survives who_sleeps_long_sinks"
 }
 
 qemu() {

@@ -405,10 +405,20 @@ impl Hearth {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    /// Its last words, but those about who asks how it is, and containerd's.
     pub fn log_tail(&self) -> String {
-        let text = self.log_text();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        let tail = |text: &str, most: usize| {
+            let lines = text.lines().filter(|line| !line.contains("Node/Info"));
+            let lines: Vec<_> = lines.collect();
+            lines[lines.len().saturating_sub(most)..].join("\n")
+        };
+        let containerd = std::fs::read_to_string(self.path("data/containerd.log"));
+        let containerd = containerd.unwrap_or_default();
+        format!(
+            "{}\ncontainerd:\n{}",
+            tail(&self.log_text(), 60),
+            tail(&containerd, 20)
+        )
     }
 
     async fn try_channel(&self) -> Option<Channel> {
