@@ -154,8 +154,8 @@ mod tests {
         assert!(pids().contains(&pid));
         assert!(Process::find(pid, |_| false).unwrap().is_none());
         // The number of a thread is no process's.
-        let (tell, told) = std::sync::mpsc::channel();
-        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let (end, ends) = std::sync::mpsc::sync_channel::<()>(1);
         let thread = std::thread::spawn(move || {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             let _ended = ends.recv();

@@ -20,6 +20,8 @@ use tonic::transport::{Channel, Endpoint};
 
 #[path = "../support/patience.rs"]
 mod patience;
+// The benches need not all of it.
+#[allow(unused_imports)]
 pub use patience::{factor, patient};
 
 /// How long anything that must come may take on a busy machine.

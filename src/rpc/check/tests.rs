@@ -460,7 +460,7 @@ fn each_field_of_a_pool() {
     fn readiness(pool: &mut api::Pool) -> &mut api::Readiness {
         template(pool).readiness.get_or_insert_default()
     }
-    let rows: [(&str, Change); 37] = [
+    let rows: [(&str, Change); 39] = [
         ("name", |p| p.name = "-".into()),
         ("generation", |p| p.generation = 0),
         ("max_total", |p| (p.max_total, p.min_warm) = (0, 0)),
@@ -534,6 +534,11 @@ fn each_field_of_a_pool() {
         ("template.interpreter", |p| {
             template(p).interpreter = "cobol".into()
         }),
+        ("template.prefork", |p| {
+            template(p).interpreter = "python".into();
+            template(p).prefork = 5;
+        }),
+        ("template.prefork", |p| template(p).prefork = 1),
         ("template.readiness.command[0]", |p| {
             readiness(p).command = vec!["\0".into()]
         }),
