@@ -16,16 +16,19 @@ SECONDS_AT_MOST=${HEARTH_V2_SECONDS:-3000}
 
 # What runs there: a test binary, then its filters. hack/v2-node.sh runs one after the other.
 plan() {
+  local each
   if [ $# != 0 ]; then
-    echo "node $*"
+    for each; do echo "${each%%:*} ${each#*:}"; done
     return
   fi
+  echo "node what_sleeps_outlives"
   echo "hearth cgroup::"
-  echo "runsc_wrapper a_frozen_sandbox a_restart_of_containerd a_stopped_sandbox"
-  echo "runtime inside_a_sandbox_every_bound_holds frozen_and_wedged"
+  echo "runsc_wrapper a_frozen_sandbox a_restart_of_containerd a_stopped_sandbox a_hung_runsc"
+  echo "runtime inside_a_sandbox_every_bound_holds ends_are_told frozen_and_wedged"
   echo "node claim_run_code_release a_dry_pool_fails a_sandbox_that_ends_by_itself every_limit_is_met" \
     "a_pool_keeps_few_running a_claimed_sandbox_sleeps the_zram_device" \
-    "no_sandbox_restarts"
+    "no_sandbox_restarts" \
+    "a_sandbox_goes_to_the_disk what_is_on_the_disk_survives who_sleeps_long_sinks"
 }
 
 qemu() {
@@ -162,8 +165,17 @@ binary() {
 build_tests() {
   hack/build.sh init
   doing "building the tests"
-  local log=$CACHE/logs/v2-build.log which=(--lib --test runsc_wrapper --test runtime --test node)
-  [ $# = 0 ] || which=(--test node)
+  local log=$CACHE/logs/v2-build.log which=(--lib --test runsc_wrapper --test runtime --test node) each
+  if [ $# != 0 ]; then
+    which=()
+    for each; do
+      case $each in
+        hearth:*) which+=(--lib) ;;
+        *:*) which+=(--test "${each%%:*}") ;;
+        *) die "not BINARY:FILTER: $each" ;;
+      esac
+    done
+  fi
   run_logged v2-build cargo test --locked --no-run "${which[@]}" || die "the tests do not build"
   mapfile -t TESTS < <(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$log")
   [ ${#TESTS[@]} != 0 ] || die "cargo named no test binary; see $log"

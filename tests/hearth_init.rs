@@ -20,8 +20,12 @@ mod gvisor;
 mod interpreter;
 #[path = "hearth_init/port.rs"]
 mod port;
+#[path = "hearth_init/prefork.rs"]
+mod prefork;
 #[path = "hearth_init/pty.rs"]
 mod pty;
+#[path = "support/python_lines.rs"]
+mod python_lines;
 #[path = "hearth_init/session.rs"]
 mod session;
 #[path = "support/tool.rs"]

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use containerd::{Node, Said, eventually, say, tool};
+use containerd::{Node, Said, eventually, patient, say, tool};
 use hearth::ociwrap::WrapperConfig;
 use nix::{
     sys::signal::{Signal, kill},
@@ -34,7 +34,7 @@ fn a_frozen_sandbox_can_be_killed_and_deleted() {
     group.freeze(LIMIT).unwrap();
     let killed = node.ctr(&["tasks", "kill", "-s", "SIGKILL", "frozen"]);
     assert_ok(&killed);
-    assert!(killed.took < Duration::from_secs(2), "{killed:?}");
+    assert!(killed.took < patient(Duration::from_secs(2)), "{killed:?}");
     eventually("the shim sees the end", || {
         node.status("frozen").as_deref() == Some("STOPPED")
     });
@@ -71,7 +71,7 @@ fn a_restart_of_containerd_does_not_wait_for_frozen_sandboxes() {
     let frozen = node.boot();
     println!("containerd ready: {running:?} with 3 running, {frozen:?} with 3 frozen sandboxes");
     assert!(
-        frozen < running + Duration::from_secs(1),
+        frozen < running + patient(Duration::from_secs(1)),
         "{frozen:?} against {running:?}"
     );
     for (id, group) in ids.iter().zip(&groups) {
@@ -100,7 +100,10 @@ fn a_frozen_sandbox_answers_what_can_be_answered_and_refuses_the_rest_at_once() 
         !refused.ok && refused.stderr.contains("frozen"),
         "{refused:?}"
     );
-    assert!(refused.took < Duration::from_secs(1), "{refused:?}");
+    assert!(
+        refused.took < patient(Duration::from_secs(1)),
+        "{refused:?}"
+    );
     let pids = node.wrapper(&["ps", "--format", "json", "cold"]);
     assert_ok(&pids);
     let pids: Vec<i32> = serde_json::from_str(&pids.stdout).unwrap();
@@ -122,7 +125,7 @@ fn a_frozen_sandbox_answers_what_can_be_answered_and_refuses_the_rest_at_once() 
     for verb in ["pause", "resume", "checkpoint"] {
         let said = node.wrapper(&[verb, "cold"]);
         assert!(!said.ok && said.stderr.contains("frozen"), "{said:?}");
-        assert!(said.took < Duration::from_millis(500), "{said:?}");
+        assert!(said.took < patient(Duration::from_millis(500)), "{said:?}");
     }
 
     group.thaw(LIMIT).unwrap();
@@ -259,7 +262,7 @@ fn fake_hung_runsc(dir: &Path) -> std::path::PathBuf {
 
 #[test]
 fn a_hung_runsc_never_hangs_the_shim() {
-    let deadline = Duration::from_secs(3);
+    let deadline = patient(Duration::from_secs(3));
     let mut node = Node::start("hung", |config, dir| {
         config.runsc = fake_hung_runsc(dir);
         let all = u64::try_from(deadline.as_millis()).unwrap();
@@ -268,7 +271,7 @@ fn a_hung_runsc_never_hangs_the_shim() {
         (limits.delete_ms, limits.control_ms, limits.image_ms) = (all, all, all);
     });
     let hang = node.dir.path().join("hang");
-    let bound = deadline + Duration::from_secs(1);
+    let bound = deadline + patient(Duration::from_secs(1));
     let group = node.sleeper("hung");
 
     let image = node.dir.path().join("image").display().to_string();

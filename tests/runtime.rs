@@ -413,10 +413,10 @@ async fn frozen_and_wedged_sandboxes_are_destroyed() {
         // Others go on meanwhile.
         runtime.destroy(other).await.unwrap();
         println!("beside it: {:?}", began.elapsed());
-        assert!(began.elapsed() < Duration::from_secs(3));
+        assert!(began.elapsed() < support::patient(Duration::from_secs(3)));
         destroying.await.unwrap().unwrap();
         println!("destroy with a stopped shim: {:?}", began.elapsed());
-        assert!(began.elapsed() < Duration::from_secs(25));
+        assert!(began.elapsed() < support::patient(Duration::from_secs(25)));
         node.assert_gone(wedged).await;
         node.assert_gone(other).await;
     }

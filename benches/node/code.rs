@@ -1,5 +1,5 @@
-//! From the claim call to the first byte of what the user's code prints: by the resident interpreter, by an exec, and beside
-//! them `runsc exec` into a sandbox that is claimed already.
+//! From the claim call to the first byte of what the user's code prints: by the resident interpreter, by an exec that a
+//! waiting worker serves, by one that starts python, and beside them `runsc exec` into a sandbox that is claimed already.
 
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool, tool};
 use crate::measure::{Report, Series, millis};
@@ -7,36 +7,68 @@ use hearth::api::{
     ExecRequest, ExecStart, RunCodeRequest, exec_request, exec_response, run_code_response,
     sandboxes_client::SandboxesClient,
 };
+use hearth::cgroup::CgroupTree;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 
 const POOL: &str = "code";
+/// The same with a worker in each member.
+const PREFORKED: &str = "preforked";
 const MEMBERS: u32 = 4;
 const ROUNDS: u32 = 25;
 const CODE: &str = "print('x')";
 
 pub async fn section(report: &mut Report) {
     let hearth = Hearth::start_with(&[("log.level", "warn")]).await;
-    let mut declared = pool(POOL, MEMBERS, 4 * MEMBERS);
-    declared.template.as_mut().unwrap().interpreter = "python".into();
-    hearth.set_pools(vec![declared]).await;
+    let declared = [(POOL, 0), (PREFORKED, 1)].map(|(name, workers)| {
+        let mut declared = pool(name, MEMBERS, 4 * MEMBERS);
+        let template = declared.template.as_mut().unwrap();
+        template.interpreter = "python".into();
+        template.prefork = workers;
+        declared
+    });
+    hearth.set_pools(declared.into()).await;
     let (resident, claim) = rounds(&hearth, How::Resident).await;
     let (again, _) = rounds(&hearth, How::ResidentAgain).await;
+    let (preforked, _) = rounds(&hearth, How::Preforked).await;
     let (exec, _) = rounds(&hearth, How::Exec).await;
     let peer = runsc_exec(&hearth).await;
     report.row("claim → first byte of code, resident", &resident);
     report.row("  of it: the claim", &claim);
     report.row("  code alone, in a context that has run before", &again);
+    report.row(
+        "claim → first byte of code, exec python, pre-forked",
+        &preforked,
+    );
     report.row("claim → first byte of code, exec python", &exec);
     report.row("  peer: runsc exec python, no claim", &peer);
     let p50 = millis(resident.at(50));
     let what = "claim → first byte of code, resident, p50 ms";
     report.goal(what, p50, "≤ 2", p50 <= 2.0);
+    let preforked = millis(preforked.at(50));
+    let what = "claim → first byte of code, pre-forked, p50 ms";
+    report.goal(what, preforked, "≤ 15", preforked <= 15.0);
     let ratio = millis(peer.at(50)) / p50;
     report.rate("  runsc exec python takes", ratio, "times as long");
+    let [without, with] = [POOL, PREFORKED].map(|pool| resident_megabytes(&hearth, pool));
+    report.rate("  RAM of a running member, no worker", without, "MB");
+    report.rate("  RAM of a running member, one worker", with, "MB");
     hearth.finish().await;
+}
+
+/// Mean of its sandboxes' cgroups.
+fn resident_megabytes(hearth: &Hearth, pool: &str) -> f64 {
+    let tree = CgroupTree::detect("/sys/fs/cgroup").unwrap();
+    let parent = hearth.cgroup_parent();
+    let found = tree.list(&parent).unwrap().into_iter();
+    let bytes: Vec<_> = found
+        .filter(|found| found.pool == pool)
+        .filter_map(|found| tree.sandbox(&parent, pool, &found.id).ok()?.usage().ok())
+        .map(|usage| usage.memory_bytes as f64)
+        .collect();
+    bytes.iter().sum::<f64>() / bytes.len() as f64 / f64::from(1 << 20)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +76,17 @@ enum How {
     Resident,
     /// The claim and a first run are not measured.
     ResidentAgain,
+    Preforked,
     Exec,
+}
+
+impl How {
+    fn pool(self) -> &'static str {
+        match self {
+            Self::Preforked => PREFORKED,
+            Self::Resident | Self::ResidentAgain | Self::Exec => POOL,
+        }
+    }
 }
 
 /// Whole, and the claim alone.
@@ -54,17 +96,22 @@ async fn rounds(hearth: &Hearth, how: How) -> (Series, Series) {
     for _ in 0..ROUNDS {
         // The node is quiet: no refill is measured.
         eventually("full and quiet", || async {
-            let status = hearth.status(POOL).await;
-            status.creating == 0 && status.releasing == 0 && status.warm == MEMBERS
+            for name in [POOL, PREFORKED] {
+                let status = hearth.status(name).await;
+                if status.creating != 0 || status.releasing != 0 || status.warm != MEMBERS {
+                    return false;
+                }
+            }
+            true
         })
         .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         let id = fresh_id();
         let mut began = Instant::now();
-        claims.claim(claim_request(&id, POOL)).await.unwrap();
+        claims.claim(claim_request(&id, how.pool())).await.unwrap();
         claim_alone.push(began.elapsed());
         match how {
-            How::Exec => exec(&mut sandboxes, &id).await,
+            How::Preforked | How::Exec => exec(&mut sandboxes, &id).await,
             How::Resident => resident(&mut sandboxes, &id).await,
             How::ResidentAgain => {
                 resident(&mut sandboxes, &id).await;

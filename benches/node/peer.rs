@@ -131,6 +131,7 @@ fn template() -> Template {
             timeout_ms: 30_000,
         },
         interpreter: String::new(),
+        prefork: 0,
         idle_after_ms: 0,
         on_data_loss: hearth::machine::spec::OnDataLoss::Fail,
     }

@@ -136,6 +136,7 @@ impl Dev {
                     timeout_ms: 30_000,
                 },
                 interpreter: "python".into(),
+                prefork: 1,
                 idle_after_ms: 0,
                 on_data_loss: crate::machine::spec::OnDataLoss::Fail,
             },

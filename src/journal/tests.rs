@@ -160,6 +160,7 @@ fn pools(generation: u64) -> PoolSet {
             timeout_ms: 10_000,
         },
         interpreter: "python".to_owned(),
+        prefork: 0,
         idle_after_ms: 0,
         on_data_loss: crate::machine::spec::OnDataLoss::Fail,
     };

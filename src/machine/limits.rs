@@ -29,6 +29,10 @@ pub const POOLS: usize = 64;
 pub const POOL_MAX_TOTAL: u32 = 4096;
 /// Interpreters that a template may name: those that hearth-init has a driver for.
 pub const INTERPRETERS: [&str; 2] = ["python", "perl"];
+/// Interpreters that hearth-init has a worker for (`Template::prefork`).
+pub const PREFORKED: [&str; 1] = ["python"];
+/// Workers that a template may ask for.
+pub const PREFORK_MAX: u32 = 4;
 /// Creations in flight in one pool when it does not say.
 pub const DEFAULT_PARALLEL_REFILLS: u32 = 2;
 /// Most creations in flight that a pool may ask for.

@@ -57,12 +57,19 @@ pub struct Template {
     pub readiness: Readiness,
     /// Interpreter that is ready for code: one of `limits::INTERPRETERS`; empty: none.
     pub interpreter: String,
+    /// Processes of the interpreter that wait to become an exec of it: at most `limits::PREFORK_MAX`.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub prefork: u32,
     /// A claimed sandbox that did nothing for so long is frozen, milliseconds; 0: never.
     #[serde(default, skip_serializing_if = "is_never")]
     pub idle_after_ms: u64,
     /// For claims that do not say it themselves.
     #[serde(default, skip_serializing_if = "OnDataLoss::is_fail")]
     pub on_data_loss: OnDataLoss,
+}
+
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 fn is_never(after_ms: &u64) -> bool {

@@ -271,6 +271,7 @@ fn declared(spec: PoolSpec) -> api::Pool {
                 timeout: duration(Duration::from_millis(template.readiness.timeout_ms)),
             }),
             interpreter: template.interpreter,
+            prefork: template.prefork,
             on_data_loss: match template.on_data_loss {
                 OnDataLoss::Fail => api::OnDataLoss::Unspecified,
                 OnDataLoss::Cold => api::OnDataLoss::Cold,

@@ -25,7 +25,11 @@ impl Process {
         };
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            // A number that no process has, or not any more: it may still name the session or the group of those it left (EINVAL
+            // from kernels such as 6.12), or a thread.
+            Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error.into()),
         };
         let held = Self { pid, pidfd };
@@ -149,6 +153,17 @@ mod tests {
         );
         assert!(pids().contains(&pid));
         assert!(Process::find(pid, |_| false).unwrap().is_none());
+        // The number of a thread is no process's.
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let (end, ends) = std::sync::mpsc::sync_channel::<()>(1);
+        let thread = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            let _ended = ends.recv();
+        });
+        let number = told.recv().unwrap();
+        assert!(Process::find(number, |_| true).unwrap().is_none());
+        drop(end);
+        thread.join().unwrap();
         let started = started_at_ticks(pid);
         assert!(started.is_some());
         let is_it = |pid| started_at_ticks(pid) == started;

@@ -1,6 +1,6 @@
 //! The disk tier on a real node: checkpoint, restore, deaths in between, damage, a reboot.
 
-use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use crate::hearthd::{Hearth, claim_request, eventually, factor, fresh_id, patience, pool};
 use crate::hostile::reason;
 use hearth::api::{
     ClaimState, HibernateReason, HibernateRequest, OnDataLoss, ResumeRequest, Source, Tier,
@@ -21,7 +21,28 @@ async fn try_sink(hearth: &Hearth, claim: &str) -> Result<(), tonic::Status> {
 }
 
 async fn sink(hearth: &Hearth, claim: &str) {
-    try_sink(hearth, claim).await.unwrap();
+    joined(async || try_sink(hearth, claim).await)
+        .await
+        .unwrap();
+}
+
+async fn resume(hearth: &Hearth, claim: &str) {
+    joined(async || try_resume(hearth, claim).await)
+        .await
+        .unwrap();
+}
+
+/// As a client does it: a call whose time is over went on, and the same call again joins it.
+async fn joined<F: AsyncFn() -> Result<(), tonic::Status>>(call: F) -> Result<(), tonic::Status> {
+    let began = Instant::now();
+    loop {
+        match call().await {
+            Err(status)
+                if status.code() == tonic::Code::DeadlineExceeded
+                    && began.elapsed() < patience() => {}
+            answer => return answer,
+        }
+    }
 }
 
 async fn try_resume(hearth: &Hearth, claim: &str) -> Result<(), tonic::Status> {
@@ -46,6 +67,11 @@ pub async fn counted(hearth: &Hearth, claim: &str) -> (u64, String) {
     let (_, text) = hearth.run(claim, &["cat", "/tmp/n"]).await;
     let (number, rest) = text.split_once(' ').unwrap_or(("0", ""));
     (number.parse().unwrap_or(0), rest.to_owned())
+}
+
+/// More than it can count from a look at it until it sleeps, and again from its waking to the next look: ten a second, 5 s.
+fn counts_awake() -> u64 {
+    u64::from(50 * factor())
 }
 
 pub async fn goes_on(hearth: &Hearth, claim: &str) {
@@ -148,13 +174,14 @@ async fn a_sandbox_goes_to_the_disk_and_comes_back_as_it_was() {
 
     // Two at once: one restore.
     let began = Instant::now();
-    let (one, two) = tokio::join!(try_resume(&hearth, &claim), try_resume(&hearth, &claim));
+    tokio::join!(resume(&hearth, &claim), resume(&hearth, &claim));
     println!("back from the disk in {:?}", began.elapsed());
-    one.unwrap();
-    two.unwrap();
     let (after, same) = counted(&hearth, &claim).await;
     assert_eq!(same, process, "the same process, its file open");
-    assert!(after >= before && after < before + 50, "{before} → {after}");
+    assert!(
+        (before..before + counts_awake()).contains(&after),
+        "{before} → {after}"
+    );
     goes_on(&hearth, &claim).await;
     let (_, text) = hearth.run(&claim, &["cat", "/root/file"]).await;
     assert_eq!(text, "written\n");
@@ -206,10 +233,13 @@ async fn what_is_on_the_disk_survives_a_reboot() {
     is_on_disk(&hearth, &answer.sandbox_id).await;
     hearth.reboot().await;
     assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
-    try_resume(&hearth, &claim).await.unwrap();
+    resume(&hearth, &claim).await;
     let (after, same) = counted(&hearth, &claim).await;
     assert_eq!(same, process);
-    assert!(after >= before && after < before + 50, "{before} → {after}");
+    assert!(
+        (before..before + counts_awake()).contains(&after),
+        "{before} → {after}"
+    );
     goes_on(&hearth, &claim).await;
     hearth.finish().await;
 }

@@ -18,10 +18,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
-/// How long anything that must come may take on a busy machine; `HEARTH_PATIENCE` says more seconds for an emulated one.
+#[path = "../support/patience.rs"]
+mod patience;
+// The benches need not all of it.
+#[allow(unused_imports)]
+pub use patience::{factor, patient};
+
+/// How long anything that must come may take on a busy machine.
 pub fn patience() -> Duration {
-    let seconds = std::env::var("HEARTH_PATIENCE").ok();
-    Duration::from_secs(seconds.map_or(60, |text| text.parse().expect("seconds")))
+    patient(Duration::from_secs(60))
 }
 
 /// A connection to a hearthd that dies and comes back.
@@ -402,10 +407,20 @@ impl Hearth {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    /// Its last words, but those about who asks how it is, and containerd's.
     pub fn log_tail(&self) -> String {
-        let text = self.log_text();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        let tail = |text: &str, most: usize| {
+            let lines = text.lines().filter(|line| !line.contains("Node/Info"));
+            let lines: Vec<_> = lines.collect();
+            lines[lines.len().saturating_sub(most)..].join("\n")
+        };
+        let containerd = std::fs::read_to_string(self.path("data/containerd.log"));
+        let containerd = containerd.unwrap_or_default();
+        format!(
+            "{}\ncontainerd:\n{}",
+            tail(&self.log_text(), 60),
+            tail(&containerd, 20)
+        )
     }
 
     async fn try_channel(&self) -> Option<Channel> {

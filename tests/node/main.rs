@@ -23,9 +23,12 @@ mod network;
 mod noises;
 mod outside;
 mod overload;
+mod prefork;
 mod privileges;
 mod prometheus;
 mod python;
+#[path = "../support/python_lines.rs"]
+mod python_lines;
 mod residency;
 mod sanity;
 mod soak;

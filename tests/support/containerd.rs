@@ -17,12 +17,18 @@ use nix::{
     unistd::Pid,
 };
 
+#[path = "patience.rs"]
+mod patience;
+pub use patience::patient;
 #[path = "tool.rs"]
 mod tool;
 pub use tool::tool;
 
 pub const POOL: &str = "pool";
-const PATIENCE: Duration = Duration::from_secs(20);
+
+fn patience() -> Duration {
+    patient(Duration::from_secs(20))
+}
 
 /// What a finished command said.
 #[derive(Debug)]
@@ -53,8 +59,9 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
         assert!(
-            began.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
+            began.elapsed() < patience(),
+            "not within {:?}: {what}",
+            patience()
         );
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -217,7 +224,7 @@ impl Node {
 
     /// Kills, deletes and removes a sandbox; what the shim says to the deletes.
     pub fn remove(&mut self, id: &str) -> (Said, Said) {
-        self.group(id).kill(PATIENCE).unwrap();
+        self.group(id).kill(patience()).unwrap();
         eventually("the shim sees the end", || {
             self.status(id).is_none_or(|status| status != "RUNNING")
         });
@@ -252,7 +259,9 @@ impl Drop for Node {
         let parent = self.config.cgroup_parent.clone();
         for found in self.tree.list(&parent).unwrap_or_default() {
             let group = self.tree.sandbox(&parent, &found.pool, &found.id).unwrap();
-            let _cleaned = group.kill(PATIENCE).and_then(|()| group.remove(PATIENCE));
+            let _cleaned = group
+                .kill(patience())
+                .and_then(|()| group.remove(patience()));
         }
         let gone = self.tree.remove_parent(&parent).unwrap_or(false);
         // runsc keeps one mount per root for all its gofers; whoever owns the root unmounts it at the end.

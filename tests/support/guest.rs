@@ -88,11 +88,16 @@ impl Guest {
 
     /// As PID 1 of namespaces of its own, with a tmpfs on /run, and on /etc a layer of its own.
     pub fn first(args: &[&str]) -> Self {
+        Self::first_with(args, &[])
+    }
+
+    /// The same with variables of its own.
+    pub fn first_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let setup = "mount -t tmpfs none /run && mkdir -p /run/hearth/secrets /run/.etc/up /run/.etc/work && \
              mount -t overlay -o lowerdir=/etc,upperdir=/run/.etc/up,workdir=/run/.etc/work none /etc && \
              echo '127.0.0.1 localhost' >/etc/hosts && echo before >/etc/hostname && exec \"$0\" \"$@\"";
         let mut command = Command::new("unshare");
-        command.args([
+        command.envs(env.iter().copied()).args([
             "--uts",
             "--mount",
             "--pid",

@@ -26,10 +26,13 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{image::Layout, tool::tool};
 
+#[path = "patience.rs"]
+mod patience;
+pub use patience::patient;
+
 /// Nothing takes so long; only for what would hang.
 pub fn patience() -> Duration {
-    let seconds = std::env::var("HEARTH_PATIENCE").ok();
-    Duration::from_secs(seconds.map_or(30, |text| text.parse().expect("seconds")))
+    patient(Duration::from_secs(30))
 }
 pub const IMAGE: &str = "test.local/busybox:1";
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -159,7 +162,7 @@ impl Node {
             run_dir: config.run_dir.clone(),
             runsc_root: config.runsc_root.clone(),
             cgroup_parent: config.cgroup_parent.clone(),
-            hung_after: Duration::from_secs(3),
+            hung_after: patient(Duration::from_secs(3)),
         };
         config.socket = managed_config.socket();
         let registry = prometheus::Registry::new();
@@ -395,6 +398,7 @@ pub fn template(image: &str) -> Template {
             timeout_ms: 30_000,
         },
         interpreter: String::new(),
+        prefork: 0,
         idle_after_ms: 0,
         on_data_loss: hearth::machine::spec::OnDataLoss::Fail,
     }

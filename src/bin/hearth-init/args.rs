@@ -1,16 +1,17 @@
-//! The command line: `/.hearth-init [--user UID:GID[,GID...]] [--interpreter NAME] [--] [command...]`.
+//! The command line: `/.hearth-init [--user UID:GID[,GID...]] [--interpreter NAME [--prefork N]] [--] [command...]`.
 
 use std::ffi::OsString;
 
 use crate::{
     interpreter::{DRIVERS, Driver},
+    limits::WORKERS,
     user::User,
 };
 
 pub const USAGE: &str = "\
 hearth-init: PID 1 of a hearth sandbox
 
-Usage: hearth-init [--user UID:GID[,GID...]] [--interpreter NAME] [--] [command...]
+Usage: hearth-init [--user UID:GID[,GID...]] [--interpreter NAME [--prefork N]] [--] [command...]
        hearth-init --version
 
 Speaks the guest channel on stdin and stdout and logs on stderr. The command, if any, is started as a child.
@@ -23,6 +24,8 @@ pub enum Asked {
         user: Option<User>,
         /// Kept ready for code.
         interpreter: Option<&'static Driver>,
+        /// Workers of it.
+        prefork: usize,
         /// The template's command; may be empty.
         command: Vec<OsString>,
     },
@@ -33,7 +36,7 @@ pub enum Asked {
 
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Asked {
     let mut args = args.into_iter();
-    let (mut user, mut interpreter) = (None, None);
+    let (mut user, mut interpreter, mut prefork) = (None, None, 0);
     let mut command = Vec::new();
     while let Some(arg) = args.next() {
         let text = arg.to_str().unwrap_or_default();
@@ -59,6 +62,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Asked {
                     return Asked::Wrong(format!("not an interpreter: {name:?}"));
                 }
             }
+            "--prefork" => {
+                let value = args.next().unwrap_or_default();
+                let number = value.to_str().and_then(|text| text.parse().ok());
+                let Some(number) = number.filter(|number| *number <= WORKERS) else {
+                    return Asked::Wrong(format!("not a number of workers: {value:?}"));
+                };
+                prefork = number;
+            }
             "--version" => return Asked::Version,
             "--help" | "-h" => return Asked::Help,
             "--" => {
@@ -76,6 +87,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Asked {
     Asked::Run {
         user,
         interpreter,
+        prefork,
         command,
     }
 }
@@ -95,6 +107,7 @@ mod tests {
                 user,
                 interpreter,
                 command,
+                ..
             } => (user, interpreter.map(|driver| driver.name), command),
             other => panic!("{args:?}: {other:?}"),
         }
@@ -114,12 +127,16 @@ mod tests {
             run(&["--user=1:2", "--interpreter", "perl", "--", "-x"]),
             (user("1:2"), Some("perl"), words(&["-x"]))
         );
+        let workers = of(&["--interpreter", "python", "--prefork", "2"]);
+        assert!(matches!(workers, Asked::Run { prefork: 2, .. }));
         assert!(matches!(of(&["--version"]), Asked::Version));
         for wrong in [
             &["--user"][..],
             &["--user", "root"],
             &["--interpreter"],
             &["--interpreter", "cobol"],
+            &["--prefork"],
+            &["--prefork", "5"],
             &["--other"],
         ] {
             assert!(matches!(of(wrong), Asked::Wrong(_)), "{wrong:?}");

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, io, os::fd::AsFd, process::ExitStatus};
 use crate::{
     clock::Moment,
     drains::Drains,
-    limits::{CALLS, PIECE_BYTES},
+    limits::{CALLS, PIECE_BYTES, WORKER_FAILURES},
     log::Log,
     outbox::Outbox,
     refusal::Refusal,
@@ -27,6 +27,8 @@ pub struct Desk {
     pub drains: Drains,
     pub strays: Strays,
     pub now: Moment,
+    /// Workers of the interpreter that failed in a row.
+    pub failed_workers: u32,
     scratch: BytesMut,
     /// Sources that had as much as was asked for: they may have more.
     hot: Vec<(u64, Part)>,
@@ -56,6 +58,15 @@ impl Desk {
     /// Sources to read from once more in this turn.
     pub fn take_hot(&mut self) -> Vec<(u64, Part)> {
         std::mem::take(&mut self.hot)
+    }
+
+    /// A worker of the interpreter was of no use.
+    pub fn worker_failed(&mut self) {
+        self.failed_workers += 1;
+        if self.failed_workers == WORKER_FAILURES {
+            let what = "workers of the interpreter keep failing: no more are started";
+            self.log.say(format_args!("{what}"));
+        }
     }
 
     /// Gives back what a busy time has gathered.
@@ -149,6 +160,11 @@ pub trait Call: std::fmt::Debug {
     /// The deadline has come.
     fn due(&mut self, _line: &mut Line<'_>) -> Outcome {
         Ok(Step::On)
+    }
+
+    /// Takes a signal to pass it on later; whether it did.
+    fn hold(&mut self, _signal: i32) -> bool {
+        false
     }
 
     /// The process behind it, until it has been buried.
@@ -301,11 +317,13 @@ impl Calls {
 }
 
 /// A number that no signal has is ignored: Signal has no answer.
-pub fn signalled(call: &dyn Call, signal: v1::Signal) -> Outcome {
+pub fn signalled(call: &mut dyn Call, signal: v1::Signal) -> Outcome {
     let number = i32::try_from(signal.number)
         .ok()
         .filter(|n| (1..=64).contains(n));
-    if let (Some(pid), Some(number)) = (call.process(), number) {
+    if let (Some(pid), Some(number)) = (call.process(), number)
+        && !call.hold(number)
+    {
         // It may be dead and not yet buried.
         let _ = to_group(pid, number);
     }

@@ -21,11 +21,13 @@ use crate::{
     clock::Moment,
     credit::Allowance,
     intake::{AtEnd, Intake},
+    interpreter::Workers,
     limits::{LATE_BYTES, OUTPUT_GRACE},
+    offer::{Offer, Word},
     pty,
     refusal::Refusal,
     signals::to_group,
-    spawn::{Input, Recipe, Spawned, spawn},
+    spawn::{Input, Recipe, find, open},
     user::User,
     wants::Part,
 };
@@ -51,6 +53,8 @@ struct Ended {
 #[derive(Debug)]
 pub struct Exec {
     pid: Pid,
+    /// A worker has it and did not say yet whether it is this command.
+    offer: Option<Box<Offer>>,
     outlets: Vec<Outlet>,
     stdin: Intake,
     tty: bool,
@@ -61,7 +65,7 @@ pub struct Exec {
     ended: Option<Ended>,
 }
 
-/// Starts it and says so.
+/// Starts it and says so; where one of the workers may be it, once that has taken it.
 ///
 /// # Errors
 /// As [`spawn`]; INVALID and LIMIT for what the message asks.
@@ -69,6 +73,7 @@ pub fn start(
     exec: v1::Exec,
     claim_env: &BTreeMap<String, String>,
     user: Option<&User>,
+    workers: Option<&mut Workers>,
     line: &mut Line<'_>,
 ) -> Result<Exec, Refusal> {
     check::exec(&exec)?;
@@ -76,12 +81,7 @@ pub fn start(
         return Err(Refusal::limit("too many detached processes"));
     }
     let command: Vec<OsString> = exec.command.into_iter().map(OsString::from).collect();
-    let Spawned {
-        pid,
-        stdin,
-        stdout,
-        stderr,
-    } = spawn(&Recipe {
+    let recipe = Recipe {
         command: &command,
         env: &[claim_env, &exec.env],
         dir: &exec.working_dir,
@@ -92,34 +92,90 @@ pub fn start(
         } else {
             Input::Nothing
         },
-    })?;
-    line.answer(Body::Started(Started {
-        pid: pid.as_raw().unsigned_abs(),
-    }));
+    };
+    let program = find(&recipe)?;
+    let (streams, theirs) = open(&recipe)?;
+    // What is to outlive its stream is no worker's: whoever leaves before its word could not tell what became of it.
+    let workers = workers.filter(|_| !exec.detach);
+    let taken = workers.and_then(|workers| workers.take(&program, &theirs, line.desk));
+    let (pid, offer) = match taken {
+        Some(worker) => {
+            let pid = worker.pid;
+            let offer = Offer::new(worker, program, theirs, line.desk.now);
+            (pid, Some(Box::new(offer)))
+        }
+        None => (program.start(theirs)?, None),
+    };
     let outlet = |from, stream, part| Outlet {
         from,
         stream,
         part,
         late_bytes: 0,
     };
-    let mut outlets = vec![outlet(stdout, Stream::Stdout, Part::Stdout)];
+    let mut outlets = vec![outlet(streams.stdout, Stream::Stdout, Part::Stdout)];
+    let stderr = streams.stderr;
     outlets.extend(stderr.map(|from| outlet(from, Stream::Stderr, Part::Stderr)));
     let timeout = (exec.timeout_ms > 0).then(|| Duration::from_millis(exec.timeout_ms));
     let at_end = if exec.tty { AtEnd::Key } else { AtEnd::Close };
-    Ok(Exec {
+    let exec = Exec {
         pid,
+        offer,
         outlets,
-        stdin: Intake::new(stdin, at_end),
+        stdin: Intake::new(streams.stdin, at_end),
         tty: exec.tty,
         detach: exec.detach,
         allowance: Allowance::default(),
         deadline: timeout.map(|timeout| line.desk.now.saturating_add(timeout)),
         timed_out: false,
         ended: None,
-    })
+    };
+    if exec.offer.is_none() {
+        exec.started(line);
+    }
+    Ok(exec)
 }
 
 impl Exec {
+    fn started(&self, line: &mut Line<'_>) {
+        line.answer(Body::Started(Started {
+            pid: self.pid.as_raw().unsigned_abs(),
+        }));
+    }
+
+    /// Hears the worker out, which may be at its end.
+    fn hear(&mut self, at_end: bool, line: &mut Line<'_>) -> Outcome {
+        let Some(mut offer) = self.offer.take() else {
+            return Ok(Step::On);
+        };
+        let word = offer.word(line.desk);
+        let is_it = word == Word::Taken || (at_end && self.timed_out);
+        let late = at_end || offer.until <= line.desk.now;
+        let signal = offer.signal;
+        if is_it {
+            offer.settle(line.desk);
+        } else if word == Word::None && !late {
+            self.offer = Some(offer);
+            return Ok(Step::On);
+        } else {
+            self.pid = offer.start(word == Word::Declined, line.desk)?;
+        }
+        self.started(line);
+        if let Some(number) = signal {
+            // It may be dead and not yet buried.
+            let _ = to_group(self.pid, number);
+        }
+        Ok(Step::On)
+    }
+
+    /// Ends it, whatever it is.
+    fn kill(&self) {
+        // It may be dead and not yet buried.
+        let _ = to_group(self.pid, libc::SIGKILL);
+        if let Some(offer) = &self.offer {
+            offer.kill();
+        }
+    }
+
     /// The process is gone, and so is the time for its children's output.
     fn is_late(&self) -> bool {
         self.ended
@@ -179,6 +235,13 @@ impl Exec {
 
 impl Call for Exec {
     fn wants<'a>(&'a self, wants: &mut CallWants<'_, 'a>) {
+        if let Some(offer) = &self.offer {
+            match offer.channel() {
+                Some(channel) => wants.read(channel, Part::Say),
+                None => wants.at_once(Part::Say),
+            }
+            return;
+        }
         self.stdin.wants(wants);
         if !wants.has_room || self.allowance.left() == 0 {
             return;
@@ -194,6 +257,9 @@ impl Call for Exec {
     }
 
     fn ready(&mut self, part: Part, line: &mut Line<'_>) -> Outcome {
+        if self.offer.is_some() {
+            return self.hear(false, line);
+        }
         match part {
             Part::Input => {
                 self.stdin.pump(line);
@@ -214,21 +280,33 @@ impl Call for Exec {
 
     fn deadline(&self) -> Option<Moment> {
         match &self.ended {
-            None => self.deadline,
+            None => {
+                let offer = self.offer.as_ref().map(|offer| offer.until);
+                self.deadline.into_iter().chain(offer).min()
+            }
             Some(ended) => ended.grace,
         }
     }
 
-    fn due(&mut self, _line: &mut Line<'_>) -> Outcome {
+    fn due(&mut self, line: &mut Line<'_>) -> Outcome {
         if let Some(ended) = &mut self.ended {
             ended.grace = None;
             return Ok(Step::On);
         }
+        let now = line.desk.now;
+        if self.deadline.is_none_or(|deadline| deadline > now) {
+            // It was the worker's time.
+            return self.hear(false, line);
+        }
         self.deadline = None;
         self.timed_out = true;
-        // It may be dead and not yet buried.
-        let _ = to_group(self.pid, libc::SIGKILL);
+        self.kill();
         Ok(Step::On)
+    }
+
+    fn hold(&mut self, signal: i32) -> bool {
+        let offer = self.offer.as_mut();
+        offer.map(|offer| offer.signal = Some(signal)).is_some()
     }
 
     fn process(&self) -> Option<Pid> {
@@ -240,6 +318,14 @@ impl Call for Exec {
     }
 
     fn ended(&mut self, status: ExitStatus, line: &mut Line<'_>) -> Outcome {
+        let worker = self.pid;
+        if self.offer.is_some() {
+            self.hear(true, line)?;
+        }
+        if self.pid != worker {
+            // It was only the worker's end.
+            return Ok(Step::On);
+        }
         let signal = status.signal().unwrap_or_default();
         self.ended = Some(Ended {
             code: status.code().unwrap_or(128 + signal),
@@ -261,8 +347,7 @@ impl Call for Exec {
             if self.detach {
                 desk.strays.add(self.pid, self.deadline);
             } else {
-                // It may be dead and not yet buried.
-                let _ = to_group(self.pid, libc::SIGKILL);
+                self.kill();
             }
         }
         let keeps = self.detach || !self.tty;

@@ -73,11 +73,12 @@ impl Init {
     pub fn start(
         user: Option<User>,
         driver: Option<&'static Driver>,
+        workers: usize,
         command: &[OsString],
     ) -> io::Result<Self> {
         let signals = Signals::listen()?;
         let mut desk = Desk::default();
-        let interpreter = Interpreter::start(driver, user.as_ref(), &mut desk);
+        let interpreter = Interpreter::start(driver, workers, user.as_ref(), &mut desk);
         let entrypoint = Entrypoint::start(command, user.as_ref(), &mut desk.log);
         Ok(Self {
             user,
@@ -112,7 +113,7 @@ impl Init {
             self.calls.due(&mut self.desk);
             self.desk.strays.due(self.desk.now);
             self.quiet.due();
-            self.interpreter.due(&self.desk);
+            self.interpreter.due(&mut self.desk);
             if self.mourning {
                 self.bury();
             }
@@ -131,6 +132,7 @@ impl Init {
             Tag::HostOut => self.desk.outbox.retry(),
             Tag::Call(id, part) => self.calls.ready(id, part, &mut self.desk),
             Tag::Code(slot, _) => self.interpreter.ready(slot, &mut self.desk),
+            Tag::Worker(at) => self.interpreter.worker_ready(at, &mut self.desk),
             Tag::Command(at) => self.entrypoint.read(at, &mut self.desk),
             Tag::Drain(id) => self.desk.drains.read(id),
         }
@@ -382,9 +384,12 @@ impl Init {
         Ok(Some(match ask {
             Ask::Exec(exec) => {
                 let none = BTreeMap::new();
-                let env = self.held.as_ref().map_or(&none, |held| &held.env);
+                let held = self.held.as_ref();
+                let env = held.map_or(&none, |held| &held.env);
+                // They are the claim's: what proves a member ready starts its own.
+                let workers = held.is_some().then_some(&mut self.interpreter.workers);
                 self.alone = false;
-                Box::new(exec::start(exec, env, user, line)?)
+                Box::new(exec::start(exec, env, user, workers, line)?)
             }
             Ask::ReadFile(request) => Box::new(Reading::open(request, line)?),
             Ask::WriteFile(request) => Box::new(Writing::open(&request, user)?),

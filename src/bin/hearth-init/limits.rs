@@ -83,6 +83,17 @@ pub const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
 /// Pieces of output read while the code's next word waits: then that word has its turn, whatever its children write.
 pub const OUTPUT_ROUNDS: usize = LATE_BYTES / PIECE_BYTES + 1;
 
+/// Workers of the interpreter (`machine::limits::PREFORK_MAX`).
+pub const WORKERS: usize = 4;
+/// What a worker of the interpreter is told: it goes through a socket's buffer at once. More is not for a worker.
+pub const JOB_BYTES: usize = 64 << 10;
+/// A worker's word that it has taken a command; then it is killed, and the command started as any other.
+pub const WORKER_WORD: Duration = Duration::from_secs(1);
+/// From the moment that a worker is missing to the start of another: what it does comes first.
+pub const REPLACE_AFTER: Duration = Duration::from_millis(50);
+/// Workers that failed in a row: then there are none any more.
+pub const WORKER_FAILURES: u32 = 3;
+
 /// Processes started in one turn of the loop.
 pub const STARTS: usize = 4;
 /// Children buried in one turn of the loop.

@@ -5,6 +5,7 @@
 //!                    │  └──▶ calls: exec, files, port      machines that never wait
 //!                    │            │ └─▶ strays, drains      what outlives its stream
 //!                    ├──▶ interpreter: contexts, runs         code in processes that are there already
+//!                    │            └─▶ workers ─▶ offer         or that become an exec of it
 //!  stdout ◀─ outbox ◀┴────────────┘
 //!  stderr ◀─ log ◀── entrypoint (the template's command)
 //! ```
@@ -34,6 +35,7 @@ mod interpreter;
 mod limits;
 mod log;
 mod memory;
+mod offer;
 mod outbox;
 mod place;
 mod port;
@@ -64,8 +66,9 @@ fn main() -> ExitCode {
         Asked::Run {
             user,
             interpreter,
+            prefork,
             command,
-        } => match start(user, interpreter, &command) {
+        } => match start(user, interpreter, prefork, &command) {
             Ok(init) => init.run(),
             Err(error) => {
                 eprintln!("hearth-init: cannot start: {error}");
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
 fn start(
     user: Option<user::User>,
     interpreter: Option<&'static interpreter::Driver>,
+    prefork: usize,
     command: &[std::ffi::OsString],
 ) -> io::Result<init::Init> {
     spawn::never_block(&io::stdin())?;
@@ -98,5 +102,5 @@ fn start(
     bounding::keep_admin_to_ourselves();
     // Orphans come to us, also where we are not PID 1.
     nix::sys::prctl::set_child_subreaper(true)?;
-    init::Init::start(user, interpreter, command)
+    init::Init::start(user, interpreter, prefork, command)
 }

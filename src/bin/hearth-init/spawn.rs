@@ -12,12 +12,14 @@ use nix::{
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::CommandExt,
     },
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::Command,
 };
 
 use crate::{
@@ -57,32 +59,108 @@ pub enum Input {
 #[derive(Debug)]
 pub struct Spawned {
     pub pid: Pid,
+    pub stdout: OwnedFd,
+    /// None with a terminal.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Our ends of a process's streams.
+#[derive(Debug)]
+pub struct Streams {
     pub stdin: Option<OwnedFd>,
     pub stdout: OwnedFd,
     /// None with a terminal.
     pub stderr: Option<OwnedFd>,
 }
 
+/// The process's own ends: stdin, stdout, stderr.
+pub type Theirs = [OwnedFd; 3];
+
+/// A program that was found, with what its start needs.
+#[derive(Debug)]
+pub struct Program {
+    pub file: PathBuf,
+    /// Not empty.
+    pub command: Vec<OsString>,
+    /// All of it.
+    pub env: BTreeMap<OsString, OsString>,
+    /// Empty: our own.
+    pub dir: String,
+    pub tty: bool,
+    /// Its process group is its own. With a terminal it is anyway.
+    pub leads: bool,
+    user: Option<User>,
+}
+
 /// # Errors
 /// NOT_FOUND, PERMISSION, INVALID (no program, a wrong directory), LIMIT (no descriptors, processes or memory left).
 pub fn spawn(recipe: &Recipe<'_>) -> Result<Spawned, Refusal> {
+    let program = find(recipe)?;
+    let (streams, theirs) = open(recipe)?;
+    Ok(Spawned {
+        pid: program.start(theirs)?,
+        stdout: streams.stdout,
+        stderr: streams.stderr,
+    })
+}
+
+/// Looks a program up.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn find(recipe: &Recipe<'_>) -> Result<Program, Refusal> {
     let name = recipe.command.first().map(OsString::as_os_str);
-    let name = name.unwrap_or_default();
     let env = environment(recipe);
     if !recipe.dir.is_empty() {
         check_directory(recipe.dir)?;
     }
     let path = env.get(OsStr::new("PATH")).map(OsString::as_os_str);
-    let file = which::find(name, path, recipe.dir)?;
-    let mut command = Command::new(&file);
-    command.arg0(name).args(recipe.command.iter().skip(1));
-    command.env_clear().envs(&env);
-    if !recipe.dir.is_empty() {
-        command.current_dir(recipe.dir);
-    }
+    Ok(Program {
+        file: which::find(name.unwrap_or_default(), path, recipe.dir)?,
+        command: recipe.command.to_vec(),
+        env,
+        dir: recipe.dir.to_owned(),
+        tty: recipe.tty.is_some(),
+        leads: true,
+        user: recipe.user.cloned(),
+    })
+}
+
+/// Makes the streams.
+///
+/// # Errors
+/// LIMIT.
+pub fn open(recipe: &Recipe<'_>) -> Result<(Streams, Theirs), Refusal> {
     match recipe.tty {
-        Some(size) => with_terminal(command, recipe, size),
-        None => with_pipes(command, recipe),
+        Some(size) => terminal(recipe, size).map_err(|error| Refusal::io("terminal", &error)),
+        None => pipes(recipe).map_err(|error| Refusal::io("pipe", &error)),
+    }
+}
+
+impl Program {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// As [`spawn`].
+    pub fn start(&self, theirs: Theirs) -> Result<Pid, Refusal> {
+        let [stdin, stdout, stderr] = theirs;
+        let mut command = Command::new(&self.file);
+        let mut words = self.command.iter();
+        if let Some(name) = words.next() {
+            command.arg0(name);
+        }
+        command.args(words).env_clear().envs(&self.env);
+        if !self.dir.is_empty() {
+            command.current_dir(&self.dir);
+        }
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
+        if self.leads && !self.tty {
+            command.process_group(0);
+        }
+        if self.tty || self.user.is_some() {
+            before_exec(&mut command, self.user.clone(), self.tty);
+        }
+        start(command)
     }
 }
 
@@ -133,47 +211,33 @@ fn start(mut command: Command) -> Result<Pid, Refusal> {
     Ok(Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX)))
 }
 
-fn with_pipes(mut command: Command, recipe: &Recipe<'_>) -> Result<Spawned, Refusal> {
-    let failed = |error: io::Error| Refusal::io("pipe", &error);
-    let pipe = || pipe_for(recipe.user).map_err(failed);
-    let (stdout, theirs) = pipe()?;
-    command.stdout(theirs);
-    let (stderr, theirs) = pipe()?;
-    command.stderr(theirs);
-    let stdin = match recipe.stdin {
-        Input::Nothing => {
-            command.stdin(Stdio::null());
-            None
-        }
+fn pipes(recipe: &Recipe<'_>) -> io::Result<(Streams, Theirs)> {
+    let (stdout, their_stdout) = pipe_for(recipe.user)?;
+    let (stderr, their_stderr) = pipe_for(recipe.user)?;
+    let (stdin, their_stdin) = match recipe.stdin {
+        Input::Nothing => (None, File::open("/dev/null")?.into()),
         Input::Pipe => {
-            let (theirs, stdin) = pipe()?;
-            command.stdin(theirs);
-            Some(stdin)
+            let (theirs, stdin) = pipe_for(recipe.user)?;
+            (Some(stdin), theirs)
         }
         Input::Channel => {
             let flags = SockFlag::SOCK_CLOEXEC;
-            let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags);
-            let (theirs, stdin) = pair.map_err(|errno| failed(errno.into()))?;
-            command.stdin(theirs);
-            Some(stdin)
+            let (theirs, stdin) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?;
+            (Some(stdin), theirs)
         }
     };
     for ours in [Some(&stdout), Some(&stderr), stdin.as_ref()]
         .into_iter()
         .flatten()
     {
-        never_block(ours).map_err(failed)?;
+        never_block(ours)?;
     }
-    command.process_group(0);
-    if let Some(user) = recipe.user {
-        before_exec(&mut command, Some(user.clone()), false);
-    }
-    Ok(Spawned {
-        pid: start(command)?,
+    let streams = Streams {
         stdin,
         stdout,
         stderr: Some(stderr),
-    })
+    };
+    Ok((streams, [their_stdin, their_stdout, their_stderr]))
 }
 
 /// The end to read from, the end to write to. The user's own, so that it may open `/dev/stdout`.
@@ -185,24 +249,16 @@ fn pipe_for(user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
-fn with_terminal(
-    mut command: Command,
-    recipe: &Recipe<'_>,
-    (rows, columns): (u32, u32),
-) -> Result<Spawned, Refusal> {
-    let failed = |error: io::Error| Refusal::io("terminal", &error);
-    let Pty { master, slave } = open_pty(rows, columns, recipe.user).map_err(failed)?;
-    command.stdin(slave.try_clone().map_err(failed)?);
-    command.stdout(slave.try_clone().map_err(failed)?);
-    command.stderr(slave);
-    before_exec(&mut command, recipe.user.cloned(), true);
-    let input = master.try_clone().map_err(failed)?;
-    Ok(Spawned {
-        pid: start(command)?,
+fn terminal(recipe: &Recipe<'_>, (rows, columns): (u32, u32)) -> io::Result<(Streams, Theirs)> {
+    let Pty { master, slave } = open_pty(rows, columns, recipe.user)?;
+    let theirs = [slave.try_clone()?, slave.try_clone()?, slave];
+    let input = master.try_clone()?;
+    let streams = Streams {
         stdin: (recipe.stdin != Input::Nothing).then_some(input),
         stdout: master,
         stderr: None,
-    })
+    };
+    Ok((streams, theirs))
 }
 
 /// What the child does between fork and exec.

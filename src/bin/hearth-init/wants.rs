@@ -18,6 +18,8 @@ pub enum Tag {
     Call(u64, Part),
     /// A context of the interpreter, by its place.
     Code(usize, Part),
+    /// A worker of the interpreter, by its place.
+    Worker(usize),
     /// A pipe of the template's command.
     Command(usize),
     Drain(u64),

@@ -73,6 +73,8 @@ struct TemplateEntry {
     #[serde(default, skip_serializing_if = "is_default")]
     interpreter: String,
     #[serde(default, skip_serializing_if = "is_default")]
+    prefork: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
     env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "is_default")]
     resources: ResourcesEntry,
@@ -328,6 +330,7 @@ impl PoolEntry {
                     timeout: template.readiness.timeout.and_then(crate::output::to_proto),
                 }),
                 interpreter: template.interpreter.clone(),
+                prefork: template.prefork,
                 idle_after: template.idle_after.and_then(crate::output::to_proto),
                 on_data_loss: template.on_data_loss.to_api().into(),
             }),
@@ -378,6 +381,7 @@ impl From<&Pool> for PoolEntry {
                     .unwrap_or_default(),
                 warm_command: template.warm_command,
                 interpreter: template.interpreter,
+                prefork: template.prefork,
                 env: template.env,
                 resources: ResourcesEntry {
                     cpu_millis: resources.cpu_millis,

@@ -57,6 +57,7 @@ pub fn template(image: &str) -> Template {
             timeout_ms: 30_000,
         },
         interpreter: String::new(),
+        prefork: 0,
         idle_after_ms: 0,
         on_data_loss: OnDataLoss::Fail,
     }

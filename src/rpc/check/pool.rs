@@ -173,6 +173,16 @@ fn template(
             limits::INTERPRETERS.join(", ")
         ),
     );
+    let most = limits::PREFORK_MAX;
+    let preforked = limits::PREFORKED.contains(&asked.interpreter.as_str());
+    fields.need(
+        asked.prefork == 0 || (asked.prefork <= most && preforked),
+        field("prefork"),
+        format!(
+            "must be at most {most}, and 0 unless interpreter is one of: {}",
+            limits::PREFORKED.join(", ")
+        ),
+    );
     let mut resources = resources(
         fields,
         &field("resources"),
@@ -203,6 +213,7 @@ fn template(
         warm_command: asked.warm_command,
         readiness: readiness?,
         interpreter: asked.interpreter,
+        prefork: asked.prefork,
         idle_after_ms: idle_after?,
         on_data_loss: on_data_loss?.unwrap_or_default(),
     })

@@ -602,6 +602,11 @@ fn each_field_of_a_pool() {
         ("template.interpreter", |p| {
             template(p).interpreter = "cobol".into()
         }),
+        ("template.prefork", |p| {
+            template(p).interpreter = "python".into();
+            template(p).prefork = 5;
+        }),
+        ("template.prefork", |p| template(p).prefork = 1),
         ("template.readiness.command[0]", |p| {
             readiness(p).command = vec!["\0".into()]
         }),

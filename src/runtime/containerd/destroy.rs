@@ -38,8 +38,8 @@ const KILL: Duration = Duration::from_secs(5);
 const REMOVE: Duration = Duration::from_secs(5);
 /// For a shim whose task was deleted to end; containerd has waited before.
 const SHIM_ENDS: Duration = Duration::from_secs(3);
-/// For containerd to clean up after a killed shim (it gives itself 5 s).
-const CLEANUP: Duration = Duration::from_secs(8);
+/// For containerd to clean up after a killed shim (it gives itself 5 s, the managed one 12).
+const CLEANUP: Duration = Duration::from_secs(15);
 /// Silence about the sandbox that means the cleaning up is over; containerd begins it within milliseconds.
 const QUIET: Duration = Duration::from_millis(300);
 /// Between two looks.

@@ -166,7 +166,7 @@ fn annotations(sandbox: &CreateSpec) -> Value {
     annotations
 }
 
-/// `/.hearth-init [--user UID:GID[,GID...]] [--interpreter NAME] [-- command...]`.
+/// `/.hearth-init [--user UID:GID[,GID...]] [--interpreter NAME [--prefork N]] [-- command...]`.
 fn args(template: &Template, user: Option<&str>) -> Vec<String> {
     let command = &template.command;
     let mut args = vec![INIT.to_owned()];
@@ -175,6 +175,9 @@ fn args(template: &Template, user: Option<&str>) -> Vec<String> {
     }
     if !template.interpreter.is_empty() {
         args.extend(["--interpreter".to_owned(), template.interpreter.clone()]);
+        if template.prefork > 0 {
+            args.extend(["--prefork".to_owned(), template.prefork.to_string()]);
+        }
     }
     if !command.is_empty() {
         args.push("--".to_owned());

@@ -31,6 +31,7 @@ pub(in crate::runtime::containerd) fn sandbox() -> CreateSpec {
             timeout_ms: 30_000,
         },
         interpreter: "python".into(),
+        prefork: 2,
         idle_after_ms: 0,
         on_data_loss: crate::machine::spec::OnDataLoss::Fail,
     };

@@ -10,6 +10,10 @@ use super::{ManagedConfig, ManagedError, io_error};
 /// containerd's own bound for the directory of its shims' sockets (`maxSocketDirLen`).
 const SOCKET_DIR_BYTES: usize = 42;
 
+/// What it gives itself to clean up after a shim that died: more than hearth-runsc gives `runsc delete` (8 s), for what is
+/// cut short leaves its bundle behind for good. containerd's own is 5 s.
+const CLEANUP: &str = "12s";
+
 /// Plugins that hearth must not have near it: CRI's garbage collector and NRI change what they do not know; the restart
 /// monitor would revive what was destroyed; the opt plugin makes directories in /opt.
 const DISABLED: &[&str] = &[
@@ -37,6 +41,7 @@ fn text(config: &ManagedConfig) -> String {
          [grpc]\naddress = {socket}\n\n\
          [ttrpc]\naddress = {ttrpc}\n\n\
          [debug]\nlevel = \"warn\"\n\n\
+         [timeouts]\n\"io.containerd.timeout.shim.cleanup\" = \"{CLEANUP}\"\n\n\
          [plugins.\"io.containerd.transfer.v1.local\"]\n\
          [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
          platform = \"linux/amd64\"\n\
@@ -109,6 +114,8 @@ mod tests {
             table["grpc"]["address"].as_str(),
             Some("/run/hearth/containerd/containerd.sock")
         );
+        let cleanup = &table["timeouts"]["io.containerd.timeout.shim.cleanup"];
+        assert_eq!(cleanup.as_str(), Some(CLEANUP));
         let plugins = &table["plugins"];
         let dir = &plugins["io.containerd.shim.v1.manager"]["socket_dir"];
         assert_eq!(dir.as_str(), Some("/run/hearth/containerd/s"));

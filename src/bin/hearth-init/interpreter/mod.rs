@@ -11,6 +11,7 @@ mod context;
 mod frames;
 mod process;
 mod run;
+mod workers;
 
 use hearth::guest::v1::{
     FailureKind, InterpreterReady, Interrupt, Interrupted, RunAccepted, RunCode,
@@ -19,7 +20,9 @@ use hearth::guest::v1::{
 use nix::unistd::Pid;
 use std::{collections::BTreeMap, process::ExitStatus};
 
-pub use process::{DRIVERS, Driver};
+pub use frames::Frame;
+pub use process::{DRIVERS, Driver, Process};
+pub use workers::Workers;
 
 use crate::{
     calls::Desk,
@@ -29,7 +32,6 @@ use crate::{
     wants::{Part, Tag, Wants},
 };
 use context::Context;
-use process::Process;
 use run::Run;
 
 /// The slot of the spare in tags.
@@ -50,11 +52,17 @@ pub struct Interpreter {
     /// Calls that ask whether the spare is ready.
     asking: Vec<u64>,
     contexts: Vec<Context>,
+    pub workers: Workers,
 }
 
 impl Interpreter {
-    /// Starts the one that waits.
-    pub fn start(driver: Option<&'static Driver>, user: Option<&User>, desk: &mut Desk) -> Self {
+    /// Starts the one that waits for code, and as many workers.
+    pub fn start(
+        driver: Option<&'static Driver>,
+        workers: usize,
+        user: Option<&User>,
+        desk: &mut Desk,
+    ) -> Self {
         let spare = match driver {
             None => Spare::Taken,
             Some(driver) => match Process::start(driver, &BTreeMap::new(), user) {
@@ -70,6 +78,7 @@ impl Interpreter {
             spare,
             asking: Vec::new(),
             contexts: Vec::new(),
+            workers: Workers::start(driver, workers, user, desk),
         }
     }
 
@@ -87,6 +96,7 @@ impl Interpreter {
         for (slot, context) in self.contexts.iter().enumerate() {
             context.wants(slot, desk, wants);
         }
+        self.workers.wants(desk, wants);
     }
 
     /// Something of a slot may be ready. (The slot may have another tenant since; nothing waits.)
@@ -105,7 +115,25 @@ impl Interpreter {
             let _told = spare.output(at, PIECE_BYTES, desk);
         }
         let _nothing = spare.frame(PIECE_BYTES, desk);
-        if spare.is_ready {
+        self.tell_ready(desk);
+    }
+
+    /// A worker may have said something.
+    pub fn worker_ready(&mut self, at: usize, desk: &mut Desk) {
+        self.workers.ready(at, desk);
+        self.tell_ready(desk);
+    }
+
+    fn is_ready(&self, desk: &Desk) -> bool {
+        match &self.spare {
+            Spare::Waits(spare) => spare.is_ready && self.workers.is_settled(desk),
+            Spare::Taken => true,
+            Spare::Failed(..) => false,
+        }
+    }
+
+    fn tell_ready(&mut self, desk: &mut Desk) {
+        if self.is_ready(desk) {
             for call in self.asking.drain(..) {
                 desk.outbox
                     .answer(call, Body::InterpreterReady(InterpreterReady {}));
@@ -143,18 +171,14 @@ impl Interpreter {
     /// Answers once the spare is ready.
     fn ask(&mut self, call: u64, desk: &mut Desk) -> Result<(), Refusal> {
         self.driver()?;
-        match &self.spare {
-            Spare::Failed(kind, what) => return Err(Refusal::new(*kind, what.clone())),
-            Spare::Waits(spare) if !spare.is_ready => {
-                if self.asking.len() >= CALLS {
-                    return Err(Refusal::limit("too many ask for the interpreter"));
-                }
-                self.asking.push(call);
-            }
-            Spare::Waits(_) | Spare::Taken => desk
-                .outbox
-                .answer(call, Body::InterpreterReady(InterpreterReady {})),
+        if let Spare::Failed(kind, what) = &self.spare {
+            return Err(Refusal::new(*kind, what.clone()));
         }
+        if self.asking.len() >= CALLS {
+            return Err(Refusal::limit("too many ask for the interpreter"));
+        }
+        self.asking.push(call);
+        self.tell_ready(desk);
         Ok(())
     }
 
@@ -269,16 +293,21 @@ impl Interpreter {
     }
 
     /// Deadlines that have come.
-    pub fn due(&mut self, desk: &Desk) {
+    pub fn due(&mut self, desk: &mut Desk) {
         for context in &mut self.contexts {
             context.due(desk);
         }
+        self.workers.due(desk);
     }
 
     /// A child was buried; whether it was one of these.
     pub fn buried(&mut self, pid: Pid, status: ExitStatus, desk: &mut Desk) -> bool {
         if matches!(&self.spare, Spare::Waits(spare) if spare.pid == pid) {
             self.spare_ended(status, desk);
+            return true;
+        }
+        if self.workers.buried(pid, status, desk) {
+            self.tell_ready(desk);
             return true;
         }
         let is_it = |context: &&mut Context| context.process().is_some_and(|p| p.pid == pid);
@@ -310,7 +339,10 @@ impl Interpreter {
         };
         let contexts = self.contexts.iter();
         let pids = contexts.filter_map(|context| context.process().map(|process| process.pid));
-        spare.into_iter().chain(pids)
+        spare
+            .into_iter()
+            .chain(pids)
+            .chain(self.workers.processes())
     }
 
     /// No code runs or waits.

@@ -1,8 +1,21 @@
 //! One process of an interpreter: its channel and its output. Reads and writes without waiting; decides nothing.
 
 use bytes::{Buf, Bytes, BytesMut};
-use nix::{errno::Errno, libc, unistd, unistd::Pid};
-use std::{collections::BTreeMap, ffi::OsString, os::fd::OwnedFd, process::ExitStatus};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::signal,
+    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+    unistd,
+    unistd::Pid,
+};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::IoSlice,
+    os::fd::{AsRawFd, OwnedFd},
+    process::ExitStatus,
+};
 
 use super::frames::{Broken, Frame, Frames};
 use crate::{
@@ -10,7 +23,7 @@ use crate::{
     limits::{PIECE_BYTES, TOLD_BYTES},
     refusal::Refusal,
     signals::to_group,
-    spawn::{Input, Recipe, Spawned, spawn},
+    spawn::{Input, Program, Recipe, Theirs, find, open},
     user::User,
 };
 
@@ -22,6 +35,8 @@ pub struct Driver {
     /// Program, and the option that takes the driver's text.
     command: [&'static str; 2],
     text: &'static str,
+    /// The text of its workers.
+    worker: Option<&'static str>,
 }
 
 /// All of them.
@@ -30,11 +45,13 @@ pub static DRIVERS: [Driver; 2] = [
         name: "python",
         command: ["python3", "-c"],
         text: include_str!("python.py"),
+        worker: Some(include_str!("python_worker.py")),
     },
     Driver {
         name: "perl",
         command: ["perl", "-e"],
         text: include_str!("perl.pl"),
+        worker: None,
     },
 ];
 
@@ -64,32 +81,70 @@ impl Process {
         env: &BTreeMap<String, String>,
         user: Option<&User>,
     ) -> Result<Self, Refusal> {
-        let [program, option] = driver.command;
-        let command = [program, option, driver.text].map(OsString::from);
-        let spawned = spawn(&Recipe {
+        let started = Self::begin(driver.command, driver.text, env, user, true);
+        let (process, _) = started.map_err(|refusal| refusal.of("interpreter"))?;
+        Ok(process)
+    }
+
+    /// Starts a worker, which waits for a command; and what it was started of. `None`: it has none.
+    ///
+    /// # Errors
+    /// As [`spawn`].
+    pub fn start_worker(
+        driver: &Driver,
+        user: Option<&User>,
+    ) -> Option<Result<(Self, Program), Refusal>> {
+        let text = driver.worker?;
+        // Who leads a group can't begin the session that a terminal needs: it leads one from its command on.
+        let started = Self::begin(driver.command, text, &BTreeMap::new(), user, false);
+        Some(started.map_err(|refusal| refusal.of("worker")))
+    }
+
+    fn begin(
+        [program, option]: [&str; 2],
+        text: &str,
+        env: &BTreeMap<String, String>,
+        user: Option<&User>,
+        leads: bool,
+    ) -> Result<(Self, Program), Refusal> {
+        let command = [program, option, text].map(OsString::from);
+        let recipe = Recipe {
             command: &command,
             env: &[env],
             dir: "",
             user,
             tty: None,
             stdin: Input::Channel,
-        });
-        let Spawned {
-            pid,
-            stdin,
-            stdout,
-            stderr,
-        } = spawned.map_err(|refusal| refusal.of("interpreter"))?;
-        Ok(Self {
-            pid,
+        };
+        let mut program = find(&recipe)?;
+        program.leads = leads;
+        let (streams, theirs) = open(&recipe)?;
+        let process = Self {
+            pid: program.start(theirs)?,
             is_ready: false,
             ended: None,
-            channel: stdin,
-            pipes: [Some(stdout), stderr],
+            channel: streams.stdin,
+            pipes: [Some(streams.stdout), streams.stderr],
             frames: Frames::default(),
             queue: BytesMut::new(),
             told: Vec::new(),
-        })
+        };
+        Ok((process, program))
+    }
+
+    /// Hands a command to a worker that is ready, with the ends of its streams. Whole or not at all, without waiting.
+    pub fn hand(&mut self, command: &[u8], theirs: &Theirs) -> bool {
+        let Some(channel) = &self.channel else {
+            return false;
+        };
+        let mut frame = format!("job {}\n", command.len()).into_bytes();
+        frame.extend_from_slice(command);
+        let fds = theirs.each_ref().map(AsRawFd::as_raw_fd);
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let content = [IoSlice::new(&frame)];
+        let sent = sendmsg::<()>(channel.as_raw_fd(), &content, &rights, flags, None);
+        sent == Ok(frame.len())
     }
 
     /// Puts a frame on its way.
@@ -183,10 +238,20 @@ impl Process {
         }
     }
 
-    fn hang_up(&mut self) {
+    /// Nobody can talk to it any more, and it is killed.
+    pub fn hang_up(&mut self) {
         self.channel = None;
         self.frames = Frames::default();
+        self.kill();
+    }
+
+    /// Ends it and its group, if it leads one.
+    pub fn kill(&self) {
         self.signal(libc::SIGKILL);
+        if self.ended.is_none() {
+            // Dead and not yet buried.
+            let _gone = signal::kill(self.pid, signal::Signal::SIGKILL);
+        }
     }
 
     /// Signals its process group, as a terminal's key does.
