@@ -100,8 +100,7 @@ fn check(handle: &Handle) -> crate::kube::warmpool::Check {
     use crate::machine::refusal::Refusal;
     let handle = handle.clone();
     std::sync::Arc::new(move |pool| {
-        let handlers = handle.handlers().into_iter().map(|(name, _)| name);
-        let spec = crate::rpc::check_pool(pool, &handlers.collect::<Vec<_>>())?;
+        let spec = crate::rpc::check_pool(pool, &handle.handlers())?;
         match handle.network() {
             Err(detail) if spec.template.network_policy.needs_interface() => {
                 Err(Refusal::NetworkUnavailable { detail })

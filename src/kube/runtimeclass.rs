@@ -43,7 +43,8 @@ fn known(objects: &Followed<Object>, nodes: &Followed<Node>, handle: &Handle) ->
         handlers: handle
             .handlers()
             .into_iter()
-            .map(|(name, _)| name)
+            .filter(|it| it.unservable.is_empty())
+            .map(|it| it.name)
             .collect(),
     })
 }

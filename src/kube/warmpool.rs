@@ -176,6 +176,10 @@ pub struct Template {
     #[schemars(length(max = 63))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub interpreter: String,
+    /// Processes of the interpreter that wait to become a plain Exec of it; only with "python".
+    #[schemars(range(min = 0, max = 4))]
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prefork: u32,
     /// A claimed sandbox that did nothing for so long is hibernated; 0: never.
     #[schemars(range(min = 0, max = 2_592_000))]
     #[serde(default, skip_serializing_if = "is_default")]

@@ -4,6 +4,7 @@
 //! its class meant when it was declared: it lies with the pool's spec in the journal, so a start needs no cluster.
 
 use super::event::Notice;
+use super::handler::{self, Handler, Wants};
 use super::ids::PoolName;
 use super::limits::{CLASSES_RETRY_MS, UNSERVABLE_RETRY_MS};
 use super::node::Node;
@@ -164,7 +165,24 @@ impl Node {
                 class: template.runtime_class.clone(),
                 detail: bounded(detail),
             })?;
-            template.runtime_handler = served.handler.to_owned();
+            let handler = Handler::named(served.handler, true);
+            let wants = Wants {
+                frozen_members: spec.running.is_some_and(|it| it < spec.min_warm),
+                idle_freeze: template.idle_after_ms > 0,
+                // Told by nobody may look like told: then there is none.
+                disk_bound: false,
+            };
+            if let Some((field, what)) = handler::refused(&handler, wants).into_iter().next() {
+                return Err(Refusal::RuntimeClassUnservable {
+                    pool: spec.name.to_string(),
+                    class: template.runtime_class.clone(),
+                    detail: bounded(format!("{field} {what}")),
+                });
+            }
+            if !handler.can.disk_bound {
+                template.resources.disk_bytes = 0;
+            }
+            template.runtime_handler = handler.name;
         }
         Ok(())
     }

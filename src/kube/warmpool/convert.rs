@@ -69,6 +69,7 @@ pub(super) fn pool(object: &WarmPool) -> Result<api::Pool, Vec<(String, String)>
                 timeout: seconds(template.readiness.timeout_seconds),
             }),
             interpreter: template.interpreter.clone(),
+            prefork: template.prefork,
             idle_after: seconds(template.idle_after_seconds),
             on_data_loss: on_data_loss.into(),
             network_policy: Some(network(object)),

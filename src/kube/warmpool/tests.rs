@@ -5,6 +5,7 @@ use super::run::{Check, field_manager};
 use super::status;
 use super::*;
 use crate::machine::admission::{Check as Policy, Finding};
+use crate::machine::handler::Handler;
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::{PoolSpec, Verdict};
 use crate::machine::view::{BreakerView, PoolView};
@@ -38,7 +39,7 @@ fn all(objects: &[WarmPool]) -> BTreeMap<String, WarmPool> {
 
 /// SetPools' own rules.
 fn check() -> Check {
-    Arc::new(|pool| crate::rpc::check_pool(pool, &["gvisor".to_owned()]))
+    Arc::new(|pool| crate::rpc::check_pool(pool, &[Handler::named("gvisor", true)]))
 }
 
 fn planned(objects: &[WarmPool], in_force: &[PoolSpec]) -> plan::Plan {

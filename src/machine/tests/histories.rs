@@ -180,10 +180,6 @@ fn declared(world: &World, variant: u8) -> PoolSet {
                 idle_after_ms: [0, 4_000][usize::from(variant >> 6) % 2],
                 on_data_loss: [OnDataLoss::Fail, OnDataLoss::Cold][usize::from(variant >> 4) % 2],
                 runtime_class: class.to_owned(),
-                runtime_handler: match class {
-                    "" => "gvisor".to_owned(),
-                    _ => String::new(),
-                },
                 network_policy: match usize::from(variant / 5) % 3 {
                     0 => mode(NetworkMode::Allowlist),
                     1 => mode(NetworkMode::None),
@@ -191,6 +187,7 @@ fn declared(world: &World, variant: u8) -> PoolSet {
                 },
                 // One that can't freeze, whatever else is asked of it.
                 runtime_handler: match (at, usize::from(variant / 11) % 3) {
+                    _ if !class.is_empty() => String::new(),
                     (1, 1) => "kata-clh".to_owned(),
                     _ => "gvisor".to_owned(),
                 },
