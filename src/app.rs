@@ -7,6 +7,7 @@
 //! Ends in the reverse order: refuse, drain, stop the driver when all is durable. Sandboxes and containerd live on.
 
 mod callers;
+mod containerd;
 mod dev;
 mod host;
 mod images;
@@ -46,8 +47,9 @@ use crate::machine::node::{MemoryPolicy, Node, Settings};
 use crate::machine::refusal::Refusal;
 use crate::rpc;
 use crate::runtime::containerd::ContainerdRuntime;
-use crate::runtime::managed::{ManagedConfig, ManagedContainerd, ManagedError};
+use crate::runtime::managed::{ManagedContainerd, ManagedError};
 use crate::runtime::{RuntimeConfig, RuntimeError, RuntimeMetrics, SHIM};
+use containerd::is_managed;
 use log::Logs;
 use programs::Programs;
 use prometheus::Registry;
@@ -165,10 +167,6 @@ pub fn run(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
     result
 }
 
-fn is_managed(config: &Config) -> bool {
-    config.containerd.socket.as_os_str().is_empty()
-}
-
 async fn serve(config: Config, dev: Option<Dev>) -> Result<(), AppError> {
     let started_at = SystemTime::now();
     let mut terminate = signal(SignalKind::terminate()).map_err(host("catching SIGTERM"))?;
@@ -226,7 +224,7 @@ async fn start(
 
     let metrics = RuntimeMetrics::register(registry)?;
     let runsc_root = config.run_dir.join("runsc");
-    let managed = start_containerd(config, programs, &runsc_root, &metrics).await?;
+    let managed = containerd::start(config, programs, &runsc_root, &metrics).await?;
     failpoint!("start.containerd");
     let socket = match &managed {
         Some(managed) => managed.socket(),
@@ -342,32 +340,6 @@ fn open_journal(
     let metrics = journal::Metrics::register(registry)?;
     let opened = RedbJournal::open(&settings, events, metrics, journal::abort_on_failure())?;
     Ok(opened)
-}
-
-/// The managed containerd, supervised; `None` where another one is configured.
-async fn start_containerd(
-    config: &Config,
-    programs: &Programs,
-    runsc_root: &std::path::Path,
-    metrics: &RuntimeMetrics,
-) -> Result<Option<Arc<ManagedContainerd>>, AppError> {
-    let Some(containerd) = programs.containerd.clone() else {
-        return Ok(None);
-    };
-    let managed = ManagedConfig {
-        containerd,
-        shim: programs.shim.clone(),
-        snapshotter: config.containerd.snapshotter.clone(),
-        data_dir: config.data_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        runsc_root: runsc_root.to_owned(),
-        cgroup_parent: config.runtime.cgroup_parent.clone(),
-        hung_after: ManagedConfig::HUNG_AFTER,
-    };
-    let managed = ManagedContainerd::start(managed, metrics.clone()).await?;
-    let supervised = managed.clone();
-    tokio::spawn(async move { supervised.supervise().await });
-    Ok(Some(managed))
 }
 
 fn rpc_config(
