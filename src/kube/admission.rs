@@ -5,9 +5,11 @@
 //! Asked when a template is new, and again from time to time, never on the claim path. What the answer means is the
 //! machine's to say. This file is pure: the Pod, and what an answer says.
 
+mod metrics;
 mod run;
 
-pub use run::{Metrics, Unasked, judge};
+pub use metrics::Metrics;
+pub use run::{Unasked, judge};
 
 use crate::kube::CallError;
 use crate::machine::spec::{PoolSpec, Verdict};

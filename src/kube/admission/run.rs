@@ -1,5 +1,6 @@
 //! The task that asks.
 
+use super::metrics::Metrics;
 use super::{pod, read};
 use crate::driver::Handle;
 use crate::kube::{Backoff, Kube};
@@ -10,7 +11,6 @@ use crate::machine::spec::{Judgement, PoolSpec, Template, Verdict};
 use crate::machine::view::Answer;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
-use prometheus::{IntCounterVec, Opts, Registry};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,42 +26,6 @@ pub type Unasked = Arc<BTreeMap<PoolName, String>>;
 const PACE: Duration = Duration::from_millis(500);
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
-/// How often the cluster was asked, and what it said.
-#[derive(Clone)]
-pub struct Metrics {
-    asked: IntCounterVec,
-}
-
-impl Metrics {
-    /// Registers it.
-    ///
-    /// # Errors
-    /// The name is registered already.
-    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let asked = IntCounterVec::new(
-            Opts::new(
-                "hearth_admission_reviews_total",
-                "Templates that the cluster was asked about in a dry run",
-            ),
-            &["result"],
-        )?;
-        registry.register(Box::new(asked.clone()))?;
-        for result in ["allowed", "denied", "failed"] {
-            asked.with_label_values(&[result]);
-        }
-        Ok(Self { asked })
-    }
-
-    fn count(&self, verdict: &Result<Verdict, String>) {
-        let result = match verdict {
-            Ok(Verdict::Allowed) => "allowed",
-            Ok(Verdict::Denied { .. }) => "denied",
-            Err(_) => "failed",
-        };
-        self.asked.with_label_values(&[result]).inc();
-    }
-}
 
 /// Asks about every pool that has a tenant's namespace, until `stop`: at once when its template is new, then every
 /// `again`. With the mode off it asks nothing. Must be called inside the tokio runtime.
