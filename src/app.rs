@@ -250,7 +250,9 @@ async fn start(
     };
     let connected = ContainerdRuntime::connect(runtime_config, metrics)?;
     tokio::spawn(connected.background.run());
-    let disk = images::tier(config, opened.key.expose(), &connected.runtime)?;
+    let elsewhere = mountspace::elsewhere(config);
+    let may_mount = elsewhere.is_none();
+    let disk = images::tier(config, opened.key.expose(), may_mount, &connected.runtime)?;
 
     let channel = ChannelConfig {
         streams: config.limits.streams_per_sandbox,
@@ -272,7 +274,7 @@ async fn start(
         },
         disk,
     };
-    let network = network::build(config, opened.identity.tag, registry).await?;
+    let network = network::build(config, opened.identity.tag, elsewhere, registry).await?;
     let runtime = connected.runtime.clone();
     let parts = driver::Parts {
         node: Node::recover(settings, opened.records, opened.start).under(policies::rules(config)),

@@ -14,16 +14,18 @@ fn staging(config: &Config) -> PathBuf {
     config.run_dir.join("images")
 }
 
-/// Gives the runtime a disk tier, if there is to be one; what the machine is told of it.
+/// Gives the runtime a disk tier, if there is to be one; what the machine is told of it. `may_mount`: runsc sees what this
+/// process mounts.
 ///
 /// # Errors
 /// The configured key can't be used.
 pub(super) fn tier(
     config: &Config,
     node_key: &[u8; 32],
+    may_mount: bool,
     runtime: &ContainerdRuntime,
 ) -> Result<DiskPolicy, AppError> {
-    let vault = open(config, node_key)?;
+    let vault = open(config, node_key, may_mount)?;
     let disk = DiskPolicy {
         enabled: vault.is_some(),
         sink_after_ms: config.hibernation.sink_after_seconds * 1000,
@@ -38,7 +40,7 @@ pub(super) fn tier(
 ///
 /// # Errors
 /// The configured key can't be used.
-fn open(config: &Config, node_key: &[u8; 32]) -> Result<Option<Vault>, AppError> {
+fn open(config: &Config, node_key: &[u8; 32], may_mount: bool) -> Result<Option<Vault>, AppError> {
     let settings = &config.hibernation;
     if settings.quota_bytes == 0 {
         return Ok(None);
@@ -50,7 +52,7 @@ fn open(config: &Config, node_key: &[u8; 32]) -> Result<Option<Vault>, AppError>
     let opened = Vault::open(VaultConfig {
         dir: config.data_dir.join("hibernated"),
         staging: staging(config),
-        may_mount: super::mountspace::elsewhere(config).is_none(),
+        may_mount,
         staging_bytes: settings.staging_bytes,
         quota_bytes: settings.quota_bytes,
         disk_reserve_bytes: config.limits.disk_reserve_bytes,

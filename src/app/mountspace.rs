@@ -3,8 +3,10 @@
 
 use super::is_managed;
 use crate::config::Config;
-use nix::sys::socket::{getsockopt, sockopt};
-use std::os::unix::net::UnixStream;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 /// The node's init, where containerd does not say its process (it is down, or of a process namespace that we don't see).
@@ -19,10 +21,13 @@ pub(super) fn elsewhere(config: &Config) -> Option<PathBuf> {
     is_another(pid).then(|| PathBuf::from(format!("/proc/{pid}/ns/mnt")))
 }
 
-/// Who listens on containerd's socket.
+/// Who listens on containerd's socket. Does not wait: one whose queue is full does not say.
 fn listener(config: &Config) -> Option<i32> {
-    let stream = UnixStream::connect(&config.containerd.socket).ok()?;
-    let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let client = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+    let address = UnixAddr::new(&config.containerd.socket).ok()?;
+    connect(client.as_raw_fd(), &address).ok()?;
+    let peer = getsockopt(&client, sockopt::PeerCredentials).ok()?;
     // 0: not in our process namespace.
     (peer.pid() > 0).then(|| peer.pid())
 }

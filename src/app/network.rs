@@ -1,6 +1,5 @@
 //! The network of sandboxes, built if the configuration asks for it. A node that cannot have one serves templates without.
 
-use super::mountspace;
 use crate::config::{self, Config};
 use crate::driver::NodeNetwork;
 use crate::machine::ids::NodeTag;
@@ -8,6 +7,7 @@ use crate::machine::network::Cidr;
 use crate::net::{LinuxNetwork, NetMetrics, NetSettings};
 use prometheus::Registry;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -22,10 +22,11 @@ pub(super) struct Built {
     linux: Option<(LinuxNetwork, JoinHandle<()>)>,
 }
 
-/// The network, or why sandboxes get none.
+/// The network, or why sandboxes get none. `elsewhere`: see `mountspace`.
 pub(super) async fn build(
     config: &Config,
     tag: NodeTag,
+    elsewhere: Option<PathBuf>,
     registry: &Registry,
 ) -> Result<Built, prometheus::Error> {
     let none = |why: String| Built {
@@ -37,7 +38,9 @@ pub(super) async fn build(
         return Ok(none(why.to_owned()));
     }
     let metrics = NetMetrics::register(registry)?;
-    match LinuxNetwork::start(settings(config, tag), metrics).await {
+    let mut settings = settings(config, tag);
+    settings.mounts = elsewhere;
+    match LinuxNetwork::start(settings, metrics).await {
         Ok(linux) => {
             info!("sandboxes may have a network");
             Ok(Built {
@@ -68,7 +71,6 @@ impl Built {
 fn settings(config: &Config, tag: NodeTag) -> NetSettings {
     let asked = &config.network;
     let mut settings = NetSettings::new(config.run_dir.clone(), tag);
-    settings.mounts = mountspace::elsewhere(config);
     // What does not parse was refused when the configuration was read.
     let all = |texts: &[String]| texts.iter().filter_map(|text| cidr(text)).collect();
     settings.range4 = cidr(&asked.range4).unwrap_or(NetSettings::RANGE4);

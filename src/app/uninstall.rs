@@ -9,8 +9,8 @@ use super::{AppError, host, images, is_managed, mountspace, network, swap};
 use crate::cgroup::CgroupTree;
 use crate::config::Config;
 use crate::net;
-use crate::runtime::RuntimeMetrics;
 use crate::runtime::containerd::leave;
+use crate::runtime::{RuntimeMetrics, mounts};
 use nix::mount::{MntFlags, umount2};
 use prometheus::Registry;
 use std::ffi::OsStr;
@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// First letters of what hearthd makes in its data directory.
-const DATA: [&str; 9] = [
+const DATA: [&str; 8] = [
     "audit.log",
     "containerd",
     "hibernated",
@@ -30,7 +30,6 @@ const DATA: [&str; 9] = [
     "lock",
     "node.key",
     "reserve",
-    "staging",
 ];
 /// The same of its run directory.
 const RUN: [&str; 7] = [
@@ -87,33 +86,33 @@ async fn remove_all(config: &Config) -> Result<Vec<PathBuf>, AppError> {
         )));
     }
     let tag = opened.identity.tag;
+    let elsewhere = mountspace::elsewhere(config);
     leave(
         &config.containerd.socket,
         RuntimeMetrics::register(&registry)?,
     )
     .await?;
     if config.network.enabled {
-        let built = network::build(config, tag, &registry).await?;
+        let built = network::build(config, tag, elsewhere.clone(), &registry).await?;
         built.take_down().await;
     }
     swap::take_down(config).await?;
     images::take_down(config)?;
     CgroupTree::detect("/sys/fs/cgroup")?.remove_parent(&config.runtime.cgroup_parent)?;
-    let of_node = config.clone();
-    let removed = tokio::task::spawn_blocking(move || remove_files(&of_node)).await;
+    // Nothing else runs in this process by now.
+    let removed = remove_files(config, elsewhere.as_deref());
     drop(opened);
-    removed.map_err(|error| AppError::Left(error.to_string()))?
+    removed
 }
 
 /// In a thread of its own, which does not come back from where it goes: in a pod the directories are mount points, and runsc's
 /// mount is one in every pod that has them or containerd's.
-fn remove_files(config: &Config) -> Result<Vec<PathBuf>, AppError> {
-    let config = config.clone();
-    let work = move || {
-        if let Some(mounts) = mountspace::elsewhere(&config) {
+fn remove_files(config: &Config, elsewhere: Option<&Path>) -> Result<Vec<PathBuf>, AppError> {
+    let work = || {
+        if let Some(mounts) = elsewhere {
             const WHAT: &str =
                 "entering containerd's mount namespace (CAP_SYS_PTRACE, CAP_SYS_CHROOT)";
-            net::mount_there(&mounts).map_err(|error| host(WHAT)(error.into()))?;
+            net::mount_there(mounts).map_err(|error| host(WHAT)(error.into()))?;
         }
         let mut kept = Vec::new();
         unmount_below(&config.run_dir)?;
@@ -125,9 +124,7 @@ fn remove_files(config: &Config) -> Result<Vec<PathBuf>, AppError> {
         clear(&config.data_dir, ours(&DATA), &mut kept)?;
         Ok(kept)
     };
-    let thread = std::thread::Builder::new().name("uninstall".to_owned());
-    let thread = thread.spawn(work).map_err(host("starting a thread"))?;
-    let ended = thread.join();
+    let ended = std::thread::scope(|scope| scope.spawn(work).join());
     ended.unwrap_or_else(|_| Err(AppError::Left("removing files failed".into())))
 }
 
@@ -146,16 +143,8 @@ fn is_version(path: &Path, name: &OsStr) -> bool {
 
 /// What is mounted below, the innermost first: the images' tmpfs, and the empty network namespace that runsc keeps.
 fn unmount_below(dir: &Path) -> Result<(), AppError> {
-    let table =
-        fs::read_to_string("/proc/thread-self/mountinfo").map_err(host("reading the mounts"))?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    let mut points: Vec<_> = points
-        .map(Path::new)
-        .filter(|point| point.starts_with(dir) && *point != dir)
-        .collect();
-    points.reverse();
-    for point in points {
-        umount2(point, MntFlags::empty())
+    for point in mounts::below(&[dir.to_owned()]).map_err(host("reading the mounts"))? {
+        umount2(&point, MntFlags::empty())
             .map_err(|error| host(format!("unmounting {}", point.display()))(error.into()))?;
     }
     Ok(())

@@ -4,7 +4,7 @@
 pub mod containerd;
 pub mod managed;
 mod metrics;
-mod mounts;
+pub mod mounts;
 mod process;
 
 pub use crate::cgroup::Reclaimed;

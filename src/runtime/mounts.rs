@@ -1,4 +1,5 @@
-//! What is mounted below some directories, as this process sees it.
+//! What is mounted below some directories, as the calling thread sees it. For the adapters, and for `app` when it takes hearth
+//! off a node from a thread that has gone to another mount namespace.
 
 use std::{
     fs, io,
@@ -10,9 +11,9 @@ use nix::mount::{MntFlags, umount2};
 /// Mount points strictly below one of `dirs`, innermost first.
 ///
 /// # Errors
-/// `/proc/self/mountinfo` can't be read: then nothing is known, and nothing below may be removed.
-pub(super) fn below(dirs: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
+/// The thread's `mountinfo` can't be read: then nothing is known, and nothing below may be removed.
+pub fn below(dirs: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    let text = fs::read_to_string("/proc/thread-self/mountinfo")?;
     let points = text
         .lines()
         .filter_map(|line| line.split(' ').nth(4))

@@ -1,8 +1,7 @@
 //! Leaving containerd for good: nothing of hearth's namespace stays.
 
 use containerd_client::services::v1::{
-    DeleteImageRequest, DeleteNamespaceRequest, DeleteRequest, ListContainersRequest,
-    ListImagesRequest, ListRequest,
+    DeleteImageRequest, DeleteNamespaceRequest, DeleteRequest, ListImagesRequest, ListRequest,
 };
 
 use super::{
@@ -13,7 +12,6 @@ use super::{
 use crate::runtime::{NAMESPACE, RuntimeError, RuntimeMetrics};
 use std::{path::Path, sync::Arc, time::Duration};
 
-const CONTAINERS: Call = Call::seconds("containers.list", 30);
 const IMAGES: Call = Call::seconds("images.list", 10);
 const LEASES: Call = Call::seconds("leases.list", 10);
 /// The call waits for the garbage collection that takes layers and content away.
@@ -32,7 +30,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub async fn leave(socket: &Path, metrics: RuntimeMetrics) -> Result<(), RuntimeError> {
     let link = Arc::new(Link::new(Arc::new(Outbox::default())));
     let client = Client::new(socket, link, metrics);
-    let containers = count_containers(&client).await?;
+    let mut containers = 0;
+    client
+        .each_container(Vec::new(), |_| containers += 1)
+        .await?;
     if containers > 0 {
         return Err(RuntimeError::Refused {
             what: "leaving containerd",
@@ -52,20 +53,6 @@ pub async fn leave(socket: &Path, metrics: RuntimeMetrics) -> Result<(), Runtime
         gone_is_fine(client.call(COLLECT, images.delete(request)).await)?;
     }
     Ok(remove_namespace(&client).await?)
-}
-
-async fn count_containers(client: &Client) -> Result<usize, CallError> {
-    let mut containers = client.containers();
-    let counted = client.measure(CONTAINERS, async {
-        let all = ListContainersRequest::default();
-        let mut stream = containers.list_stream(all).await?.into_inner();
-        let mut count = 0;
-        while let Some(message) = stream.message().await? {
-            count += usize::from(message.container.is_some());
-        }
-        Ok(count)
-    });
-    counted.await
 }
 
 /// Those of views and pulls that a dead hearthd left; they would end by themselves in ten minutes.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use containerd_client::{
-    services::v1::{GetRequest, ListContainersRequest},
+    services::v1::{Container, GetRequest, ListContainersRequest},
     types::v1::{Process as Task, Status},
 };
 use futures::stream::{StreamExt, iter};
 
 use super::{
     ContainerdRuntime, blocking,
-    client::{Call, Reason},
+    client::{Call, CallError, Client, Reason},
     fifo, kata,
     watch::{self, Found, Watch},
 };
@@ -37,6 +37,27 @@ struct Outside {
     pids: Vec<i32>,
     /// Its cgroup is frozen, or about to be.
     frozen: bool,
+}
+
+impl Client {
+    /// Every container's record in the namespace that passes one of the filters, or all without one.
+    pub(super) async fn each_container(
+        &self,
+        filters: Vec<String>,
+        mut visit: impl FnMut(Container),
+    ) -> Result<(), CallError> {
+        let mut containers = self.containers();
+        let request = ListContainersRequest { filters };
+        // As a stream: thousands of records with their specs exceed what one message may hold.
+        let listed = self.measure(CONTAINERS, async {
+            let mut stream = containers.list_stream(request).await?.into_inner();
+            while let Some(message) = stream.message().await? {
+                message.container.into_iter().for_each(&mut visit);
+            }
+            Ok(())
+        });
+        listed.await
+    }
 }
 
 impl ContainerdRuntime {
@@ -79,27 +100,17 @@ impl ContainerdRuntime {
 
     /// Ids of containers, and what runs them.
     async fn containers(&self) -> Result<BTreeMap<SandboxId, Family>, RuntimeError> {
-        let request = ListContainersRequest {
-            filters: vec![format!("labels.\"{}\"", labels::SANDBOX)],
-        };
-        let mut containers = self.client.containers();
-        // As a stream: thousands of records with their specs exceed what one message may hold.
-        let listed = self.client.measure(CONTAINERS, async {
-            let mut stream = containers.list_stream(request).await?.into_inner();
-            let mut found = BTreeMap::new();
-            while let Some(message) = stream.message().await? {
-                let Some(container) = message.container else {
-                    continue;
-                };
-                if let Ok(id) = SandboxId::parse(&container.id) {
-                    let handler = container.labels.get(labels::HANDLER);
-                    let family = handler.map_or(Family::Gvisor, |it| Family::of(it));
-                    found.insert(id, family);
-                }
+        let ours = vec![format!("labels.\"{}\"", labels::SANDBOX)];
+        let mut found = BTreeMap::new();
+        let visit = |container: Container| {
+            if let Ok(id) = SandboxId::parse(&container.id) {
+                let handler = container.labels.get(labels::HANDLER);
+                let family = handler.map_or(Family::Gvisor, |it| Family::of(it));
+                found.insert(id, family);
             }
-            Ok(found)
-        });
-        Ok(listed.await?)
+        };
+        self.client.each_container(ours, visit).await?;
+        Ok(found)
     }
 
     /// What their shims say of them; nothing of one without a task, or whose shim does not answer.

@@ -2,12 +2,10 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use containerd_client::services::v1::{Container, ListContainersRequest};
+use containerd_client::services::v1::Container;
 
-use super::{ContainerdRuntime, client::Call};
+use super::ContainerdRuntime;
 use crate::runtime::RuntimeError;
-
-const CONTAINERS: Call = Call::seconds("containers.list", 30);
 
 impl ContainerdRuntime {
     /// Those of `dirs` that any container's record in the namespace names, whoever made it: as hearth-runsc in the shim's
@@ -17,20 +15,13 @@ impl ContainerdRuntime {
     /// # Errors
     /// Those of containerd: then nothing is known.
     pub async fn named(&self, dirs: &[PathBuf]) -> Result<BTreeSet<PathBuf>, RuntimeError> {
-        let mut containers = self.client.containers();
-        let listed = self.client.measure(CONTAINERS, async {
-            let all = ListContainersRequest::default();
-            let mut stream = containers.list_stream(all).await?.into_inner();
-            let mut named = BTreeSet::new();
-            while let Some(message) = stream.message().await? {
-                if let Some(container) = message.container {
-                    let here = dirs.iter().filter(|dir| names(&container, dir));
-                    named.extend(here.cloned());
-                }
-            }
-            Ok(named)
-        });
-        Ok(listed.await?)
+        let mut named = BTreeSet::new();
+        let visit = |container: Container| {
+            let here = dirs.iter().filter(|dir| names(&container, dir));
+            named.extend(here.cloned());
+        };
+        self.client.each_container(Vec::new(), visit).await?;
+        Ok(named)
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn sweep(config: &ManagedConfig) -> Result<(), ManagedError> {
     }
     // containerd's and runsc's (its `null-netns`).
     let ours = [config.root(), config.state(), config.runsc_root.clone()];
-    for point in mounts::below(&ours).map_err(io_error(Path::new("/proc/self/mountinfo")))? {
+    for point in mounts::below(&ours).map_err(io_error(Path::new("/proc/thread-self/mountinfo")))? {
         if let Err(error) = mounts::detach(&point) {
             left.push(format!("mount {}: {error}", point.display()));
         }
