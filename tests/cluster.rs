@@ -163,6 +163,18 @@ impl Cluster {
         self.kubectl(&["rollout", "status", "daemonset/hearth", "--timeout=120s"]);
     }
 
+    fn no_sandbox_is_left(&self) {
+        eventually("every sandbox is gone", || {
+            let left = self.tool("ctr", &["-n", "hearth", "containers", "ls", "-q"]);
+            left.trim().is_empty()
+        });
+    }
+
+    fn uninstall(&self) {
+        let args = ["uninstall", "hearth", "--namespace=hearth", "--wait"];
+        self.tool("helm", &args);
+    }
+
     /// The one pod there is, when it is ready and nothing is ending.
     fn pod(&self) -> Value {
         let mut found = Value::Null;
@@ -472,10 +484,7 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     cluster.hearthctl(&["release", &held.claim]);
     cluster.hearthctl(&["release", &later.claim]);
     cluster.pool(0);
-    eventually("every sandbox is gone", || {
-        let left = cluster.tool("ctr", &["-n", "hearth", "containers", "ls", "-q"]);
-        left.trim().is_empty()
-    });
+    cluster.no_sandbox_is_left();
     let name = cluster.pod_name();
     cluster.kubectl(&["delete", "pod", &name]);
     cluster.pod();
@@ -490,10 +499,7 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     );
     cluster.pod();
     nothing_is_left(&cluster);
-    cluster.tool(
-        "helm",
-        &["uninstall", "hearth", "--namespace=hearth", "--wait"],
-    );
+    cluster.uninstall();
     eventually("no pod is left", || {
         cluster.get(&["pods"])["items"]
             .as_array()
@@ -501,6 +507,18 @@ fn a_daemonset_lives_on_a_real_kubelet() {
             .is_empty()
     });
     nothing_runs(&cluster);
+}
+
+/// What a client in such a pod is told.
+fn with_certificate(server: &str) -> [&str; 6] {
+    [
+        "--server",
+        server,
+        "--server-name=hearth",
+        "--ca=/tls/ca.crt",
+        "--cert=/tls/tls.crt",
+        "--key=/tls/tls.key",
+    ]
 }
 
 /// A pod that has nothing but a certificate, the secret of its own name, and what it is given to see of the node.
@@ -543,18 +561,11 @@ fn controlled_from_a_pod(cluster: &Cluster, authority: &Authority) {
     let programs = deps.ancestors().nth(2).unwrap().join("examples");
     let program = programs.join(NAME);
     let command = [
-        program.to_str().unwrap(),
-        "--server",
-        &server,
-        "--server-name=hearth",
-        "--ca=/tls/ca.crt",
-        "--cert=/tls/tls.crt",
-        "--key=/tls/tls.key",
-        "--claims=2",
-        "--pool",
-        POOL,
+        &[program.to_str().unwrap()],
+        &with_certificate(&server)[..],
+        &["--claims=2", "--pool", POOL],
     ];
-    cluster.apply(&client(NAME, &command, &[&programs]));
+    cluster.apply(&client(NAME, &command.concat(), &[&programs]));
     let ours = || -> Vec<String> {
         let told = cluster.hearthctl(&["claims", "-o", "json"]);
         let told: Value = serde_json::from_str(&told).unwrap();
@@ -600,19 +611,11 @@ fn claimed_from_a_pod(cluster: &Cluster, authority: &Authority) {
         cluster.secret(name, authority, &issued);
         let server = format!("https://{ip}:9470");
         let command = [
-            "hearthctl",
-            "--server",
-            &server,
-            "--server-name=hearth",
-            "--ca=/tls/ca.crt",
-            "--cert=/tls/tls.crt",
-            "--key=/tls/tls.key",
-            "claim",
-            POOL,
-            "-o",
-            "json",
+            &["hearthctl"],
+            &with_certificate(&server)[..],
+            &["claim", POOL, "-o", "json"],
         ];
-        let pod = client(name, &command, &[]);
+        let pod = client(name, &command.concat(), &[]);
         cluster.apply(&pod);
         let phase = || {
             cluster.get(&["pod", name])["status"]["phase"]

@@ -170,14 +170,8 @@ fn hearthd_heeds_its_node_and_lives_without_the_api_server() {
     step("uninstalled");
     cluster.hearthctl(&["release", &held.claim]);
     cluster.pool(0);
-    eventually("every sandbox is gone", || {
-        let left = cluster.tool("ctr", &["-n", "hearth", "containers", "ls", "-q"]);
-        left.trim().is_empty()
-    });
-    cluster.tool(
-        "helm",
-        &["uninstall", "hearth", "--namespace=hearth", "--wait"],
-    );
+    cluster.no_sandbox_is_left();
+    cluster.uninstall();
     cluster.kubectl(&["label", "node", "node", "hearth.dev/node-"]);
     nothing_runs(&cluster);
 }

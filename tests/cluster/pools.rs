@@ -158,14 +158,8 @@ fn pools_come_from_the_cluster() {
     let told = cluster.hearthctl(&["exec", &claim, "--", "sh", "-c", "echo alive"]);
     assert_eq!(told.trim(), "alive");
     cluster.hearthctl(&["release", &claim]);
-    eventually("every sandbox is gone", || {
-        let left = cluster.tool("ctr", &["-n", "hearth", "containers", "ls", "-q"]);
-        left.trim().is_empty()
-    });
-    cluster.tool(
-        "helm",
-        &["uninstall", "hearth", "--namespace=hearth", "--wait"],
-    );
+    cluster.no_sandbox_is_left();
+    cluster.uninstall();
     cluster.kubectl(&["delete", "crd", "warmpools.hearth.dev"]);
     cluster.kubectl(&[
         "delete",
