@@ -170,9 +170,14 @@ impl Cluster {
         });
     }
 
+    /// helm does not wait for the pods' end.
     fn uninstall(&self) {
         let args = ["uninstall", "hearth", "--namespace=hearth", "--wait"];
         self.tool("helm", &args);
+        eventually("no pod is left", || {
+            let pods = self.get(&["pods"])["items"].take();
+            pods.as_array().unwrap().is_empty()
+        });
     }
 
     /// The one pod there is, when it is ready and nothing is ending.
@@ -500,12 +505,6 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     cluster.pod();
     nothing_is_left(&cluster);
     cluster.uninstall();
-    eventually("no pod is left", || {
-        cluster.get(&["pods"])["items"]
-            .as_array()
-            .unwrap()
-            .is_empty()
-    });
     nothing_runs(&cluster);
 }
 
