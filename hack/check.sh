@@ -10,6 +10,8 @@ doing "rustfmt"
 cargo fmt --check || die "run cargo fmt"
 doing "clippy, every target, no warning"
 cargo clippy --locked --all-targets -q -- -D warnings
+# No part of a plain `cargo test`, so --all-targets leaves it out.
+cargo clippy --locked --test cluster -q -- -D warnings
 doing "clippy of the two small binaries as they are shipped"
 cargo clippy --locked -q --no-default-features --features init --bin hearth-init -- -D warnings
 cargo clippy --locked -q --no-default-features --features hostile --bin hostile-init -- -D warnings

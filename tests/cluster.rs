@@ -367,7 +367,7 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     has_only_its_rights(&cluster, &pod);
     shows_metrics_and_no_state(&cluster);
     let old = cluster.current();
-    assert_eq!(cluster.versions(), [old.clone()]);
+    assert_eq!(cluster.versions(), std::slice::from_ref(&old));
 
     step("a pool gets warm and a sandbox is claimed");
     let python = std::env::var("HOME").unwrap() + "/.cache/hearth/images/python.tar";
