@@ -427,15 +427,23 @@ async fn old_connections_leave_in_order_and_are_cut_in_the_end() {
     let (mut calls, mut repeated) = (0, 0);
     while began.elapsed() < 4 * second {
         let mut node = NodeClient::new(channel.clone());
-        if let Err(status) = node.info(InfoRequest {}).await {
-            // tonic's client does not repeat by itself what it had not sent when it was asked to leave.
+        let asked = std::time::Instant::now();
+        let mut met_the_end = false;
+        // tonic's client does not repeat by itself what it had not sent when it was asked to leave; on a slow machine
+        // the repetition, too, can meet a connection that has just grown old.
+        while let Err(status) = node.info(InfoRequest {}).await {
             assert_eq!(reason(&status), "", "{status:?}");
-            repeated += 1;
-            node.info(InfoRequest {}).await.unwrap();
+            assert!(asked.elapsed() < PATIENCE, "no new connection: {status:?}");
+            met_the_end = true;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         calls += 1;
+        repeated += u32::from(met_the_end);
     }
-    assert!(repeated <= 5, "one for a connection at most: {repeated}");
+    assert!(
+        repeated <= 5,
+        "one call for a connection at most: {repeated}"
+    );
     let cut = tokio::time::timeout(PATIENCE, cut).await.unwrap().unwrap();
     assert!(cut > 2 * second, "streams have the grace: {cut:?}");
     let audited = secure.bench.audited();
