@@ -142,21 +142,30 @@ impl Outside {
             stream.read(&mut [0; 16]).is_ok_and(|length| length > 0)
         })
     }
+}
 
-    /// What there is of sandboxes in the node's namespace: links, and elements of hearth's nftables.
-    pub fn census(&self) -> (usize, usize) {
-        let run = |program: &str, words: &[&str]| {
-            let output = Command::new("ip")
-                .args(["netns", "exec", &self.node, program])
-                .args(words)
-                .output()
-                .unwrap();
-            String::from_utf8(output.stdout).unwrap()
-        };
-        let links = run("ip", &["-o", "link"]).lines().count();
-        let elements = run("nft", &["list", "ruleset"]);
-        (links, elements.matches(" : ").count())
-    }
+/// What there is of sandboxes in the namespace of hearth's router, which is bound at `router`: their links, and how many
+/// elements its sets and maps have.
+pub fn routed(router: &std::path::Path) -> (std::collections::BTreeSet<String>, usize) {
+    let run = |words: &[&str]| {
+        let entered = format!("--net={}", router.display());
+        let output = Command::new("nsenter")
+            .arg(entered)
+            .args(words)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let links = run(&["ip", "-o", "link"]);
+    let names = links.lines().filter_map(|line| line.split(": ").nth(1));
+    let names = names.filter_map(|name| name.split('@').next());
+    let links = names.filter(|name| name.starts_with("sb"));
+    let links = links.map(str::to_owned).collect();
+    (
+        links,
+        run(&["nft", "list", "ruleset"]).matches(" : ").count(),
+    )
 }
 
 impl Drop for Outside {
