@@ -1,16 +1,17 @@
-//! Two hundred real sandboxes, and hearthd dies: the next one adopts all of them and touches none. How long that takes is
-//! printed, not asserted.
+//! Two hundred real sandboxes, and hearthd dies: the next one adopts all of them and touches none. Once more with containerd
+//! dead beside it, while most of them are frozen. How long that takes is printed, not asserted.
 
 use crate::hearthd::{Hearth, eventually, fresh_id, patience, patient_request, pool};
-use hearth::api::{ClaimState, HibernateRequest, ReleaseRequest};
+use hearth::api::{ClaimState, HibernateRequest, ReleaseRequest, ResumeRequest, Tier};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// Members, of which some run; and claims, of which some sleep.
+/// Members, of which some run; and claims, of which some sleep, some of these on the disk.
 const MEMBERS: u32 = 150;
 const RUNNING: u32 = 50;
 const CLAIMS: usize = 50;
 const ASLEEP: usize = 20;
+const ON_DISK: usize = 5;
 /// Released, and claimed anew (so that as many are being made), in the moment before the death.
 const UNDER_WAY: usize = 5;
 
@@ -59,10 +60,16 @@ async fn two_hundred_sandboxes_are_adopted_and_none_is_touched() {
         let answer = hearth.claims().await.claim(request).await.unwrap();
         claims.insert(id, answer.into_inner().sandbox_id);
     }
-    for id in claims.keys().take(ASLEEP) {
+    for (at, id) in claims.keys().take(ASLEEP).enumerate() {
+        let tier = if at < ON_DISK {
+            Tier::Disk
+        } else {
+            Tier::Memory
+        };
         let request = HibernateRequest {
             claim_id: id.clone(),
             epoch: 1,
+            tier: tier.into(),
             ..HibernateRequest::default()
         };
         hearth.claims().await.hibernate(request).await.unwrap();
@@ -80,8 +87,9 @@ async fn two_hundred_sandboxes_are_adopted_and_none_is_touched() {
     let mut seen = BTreeMap::new();
     eventually("freezes have ended", || {
         seen = residencies(&hearth);
-        let frozen = seen.values().filter(|it| *it == "frozen").count();
-        let all = frozen == usize::try_from(MEMBERS - RUNNING).unwrap() + ASLEEP;
+        let of = |residency: &str| seen.values().filter(|it| *it == residency).count();
+        let frozen = usize::try_from(MEMBERS - RUNNING).unwrap() + ASLEEP - ON_DISK;
+        let all = of("frozen") == frozen && of("on_disk") == ON_DISK;
         async move { all }
     })
     .await;
@@ -127,7 +135,8 @@ async fn two_hundred_sandboxes_are_adopted_and_none_is_touched() {
         if released.contains(id) {
             continue;
         }
-        assert!(before.contains_key(id), "{id} had a task");
+        let has_task = residency != "on_disk";
+        assert_eq!(before.contains_key(id), has_task, "{id} had a task");
         assert_eq!(
             before.get(id),
             after.get(id),
@@ -136,7 +145,7 @@ async fn two_hundred_sandboxes_are_adopted_and_none_is_touched() {
     }
     for (claim, sandbox) in &claims {
         let now = hearth.get(claim).await;
-        let slept = seen.get(sandbox).map(String::as_str) == Some("frozen");
+        let slept = seen.get(sandbox).is_some_and(|it| it != "running");
         let same = [ClaimState::Claimed, ClaimState::Hibernated];
         assert!(same.contains(&now.state()), "{claim}: {now:?}");
         assert_eq!(&now.sandbox_id, sandbox);
@@ -147,7 +156,7 @@ async fn two_hundred_sandboxes_are_adopted_and_none_is_touched() {
     }
     let asleep = claims
         .values()
-        .filter(|it| seen.get(*it).is_some_and(|it| it == "frozen"));
+        .filter(|it| seen.get(*it).is_some_and(|it| it != "running"));
     assert!(asleep.count() >= ASLEEP - UNDER_WAY);
     // Where what was being made had to be undone, the pool may thaw as many for the running few; no more.
     let now = residencies(&hearth);
@@ -156,5 +165,47 @@ async fn two_hundred_sandboxes_are_adopted_and_none_is_touched() {
     let members = members.filter(|(id, _)| !claims.values().any(|it| it == *id));
     let woken = members.filter(|(id, it)| now.get(*id) != Some(it)).count();
     assert!(woken <= UNDER_WAY, "{woken} slept and were woken");
+
+    // Now containerd dies while hearthd is away: it, too, finds every sandbox again, and nobody waits for the frozen ones.
+    eventually("the pool is at rest", || async {
+        let now = hearth.status("python").await;
+        (now.warm, now.creating, now.releasing) == (MEMBERS, 0, 0)
+    })
+    .await;
+    let (before, seen) = (tasks(&hearth), residencies(&hearth));
+    hearth.kill();
+    hearth.kill_containerd();
+    let ready = hearth.restart().await;
+    let known = Instant::now();
+    eventually("every member has proved itself", || async {
+        let now = hearth.status("python").await;
+        now.warm + now.creating >= MEMBERS
+    })
+    .await;
+    let frozen = seen.values().filter(|it| *it == "frozen").count();
+    println!(
+        "containerd dead too, {frozen} frozen: ready after {ready:?}, every member proved after {:?}",
+        ready + known.elapsed()
+    );
+    assert_eq!(tasks(&hearth), before, "a task was touched");
+    for (claim, sandbox) in &claims {
+        assert_eq!(&hearth.get(claim).await.sandbox_id, sandbox);
+    }
+    // One of each residency is used.
+    for residency in ["running", "frozen", "on_disk"] {
+        let mut of = claims
+            .iter()
+            .filter(|(_, it)| seen.get(*it).map(String::as_str) == Some(residency));
+        let (claim_id, _) = of.next().expect(residency);
+        let request = ResumeRequest {
+            claim_id: claim_id.clone(),
+            epoch: 1,
+        };
+        if residency != "running" {
+            hearth.claims().await.resume(request).await.unwrap();
+        }
+        let (code, text) = hearth.run(claim_id, &["echo", residency]).await;
+        assert_eq!((code, text.trim()), (0, residency));
+    }
     hearth.finish().await;
 }
