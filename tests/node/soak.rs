@@ -1,6 +1,6 @@
 //! Churn for a long time: claims, executions, sleep in memory and on the disk, releases, pools that change, sandboxes whose
-//! shim dies, hearthd killed with -9. Then everything is as flat as after the warm-up: memory, descriptors, processes, disk;
-//! and nothing has leaked. `HEARTH_SOAK_SECONDS` is how long (default 90; `make soak` 1800).
+//! shim dies, hearthd and containerd killed with -9. Then everything is as flat as after the warm-up: memory, descriptors, processes, disk;
+//! and nothing has leaked. `HEARTH_SOAK_SECONDS` is how long (default 180; `make soak` 1800).
 //!
 //! Memory and descriptors of hearthd are those of one life: it is killed in the warm-up and at the very end, not between the
 //! two looks. containerd lives through all of it.
@@ -343,12 +343,17 @@ impl Soak {
         while began.elapsed() < duration {
             tokio::time::sleep(FAULT_EVERY.min(duration.saturating_sub(began.elapsed()))).await;
             round += 1;
-            if faults == Faults::All && round % 2 == 1 {
-                self.hearth.kill();
-                self.hearth.restart().await;
-                self.done.note("hearthd killed");
-            } else {
-                self.kill_a_shim().await;
+            match (faults, round % 3) {
+                (Faults::All, 1) => {
+                    self.hearth.kill();
+                    self.hearth.restart().await;
+                    self.done.note("hearthd killed");
+                }
+                (Faults::All, 2) => {
+                    self.hearth.kill_containerd();
+                    self.done.note("containerd killed");
+                }
+                _ => self.kill_a_shim().await,
             }
             self.change_pools().await;
         }
@@ -375,7 +380,7 @@ impl Soak {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_churn_leaves_the_node_as_flat_as_it_was() {
     let seconds = std::env::var("HEARTH_SOAK_SECONDS");
-    let seconds: u64 = seconds.map_or(90, |text| text.parse().expect("seconds"));
+    let seconds: u64 = seconds.map_or(180, |text| text.parse().expect("seconds"));
     let part = |percent: u64| Duration::from_millis(seconds * percent * 10);
     let hearth = Hearth::start_with(&[("memory.swap", "zram:1GiB"), ("log.level", "info")]).await;
     let mut soak = Soak {
@@ -406,6 +411,8 @@ async fn a_long_churn_leaves_the_node_as_flat_as_it_was() {
         assert!(soak.done.of(what) > 0, "never {what}");
     }
     assert!(soak.done.of("hearthd killed") > 0, "hearthd lived on");
+    let killed = soak.done.of("containerd killed");
+    assert!(killed > 0, "containerd lived on");
     assert!(soak.done.of("shims killed") > 0, "no shim died");
     // What is there is adopted once more, and nothing is left behind at the end.
     soak.hearth.kill();
