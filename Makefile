@@ -1,7 +1,7 @@
 # hearth. `make demo` shows it; `make test` proves it; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build image image-hearth demo dev check test test-v2 cluster cluster-test cluster-demo fuzz torture soak churn bench clean
+.PHONY: help setup build image image-hearth demo dev check test test-v2 cluster cluster-test cluster-demo fuzz torture soak overload churn bench clean
 
 help: ## What there is
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ torture: setup image ## Kill hearthd -9 at its fail points under load, TORTURE_K
 soak: setup image ## Churn and faults for SOAK_SECONDS=1800, then nothing has grown and nothing is left
 	@hack/build.sh init
 	@HEARTH_SOAK_SECONDS=$(or $(SOAK_SECONDS),1800) cargo test --locked --test node -- soak:: --nocapture
+
+overload: setup image ## Ten times what the node can do, for OVERLOAD_SECONDS=60
+	@hack/build.sh init
+	@HEARTH_OVERLOAD_SECONDS=$(or $(OVERLOAD_SECONDS),60) cargo test --locked --test node -- overload:: --nocapture
 
 churn: setup image ## Hibernate and resume CHURN_ROUNDS=1000 times over CHURN_SANDBOXES=50
 	@hack/build.sh init
