@@ -77,6 +77,13 @@ pub const ALL: &[&str] = &[
     "thaw.begin",
     "thaw.end",
     "reclaim.end",
+    // A sandbox's network: its link, its place, its policy, and away with them.
+    "net.linked",
+    "net.given",
+    "net.enforced",
+    "net.unruled",
+    "net.unlinked",
+    "net.reconciled",
     // To the disk and back.
     "checkpoint.begin",
     "checkpoint.quiesced",

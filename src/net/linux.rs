@@ -14,6 +14,7 @@ use super::state::{Holder, State};
 use super::table::{Place, Table};
 use super::worker::{Worker, refused};
 use super::{Interface, NetError, NetReport, Network, Wanted};
+use crate::failpoint::failpoint;
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::network::NetworkPolicy;
 use async_trait::async_trait;
@@ -186,6 +187,7 @@ impl LinuxNetwork {
                 .run("making a sandbox's link", LINKS_DEADLINE, make)
                 .await?;
             let add = move |rules: &mut Enforcer| rules.add(place);
+            failpoint!("net.linked");
             self.0
                 .rules
                 .run("making a sandbox's rules", RULES_DEADLINE, add)
@@ -229,6 +231,7 @@ impl LinuxNetwork {
             .links
             .run("giving a sandbox its link", LINKS_DEADLINE, assign)
             .await?;
+        failpoint!("net.given");
         self.enforce(id, policy, compiled).await?;
         Ok(path)
     }
@@ -243,7 +246,9 @@ impl LinuxNetwork {
         self.0
             .rules
             .run("putting a policy in force", RULES_DEADLINE, apply)
-            .await
+            .await?;
+        failpoint!("net.enforced");
+        Ok(())
     }
 
     /// Takes a slot away and gives its number back. May be repeated.
@@ -253,11 +258,13 @@ impl LinuxNetwork {
             .rules
             .run("deleting a sandbox's rules", RULES_DEADLINE, delete)
             .await?;
+        failpoint!("net.unruled");
         let remove = move |links: &mut Links| links.remove(slot, id);
         self.0
             .links
             .run("removing a sandbox's link", LINKS_DEADLINE, remove)
             .await?;
+        failpoint!("net.unlinked");
         // Once more for a sandbox found at start whose rules nobody has read: the next transaction is a whole one.
         let forget = move |rules: &mut Enforcer| rules.forget_flows(slot);
         self.0
@@ -411,7 +418,9 @@ impl Network for LinuxNetwork {
 
     async fn reconcile(&self, wanted: Vec<Wanted>) -> Result<Vec<SandboxId>, NetError> {
         let _alone = self.0.gate.write().await;
-        self.match_kernel(wanted).await
+        let missing = self.match_kernel(wanted).await?;
+        failpoint!("net.reconciled");
+        Ok(missing)
     }
 
     async fn report(&self, id: SandboxId) -> Result<NetReport, NetError> {

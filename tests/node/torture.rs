@@ -1,17 +1,20 @@
 //! hearthd dies at every fail point there is (`src/failpoint.rs`), under load, and starts again. After each death the
 //! callers ask again until they are answered, and then everything is compared: what they were told, what hearthd says,
-//! and what is really there. `HEARTH_TORTURE_KILLS` is how often (default 100; `make torture` 1000); `HEARTH_SEED` repeats
+//! and what is really there, on the disk and in the network too. `HEARTH_TORTURE_KILLS` is how often (default 100; `make torture` 1000); `HEARTH_SEED` repeats
 //! a run.
 
 use crate::crash::assert_no_leak;
-use crate::hearthd::{Hearth, eventually, fresh_id, patience, patient_request, pool, reach};
+use crate::hearthd::{Hearth, fresh_id, patience, patient_request, reach};
+use crate::network::{mode, with_policy};
+use crate::outside::{self, Outside};
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::node_client::NodeClient;
 use hearth::api::pools_client::PoolsClient;
 use hearth::api::{
-    ClaimRequest, ClaimState, DrainRequest, GetClaimRequest, GetPoolsRequest, HibernateRequest,
-    ListClaimsRequest, OnEmpty, Pool, ReleaseRequest, RenewRequest, ResumeRequest, SetPoolsRequest,
-    Tier, UndrainRequest,
+    ClaimRequest, ClaimState, DrainMode, DrainRequest, GetClaimRequest, GetPoolsRequest,
+    HibernateRequest, ListClaimsRequest, NetworkMode, NetworkPolicy, NetworkRule, OnEmpty,
+    Personalization, Pool, ReleaseRequest, RenewRequest, ResumeRequest, SetPoolsRequest, Tier,
+    UndrainRequest,
 };
 use hearth::failpoint::ALL;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,13 +33,18 @@ const KEPT: usize = 2;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Has only cold claims.
 const COLD: &str = "cold";
+/// The ttl of a claim that nobody renews.
+const SHORT: i64 = 1;
+/// Slots that the node keeps ahead.
+const SPARES: usize = 2;
 
 /// Points that a running hearthd has passed already: it is killed and comes to them when it starts.
-const AT_START: [&str; 6] = [
+const AT_START: [&str; 7] = [
     "start.journal",
     "start.containerd",
     "list.end",
     "witness.end",
+    "net.reconciled",
     "journal.before.sequence",
     "journal.after.sequence",
 ];
@@ -59,8 +67,10 @@ impl Random {
 struct Told {
     /// Acknowledged, by claim: the request, the sandbox, and which caller.
     claimed: BTreeMap<String, (ClaimRequest, String, usize)>,
-    /// Releases that were acknowledged.
+    /// Releases that were acknowledged, and claims that had their time.
     released: BTreeSet<String>,
+    /// Claims with a short time that nobody renews; they end by themselves.
+    expiring: BTreeSet<String>,
     /// Every sandbox that was ever told, with its claim.
     sandboxes: BTreeMap<String, String>,
 }
@@ -139,12 +149,26 @@ impl World {
         }
     }
 
-    async fn claim(&self, pool: &str, owner: usize) {
+    /// Claims, now and then with a policy of its own, or for a moment only.
+    async fn claim(&self, pool: &str, owner: usize, turn: usize) {
         let id = fresh_id();
         let mut request = ClaimRequest {
             epoch: self.epoch(),
             ..patient_request(&id, pool, 20)
         };
+        if turn.is_multiple_of(3) {
+            request.personalization = Some(Personalization {
+                network_policy: Some(open(outside::OTHER)),
+                ..Personalization::default()
+            });
+        }
+        let short = turn.is_multiple_of(5);
+        if short {
+            request.ttl = Some(prost_types::Duration {
+                seconds: SHORT,
+                nanos: 0,
+            });
+        }
         if pool == COLD {
             request.on_empty = OnEmpty::Cold.into();
             request.wait_timeout = None;
@@ -157,7 +181,12 @@ impl World {
         match self.ask(true, call).await {
             Heard::Answer(answer) => {
                 let sandbox = answer.into_inner().sandbox_id;
-                self.told.lock().unwrap().granted(request, sandbox, owner);
+                let mut told = self.told.lock().unwrap();
+                told.granted(request, sandbox, owner);
+                if short {
+                    told.claimed.remove(&id);
+                    told.expiring.insert(id);
+                }
             }
             // It may be there all the same: nobody was told.
             Heard::Refused(_) => self.release(&id).await,
@@ -230,7 +259,7 @@ impl World {
             } else {
                 "python"
             };
-            self.claim(pool, owner).await;
+            self.claim(pool, owner, turn).await;
             let mine = self.told.lock().unwrap().of(owner);
             if let Some(id) = mine.last() {
                 self.renew(id).await;
@@ -257,12 +286,14 @@ impl World {
                 self.epoch.fetch_add(1, Ordering::SeqCst);
             }
             if point.ends_with("drain") {
-                self.drain(variant % 2 == 1).await;
+                let modes = [DrainMode::Wait, DrainMode::Hibernate];
+                let mode = modes[usize::try_from(variant / 2 % 2).unwrap()];
+                self.drain((variant % 2 == 1).then_some(mode)).await;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         if point.ends_with("drain") {
-            self.drain(false).await;
+            self.drain(None).await;
         }
     }
 
@@ -282,13 +313,18 @@ impl World {
         }
     }
 
-    async fn drain(&self, begin: bool) {
+    /// `None`: undrain.
+    async fn drain(&self, mode: Option<DrainMode>) {
         let call = |channel: Channel| async move {
             let mut client = NodeClient::new(channel);
-            match begin {
-                true => client.drain(DrainRequest::default()).await.map(drop),
-                false => client.undrain(UndrainRequest {}).await.map(drop),
-            }
+            let Some(mode) = mode else {
+                return client.undrain(UndrainRequest {}).await.map(drop);
+            };
+            let request = DrainRequest {
+                mode: mode.into(),
+                ..DrainRequest::default()
+            };
+            client.drain(request).await.map(drop)
         };
         if let Heard::Refused(reason) = self.ask(false, call).await {
             panic!("drain: {reason}");
@@ -324,18 +360,40 @@ async fn assert_promises(hearth: &Hearth, told: &Told, epoch: u64) {
     assert!(strangers.is_empty(), "claims nobody has: {strangers:?}");
 }
 
-/// Few members of which one runs, so that claims freeze and thaw; and a pool of cold claims.
+/// One address is open.
+fn open(address: &str) -> NetworkPolicy {
+    let rule = NetworkRule {
+        cidr: address.to_owned(),
+        ..NetworkRule::default()
+    };
+    NetworkPolicy {
+        allow: vec![rule],
+        ..mode(NetworkMode::Allowlist)
+    }
+}
+
+/// Few members of which one runs, so that claims freeze and thaw; and a pool of cold claims. All with a network.
 fn declared(generation: u64, variant: u32) -> Vec<Pool> {
-    let mut python = pool("python", 3 + variant, 24);
-    python.generation = generation;
+    let mut python = with_policy("python", 3 + variant, open(outside::PUBLIC));
+    (python.generation, python.max_total) = (generation, 24);
     python.running = Some(1);
-    let mut cold = pool(COLD, 0, 8);
-    cold.generation = generation;
+    let mut cold = with_policy(COLD, 0, open(outside::PUBLIC));
+    (cold.generation, cold.max_total) = (generation, 8);
     vec![cold, python]
 }
 
-/// Whatever carries the id of a sandbox of this node: shims and mounts.
-fn traces(hearth: &Hearth) -> BTreeMap<&'static str, BTreeSet<String>> {
+/// Whatever carries the id of a sandbox of this node, by whether it is there while the sandbox is on the disk.
+#[derive(Debug)]
+struct Traces {
+    /// Mounts but those of namespaces, and shims.
+    of_what_runs: [BTreeSet<String>; 2],
+    /// Namespaces, and links in the router: how many, spares too.
+    of_all: (BTreeSet<String>, usize),
+    /// Images on the disk, with whatever else lies there.
+    of_what_sleeps: BTreeSet<String>,
+}
+
+fn traces(hearth: &Hearth) -> Traces {
     let root = hearth.path("").display().to_string();
     let is_id = |word: &str| {
         word.len() == 21
@@ -351,6 +409,7 @@ fn traces(hearth: &Hearth) -> BTreeMap<&'static str, BTreeSet<String>> {
     };
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     let mounts = mounts.lines().filter(|line| line.contains(&root));
+    let (spaces, mounts): (Vec<_>, Vec<_>) = mounts.partition(|line| line.contains("/netns/"));
     let mut shims = BTreeSet::new();
     crate::hearthd::processes(|line| {
         if line[0].contains("containerd-shim") && line.iter().any(|word| word.contains(&root)) {
@@ -358,22 +417,40 @@ fn traces(hearth: &Hearth) -> BTreeMap<&'static str, BTreeSet<String>> {
         }
         false
     });
-    BTreeMap::from([("mounts", mounts.flat_map(ids).collect()), ("shims", shims)])
+    let images = std::fs::read_dir(hearth.path("data/hibernated"));
+    let names = images.into_iter().flatten().flatten();
+    let (links, _) = outside::routed(&hearth.path("run/netns/router"));
+    Traces {
+        of_what_runs: [mounts.into_iter().flat_map(ids).collect(), shims],
+        of_all: (spaces.into_iter().flat_map(ids).collect(), links.len()),
+        of_what_sleeps: names
+            .map(|it| it.file_name().into_string().unwrap())
+            .collect(),
+    }
 }
 
-/// Shims and mounts are those of the sandboxes that hearthd knows.
+/// Shims, mounts, namespaces, links and images are those of the sandboxes that hearthd knows.
 async fn assert_no_trace(hearth: &Hearth) {
-    eventually("shims and mounts agree with the record", || {
+    let mut last = String::new();
+    let agreed = |last: &mut String| {
         let state = hearth.state();
         let known = state["sandboxes"].as_array().unwrap().iter();
-        let known = known.filter(|it| it["residency"] != "on_disk");
-        let known: BTreeSet<_> = known
-            .map(|it| it["id"].as_str().unwrap().to_owned())
-            .collect();
-        let agree = traces(hearth).values().all(|there| *there == known);
-        async move { agree }
-    })
-    .await;
+        let id = |it: &serde_json::Value| it["id"].as_str().unwrap().to_owned();
+        let (asleep, there): (Vec<_>, Vec<_>) = known.partition(|it| it["residency"] == "on_disk");
+        let asleep: BTreeSet<_> = asleep.into_iter().map(id).collect();
+        let there: BTreeSet<_> = there.into_iter().map(id).collect();
+        let traces = traces(hearth);
+        let all: BTreeSet<_> = asleep.union(&there).cloned().collect();
+        *last = format!("there {there:?}, on the disk {asleep:?}; found {traces:?}");
+        traces.of_what_runs.iter().all(|found| *found == there)
+            && traces.of_all == (all.clone(), all.len() + SPARES)
+            && traces.of_what_sleeps == asleep
+    };
+    let began = Instant::now();
+    while !agreed(&mut last) {
+        assert!(began.elapsed() < patience(), "something is left: {last}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// A start has met all its points, or will not.
@@ -381,6 +458,7 @@ const START: Duration = Duration::from_secs(8);
 
 struct Torture {
     hearth: Hearth,
+    _outside: Outside,
     world: Arc<World>,
     /// Armed while it is there.
     armed: std::path::PathBuf,
@@ -423,11 +501,33 @@ impl Torture {
         for task in tasks {
             task.await.unwrap();
         }
+        self.wait_for_expiries().await;
         let told = self.world.told.lock().unwrap().clone();
         assert_promises(&self.hearth, &told, self.world.epoch()).await;
         assert_no_leak(&self.hearth).await;
         assert_no_trace(&self.hearth).await;
         ready
+    }
+
+    /// Claims that nobody renewed end by themselves, whatever died meanwhile.
+    async fn wait_for_expiries(&self) {
+        let expiring = std::mem::take(&mut self.world.told.lock().unwrap().expiring);
+        let mut client = self.hearth.claims().await;
+        for claim_id in &expiring {
+            let began = Instant::now();
+            loop {
+                let request = GetClaimRequest {
+                    claim_id: claim_id.clone(),
+                };
+                match client.get(request).await {
+                    Err(status) if status.code() == tonic::Code::NotFound => break,
+                    got => assert!(began.elapsed() < patience(), "{claim_id} stays: {got:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        let mut told = self.world.told.lock().unwrap();
+        told.released.extend(expiring);
     }
 }
 
@@ -440,12 +540,17 @@ async fn hearthd_may_die_at_every_fail_point() {
     let mut random = Random(seed);
     let armed = tempfile::tempdir().unwrap();
     let armed_file = armed.path().join("point");
-    let hearth = Hearth::start_with(&[
+    let outside = Outside::new();
+    let spares = SPARES.to_string();
+    let settings = [
         ("HEARTH_FAILPOINT_FILE", armed_file.to_str().unwrap()),
         ("memory.swap", "zram:1GiB"),
+        ("network.enabled", "true"),
+        ("network.resolvers", outside::GATEWAY),
+        ("network.spares", &spares),
         ("log.level", "info"),
-    ])
-    .await;
+    ];
+    let hearth = Hearth::start_inside(&[], outside.node(), &settings).await;
     let world = Arc::new(World {
         socket: format!("unix://{}", hearth.path("s").display()),
         told: Mutex::default(),
@@ -456,6 +561,7 @@ async fn hearthd_may_die_at_every_fail_point() {
     hearth.warm("python", 3).await;
     let mut torture = Torture {
         hearth,
+        _outside: outside,
         world,
         armed: armed_file,
     };
