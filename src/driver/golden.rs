@@ -16,7 +16,7 @@ use super::guests::Guests;
 use super::network::Networks;
 use super::ready;
 use super::work::bounded;
-use crate::guest::Personalization;
+use crate::guest::{Personalization, Silence};
 use crate::machine::event::{CreateFailure, Event};
 use crate::machine::handler::Family;
 use crate::machine::ids::{PoolName, SandboxId};
@@ -210,7 +210,7 @@ impl Goldens {
     async fn try_take(&self, spec: &CreateSpec) -> Result<(), String> {
         let guest = self.guests.open(spec.id);
         let guest = guest.map_err(|error| bounded(error.to_string()))?;
-        let quiet = guest.quiesce(QUIESCE).await;
+        let quiet = guest.quiesce(Silence::Image, QUIESCE).await;
         quiet.map_err(|error| bounded(error.to_string()))?;
         let taken = self
             .runtime

@@ -9,7 +9,7 @@ use super::guests::Guests;
 use super::network::Networks;
 use super::work::bounded;
 use crate::failpoint::failpoint;
-use crate::guest::GuestError;
+use crate::guest::{GuestError, Silence};
 use crate::machine::event::Effect;
 use crate::machine::ids::{SandboxId, Ticket};
 use crate::machine::limits::NODE_PARALLEL_SINKS;
@@ -195,7 +195,7 @@ impl Residencies {
     async fn quiesce(&self, id: SandboxId) {
         let began = Instant::now();
         let quiesced = match self.guests.open(id) {
-            Ok(guest) => guest.quiesce(QUIESCE).await,
+            Ok(guest) => guest.quiesce(Silence::Freeze, QUIESCE).await,
             Err(_) => Err(GuestError::Closed),
         };
         match quiesced {

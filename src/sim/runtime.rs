@@ -7,7 +7,7 @@ use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::record::{Owner, Residency};
 use crate::runtime::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, Runtime, RuntimeError, SandboxNetwork,
+    CreateSpec, Handler, ImageInfo, ImageProgress, Quieting, Runtime, RuntimeError, SandboxNetwork,
     StdioPaths, Versions,
 };
 use async_trait::async_trait;
@@ -237,6 +237,7 @@ impl Runtime for SimRuntime {
     async fn checkpoint(
         &self,
         id: SandboxId,
+        quiet: Quieting<'_>,
         stop: &CancellationToken,
     ) -> Result<u64, CheckpointFailure> {
         let failed = |error: RuntimeError| CheckpointFailure::Failed(error.to_string());
@@ -253,6 +254,9 @@ impl Runtime for SimRuntime {
                 false => CheckpointFailure::Mismatch(what),
             });
         }
+        // Staging memory may be taken by others.
+        self.0.world.pause("staging", 0..40).await;
+        quiet.await.map_err(CheckpointFailure::Failed)?;
         self.act("checkpoint", Deed::Checkpoint(id), 20..80)
             .await
             .map_err(|error| {

@@ -1,7 +1,7 @@
 //! The disk tier: a living sandbox's image, and a sandbox from its image.
 //!
 //! ```text
-//! checkpoint: room ─▶ Tasks.Checkpoint into the staging tmpfs, the sandbox stays ─▶ frozen ─▶ sealed
+//! checkpoint: room ─▶ silence ─▶ Tasks.Checkpoint into the staging tmpfs, the sandbox stays ─▶ frozen ─▶ sealed
 //! shed:       killed ─▶ task ─▶ cgroup, FIFOs                    container record and snapshot stay: they are what it is
 //! restore:    shed ─▶ unsealed ─▶ FIFOs ─▶ Tasks.Create with the image ─▶ Tasks.Start ─▶ watched ─▶ staging emptied
 //! ```
@@ -46,7 +46,7 @@ use crate::{
         ids::{PoolName, SandboxId},
     },
     ociwrap::OVERDUE,
-    runtime::{RuntimeError, SandboxNetwork},
+    runtime::{Quieting, RuntimeError, SandboxNetwork},
     vault::{Fingerprint, Vault, VaultError, cpu_features},
 };
 
@@ -147,6 +147,7 @@ impl ContainerdRuntime {
     pub(super) async fn make_image(
         &self,
         id: SandboxId,
+        quiet: Quieting<'_>,
         stop: &CancellationToken,
     ) -> Result<u64, CheckpointFailure> {
         let Some(tier) = self.tier.get() else {
@@ -164,22 +165,45 @@ impl ContainerdRuntime {
         }
         let vault = tier.vault.clone();
         on_thread(move || vault.reserve(id, about_bytes)).await?;
+        let sealed = self
+            .sealed(id, (about_bytes, fingerprint), tier, quiet, stop)
+            .await;
+        if sealed.is_err() {
+            let vault = tier.vault.clone();
+            on_thread(move || vault.remove(id)).await?;
+        }
+        sealed
+    }
+
+    /// There is room for it.
+    async fn sealed(
+        &self,
+        id: SandboxId,
+        (about_bytes, fingerprint): (u64, Fingerprint),
+        tier: &Tier,
+        quiet: Quieting<'_>,
+        stop: &CancellationToken,
+    ) -> Result<u64, CheckpointFailure> {
         let bound = self.bound_of(id).await.map_err(failed)?;
         // Its image is charged to it as well.
         let with_image = bound.map(|bound| bound.saturating_add(about_bytes));
         self.bound(id, with_image).await.map_err(failed)?;
-        let made = self.fill(id, &tier.vault).await;
+        // Nothing is waited for between the silence and the image: silence has an end.
+        let made = match quiet.await {
+            Ok(()) => self.fill(id, &tier.vault).await,
+            Err(what) => Err(CheckpointFailure::Failed(what)),
+        };
         let sealed = match made {
             Ok(()) => {
                 let (vault, stop) = (tier.vault.clone(), stop.clone());
                 on_thread(move || vault.seal(id, &fingerprint, || stop.is_cancelled())).await
             }
-            Err(failure) => Err(failure),
+            Err(failure) => {
+                let vault = tier.vault.clone();
+                on_thread(move || vault.discard(id)).await?;
+                Err(failure)
+            }
         };
-        if sealed.is_err() {
-            let vault = tier.vault.clone();
-            on_thread(move || vault.remove(id)).await?;
-        }
         // The plain image is gone now.
         if let Err(error) = self.bound(id, bound).await {
             tracing::warn!(sandbox = %id, %error, "its memory's bound was not put back");

@@ -55,8 +55,8 @@ use self::{
     watch::Watch,
 };
 use super::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, Reclaimed, Runtime, RuntimeConfig, RuntimeError,
-    RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
+    CreateSpec, Handler, ImageInfo, ImageProgress, Quieting, Reclaimed, Runtime, RuntimeConfig,
+    RuntimeError, RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
 };
 use crate::{
     cgroup::{CgroupError, CgroupTree, Usage},
@@ -256,9 +256,10 @@ impl Runtime for ContainerdRuntime {
     async fn checkpoint(
         &self,
         id: SandboxId,
+        quiet: Quieting<'_>,
         stop: &CancellationToken,
     ) -> Result<u64, CheckpointFailure> {
-        self.make_image(id, stop).await
+        self.make_image(id, quiet, stop).await
     }
 
     async fn shed(&self, id: SandboxId) -> Result<(), RuntimeError> {
