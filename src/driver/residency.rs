@@ -48,6 +48,8 @@ pub(super) struct Slot {
     pub(super) image_goes: AtomicBool,
     /// Ends its reclaim.
     awake: Mutex<CancellationToken>,
+    /// What ends the reclaim that was decided on last, until that begins.
+    to_reclaim: Mutex<Option<CancellationToken>>,
 }
 
 impl Slot {
@@ -57,12 +59,19 @@ impl Slot {
             image_goes: AtomicBool::new(false),
             turn: tokio::sync::Mutex::new(()),
             awake: Mutex::new(CancellationToken::new()),
+            to_reclaim: Mutex::default(),
         }
     }
 
     pub(super) fn awake(&self) -> MutexGuard<'_, CancellationToken> {
         // One value, replaced whole.
         self.awake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn to_reclaim(&self) -> MutexGuard<'_, Option<CancellationToken>> {
+        // One value, replaced whole.
+        let lock = self.to_reclaim.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,6 +143,12 @@ impl Residencies {
             Effect::DropImage { sandbox, .. } => {
                 let slot = self.slot(*sandbox);
                 slot.image_goes.store(true, Ordering::SeqCst);
+            }
+            // A checkpoint that is decided on in the same step ends it.
+            Effect::Reclaim { sandbox } => {
+                let slot = self.slot(*sandbox);
+                let awake = slot.awake().clone();
+                *slot.to_reclaim() = Some(awake);
             }
             // Its reclaim ends; its own destruction ends it.
             Effect::Checkpoint { sandbox, .. } => {
@@ -256,7 +271,10 @@ impl Residencies {
         if !self.reclaims {
             return;
         }
-        let awake = self.slot(id).awake().clone();
+        let slot = self.slots().get(&id).cloned();
+        let Some(awake) = slot.and_then(|slot| slot.to_reclaim().take()) else {
+            return;
+        };
         for pause in [FIRST_PASS, SECOND_PASS] {
             tokio::select! {
                 biased;
