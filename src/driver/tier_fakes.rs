@@ -164,6 +164,9 @@ impl Runtime for Noting {
     ) -> Result<(), CheckpointFailure> {
         unimplemented!()
     }
+    fn has_golden(&self, _: &PoolName, _: u64) -> bool {
+        unimplemented!()
+    }
     async fn create_clone(&self, _: &CreateSpec) -> Result<(), RuntimeError> {
         unimplemented!()
     }

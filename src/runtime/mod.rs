@@ -209,6 +209,8 @@ pub trait Runtime: Send + Sync + 'static {
         pool: &PoolName,
         generation: u64,
     ) -> Result<(), CheckpointFailure>;
+    /// Is there one of that generation? It goes when a sandbox's image needs its staging memory.
+    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool;
     /// Makes a sandbox as `create` does, from its generation's golden image. On error whatever was made stays.
     async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError>;
 

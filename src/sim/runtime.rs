@@ -254,8 +254,11 @@ impl Runtime for SimRuntime {
                 false => CheckpointFailure::Mismatch(what),
             });
         }
-        // Staging memory may be taken by others.
+        // Staging memory may be taken by others, and golden images make way.
         self.0.world.pause("staging", 0..40).await;
+        if self.0.world.once_in(3) {
+            self.0.golden_makes_way();
+        }
         quiet.await.map_err(CheckpointFailure::Failed)?;
         self.act("checkpoint", Deed::Checkpoint(id), 20..80)
             .await
@@ -342,6 +345,10 @@ impl Runtime for SimRuntime {
         self.act("golden", Deed::Golden(id), 20..80)
             .await
             .map_err(failed)
+    }
+
+    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool {
+        self.0.has_golden(&(pool.clone(), generation))
     }
 
     async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {

@@ -14,7 +14,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use containerd_client::{
@@ -25,18 +28,17 @@ use containerd_client::{
     types::Mount,
 };
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     ContainerdRuntime, blocking,
     client::{Call, CallError, Reason},
     fifo,
-    golden::Goldens,
     made_with::comes_back,
     names,
     proto::{CheckpointOptions, any},
     room::filestore,
+    staging::Staging,
     watch::{self, Watch},
 };
 use crate::{
@@ -58,46 +60,29 @@ pub(super) const CHECKPOINT: Call = Call::seconds("tasks.checkpoint", 130);
 const TASK: Call = Call::seconds("tasks.create", 30);
 pub(super) const RESTORE: Call = Call::seconds("tasks.start", 130);
 
-/// Staging memory is given out in pieces of this size.
-const UNIT_BYTES: u64 = 1 << 20;
-
 /// Where images are, and who has staging memory.
 #[derive(Debug)]
 pub(super) struct Tier {
     vault: Arc<Vault>,
-    staging: Arc<Semaphore>,
-    units: u32,
-    pub(super) goldens: Goldens,
+    pub(super) staging: Staging,
+    /// Golden images taken so far: no two have the same path.
+    goldens: AtomicU64,
 }
 
 impl Tier {
     pub(super) fn new(vault: Vault) -> Self {
-        let units = u32::try_from(vault.staging_bytes() / UNIT_BYTES).unwrap_or(u32::MAX / 8);
-        let units = units.max(1);
         Self {
+            staging: Staging::new(vault.staging_bytes()),
             vault: Arc::new(vault),
-            staging: Arc::new(Semaphore::new(units as usize)),
-            units,
-            goldens: Goldens::default(),
+            goldens: AtomicU64::default(),
         }
     }
 
-    /// Staging memory that is free now.
-    pub(super) fn try_stage(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).ok()?.max(1);
-        self.staging.clone().try_acquire_many_owned(units).ok()
-    }
-
-    /// Where the golden image of a pool's generation is.
+    /// Where the next golden image of a pool's generation is to be: one that made way may still be on its way out.
     pub(super) fn golden_path(&self, pool: &PoolName, generation: u64) -> PathBuf {
-        self.vault.beside(&format!("golden-{pool}-{generation}"))
-    }
-
-    /// Waits for staging memory; who wants more than there is gets all of it, and is refused by the vault.
-    async fn stage(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
-        let units = units.clamp(1, self.units);
-        self.staging.clone().acquire_many_owned(units).await.ok()
+        let number = self.goldens.fetch_add(1, Ordering::Relaxed);
+        let name = format!("golden-{pool}-{generation}-{number}");
+        self.vault.beside(&name)
     }
 }
 
@@ -159,7 +144,7 @@ impl ContainerdRuntime {
         comes_back(&container.labels, &fingerprint).map_err(CheckpointFailure::Mismatch)?;
         let rootfs = self.rootfs(id).await.map_err(failed)?;
         let about_bytes = self.about_bytes(id, &rootfs).await.map_err(failed)?;
-        let _staged = tier.stage(about_bytes).await;
+        let _staged = tier.staging.take(about_bytes).await;
         if stop.is_cancelled() {
             return Err(VaultError::Stopped.into());
         }
@@ -292,7 +277,7 @@ impl ContainerdRuntime {
         let fingerprint = self.fingerprint(&container).await.map_err(later)?;
         let vault = tier.vault.clone();
         let plain_bytes = blocking("restore", move || Ok(vault.plain_bytes(id))).await;
-        let _staged = tier.stage(plain_bytes.map_err(later)?).await;
+        let _staged = tier.staging.take(plain_bytes.map_err(later)?).await;
         let vault = tier.vault.clone();
         let unsealed = blocking("restore", move || Ok(vault.unseal(id, &fingerprint))).await;
         match unsealed.map_err(later)? {

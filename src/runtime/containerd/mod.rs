@@ -32,6 +32,7 @@ mod residency;
 mod room;
 mod shim;
 mod spec;
+mod staging;
 mod versions;
 mod watch;
 
@@ -290,6 +291,11 @@ impl Runtime for ContainerdRuntime {
         generation: u64,
     ) -> Result<(), CheckpointFailure> {
         self.make_golden(id, pool, generation).await
+    }
+
+    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool {
+        let tier = self.tier.get();
+        tier.is_some_and(|tier| tier.staging.goldens.has(pool, generation))
     }
 
     async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {
