@@ -313,6 +313,26 @@ fn a_claim_that_does_nothing_for_its_time_is_frozen() {
 }
 
 #[test]
+fn a_time_that_nobody_looked_at_counts_as_use() {
+    let mut rig = sleepy(10_000);
+    let sandbox = rig.granted(ask(1)).sandbox;
+    look(&mut rig, 0, false);
+    // Looks are late. A burst of work in between would average to nothing.
+    rig.advance(SAMPLE_GAP_MS);
+    look(&mut rig, 100, false);
+    assert!(
+        rig.freezing.is_empty(),
+        "100 ms of work in 12 s pass for idle"
+    );
+    for _ in 0..3 {
+        look(&mut rig, 100, false);
+        assert!(rig.freezing.is_empty());
+    }
+    look(&mut rig, 100, false);
+    assert_eq!(rig.freezing, [sandbox]);
+}
+
+#[test]
 fn without_a_reason_nobody_is_looked_at() {
     let mut rig = sleepy(0);
     rig.granted(ask(1));
