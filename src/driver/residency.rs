@@ -219,7 +219,7 @@ impl Residencies {
                 sleep(SETTLE).await;
             }
             Err(error) => {
-                self.metrics.failed("quiesce");
+                self.metrics.failed("quiesce", &error);
                 debug!(sandbox = %id, %error, "not quiesced");
             }
         }
@@ -228,16 +228,21 @@ impl Residencies {
     /// Thaws and waits until the guest has let everything inside go on; it would do so by itself a moment later.
     pub(super) async fn wake(&self, id: SandboxId) -> Result<(), String> {
         self.thaw(id).await?;
-        self.go_on(id).await;
+        let began = Instant::now();
+        if let Some(reply) = self.go_on(id).await {
+            self.metrics.first_reply(began, &reply);
+        }
         Ok(())
     }
 
-    pub(super) async fn go_on(&self, id: SandboxId) {
-        if let Ok(guest) = self.guests.open(id)
-            && let Err(error) = guest.ping(QUIESCE).await
-        {
+    /// `None`: its channel can't be opened.
+    pub(super) async fn go_on(&self, id: SandboxId) -> Option<Result<(), GuestError>> {
+        let guest = self.guests.open(id).ok()?;
+        let reply = guest.ping(QUIESCE).await.map(drop);
+        if let Err(error) = &reply {
             debug!(sandbox = %id, %error, "awake, and silent yet");
         }
+        Some(reply)
     }
 
     /// Thaws; a freeze that is under way ends first.
@@ -323,7 +328,7 @@ impl Residencies {
     ) {
         match failed {
             None => self.metrics.took(stage, began.elapsed()),
-            Some(_) => self.metrics.failed(stage),
+            Some(error) => self.metrics.failed(stage, error),
         }
     }
 }

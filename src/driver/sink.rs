@@ -123,7 +123,7 @@ impl Residencies {
                 info!(size_bytes, took = ?began.elapsed(), "image sealed");
             }
             Err(failure) => {
-                self.metrics.failed("checkpoint");
+                self.metrics.failed("checkpoint", failure);
                 debug!(?failure, "no image");
                 if touched.into_inner() {
                     self.put_back(id, asleep).await;
@@ -217,7 +217,7 @@ impl Residencies {
         match &last {
             Ok(()) => self.metrics.took("restore", began.elapsed()),
             Err(failure) => {
-                self.metrics.failed("restore");
+                self.metrics.failed("restore", failure);
                 warn!(?failure, "not brought back");
             }
         }
@@ -227,7 +227,9 @@ impl Residencies {
     async fn first_word(&self, id: SandboxId) -> Result<(), RestoreFailure> {
         let answered = match self.guests.open(id) {
             Ok(guest) => {
+                let began = Instant::now();
                 let quiet = guest.quiesce(Silence::Image, FIRST_WORD).await;
+                self.metrics.first_reply(began, &quiet);
                 quiet.map_err(|error| bounded(error.to_string()))
             }
             Err(error) => Err(bounded(error.to_string())),

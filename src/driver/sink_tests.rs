@@ -96,3 +96,37 @@ async fn a_restore_is_tried_twice_and_then_its_failure_is_told() {
     assert_eq!(restored(&residencies).await, Err(mismatch));
     assert_eq!(runtime.said.all(), ["restore"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_counted_by_its_reason_and_a_first_reply_is_measured() {
+    let registry = prometheus::Registry::new();
+    let runtime = Arc::new(Noting::default());
+    let guest = Quiet::new(&runtime.said);
+    let residencies = counting(&registry, &runtime, guest.clone(), true);
+    residencies.wake(sandbox(1)).await.unwrap();
+    *guest.silent.lock().unwrap() = 1;
+    residencies.wake(sandbox(1)).await.unwrap();
+    let full = CheckpointFailure::NoRoom("quota".into());
+    *runtime.no_room.lock().unwrap() = Some(full);
+    assert!(residencies.checkpoint(sandbox(1), true).await.is_err());
+    let lost = RestoreFailure::Lost("no".into());
+    runtime
+        .restores
+        .lock()
+        .unwrap()
+        .extend([lost.clone(), lost]);
+    assert!(restored(&residencies).await.is_err());
+    assert_eq!(restored(&residencies).await, Ok(()));
+
+    let mut page = String::new();
+    let encoder = prometheus::TextEncoder::new();
+    encoder.encode_utf8(&registry.gather(), &mut page).unwrap();
+    for wanted in [
+        "failures_total{reason=\"silent\",stage=\"first_reply\"} 1",
+        "failures_total{reason=\"no_room\",stage=\"checkpoint\"} 1",
+        "failures_total{reason=\"lost\",stage=\"restore\"} 1",
+        "duration_seconds_count{stage=\"first_reply\"} 2",
+    ] {
+        assert!(page.contains(wanted), "{wanted} is not in\n{page}");
+    }
+}

@@ -305,6 +305,16 @@ pub(super) fn residencies(
     guests: impl GuestConnector,
     reclaims: bool,
 ) -> Arc<Residencies> {
+    counting(&prometheus::Registry::new(), runtime, guests, reclaims)
+}
+
+/// The same, and what they count.
+pub(super) fn counting(
+    registry: &prometheus::Registry,
+    runtime: &Arc<Noting>,
+    guests: impl GuestConnector,
+    reclaims: bool,
+) -> Arc<Residencies> {
     let (events, _gone) = mpsc::channel(16);
     let guests = Guests::new(runtime.clone(), Arc::new(guests), events);
     Arc::new(Residencies::new(
@@ -312,6 +322,6 @@ pub(super) fn residencies(
         Arc::new(guests),
         Networks::new(Err("no network here".to_owned())),
         reclaims,
-        ResidencyMetrics::register(&prometheus::Registry::new()).unwrap(),
+        ResidencyMetrics::register(registry).unwrap(),
     ))
 }
