@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy)]
 struct Activity {
     cpu_nanoseconds: u64,
+    packets: Option<u64>,
     at: Now,
     /// When it was last seen doing something, or first seen.
     busy_at: Now,
@@ -55,6 +56,7 @@ impl Sampling {
     fn note(&mut self, sample: &Sample, now: Now) {
         let fresh = Activity {
             cpu_nanoseconds: sample.cpu_nanoseconds,
+            packets: sample.packets,
             at: now,
             busy_at: now,
         };
@@ -71,6 +73,8 @@ impl Sampling {
         if let Some(activity) = self.seen.get_mut(&sample.id)
             && idle
             && !sample.busy
+            && sample.packets.is_some()
+            && sample.packets == before.packets
         {
             activity.busy_at = before.busy_at;
         }

@@ -364,6 +364,7 @@ fn when_memory_is_short_and_all_are_frozen_the_longest_asleep_sinks() {
             cpu_nanoseconds: 0,
             memory_bytes: 100,
             busy: false,
+            packets: Some(0),
         });
         let samples = samples.collect();
         rig.send(Event::Sampled {
