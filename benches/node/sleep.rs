@@ -64,8 +64,9 @@ fn all_in_mib(hearth: &Hearth) -> (f64, f64) {
         .iter()
         .map(|group| group.usage().map_or(0, |usage| usage.memory_bytes))
         .sum();
-    let number = std::fs::read_to_string(hearth.path("run/zram")).unwrap();
-    let stat = std::fs::read_to_string(format!("/sys/block/zram{}/mm_stat", number.trim()));
+    let note = std::fs::read_to_string(hearth.path("run/zram")).unwrap();
+    let number = note.split_whitespace().next().unwrap();
+    let stat = std::fs::read_to_string(format!("/sys/block/zram{number}/mm_stat"));
     let compressed: u64 = stat
         .unwrap()
         .split_whitespace()

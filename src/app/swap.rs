@@ -1,6 +1,7 @@
 //! The swap that frozen sandboxes' memory goes to: a zram device of hearthd's own, set up at start and taken down when it
 //! is no longer asked for. It outlives hearthd as the sandboxes do whose memory it holds; a note in the run directory
-//! tells the next hearthd which one it is. A device without such a note, or with another label, is never touched.
+//! tells the next hearthd which one it is, and in which boot that was. A device without such a note, or with another label,
+//! is never touched; nor one without any label that a note of an earlier boot names: the number is given out anew.
 
 use super::{AppError, host};
 use crate::config::{Config, Swap};
@@ -11,12 +12,15 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 const CONTROL: &str = "/sys/class/zram-control";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Which devices the compressor is chosen from, the best first; the kernel's own choice where it has none of them.
 const COMPRESSORS: [&str; 2] = ["zstd", "lz4"];
 /// mkswap and swapon take milliseconds.
 const QUICK: Duration = Duration::from_secs(10);
 /// swapoff brings everything back into RAM.
 const SWAPOFF: Duration = Duration::from_secs(120);
+/// Where mkswap writes the label, after the version, the last page, the bad pages and the UUID.
+const LABEL: usize = 1024 + 12 + 16;
 /// Where the tools are when PATH does not say.
 const SBIN: [&str; 2] = ["/usr/sbin", "/sbin"];
 
@@ -27,6 +31,22 @@ struct Device {
     number: u32,
     /// The swap label: tells it from others' devices, also after the numbers have been given out anew.
     label: String,
+    /// The note of it was written in this boot.
+    of_this_boot: bool,
+}
+
+/// What a note says: the device's number, and the boot. One without a boot is of an older hearthd.
+fn read_note(text: &str, boot: &str) -> Option<(u32, bool)> {
+    let mut words = text.split_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let of_this_boot = words.next().is_some_and(|it| it == boot);
+    Some((number, of_this_boot))
+}
+
+/// Of this boot; empty, and so of none, where the kernel does not tell.
+fn boot() -> String {
+    let read = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+    read.trim().to_owned()
 }
 
 /// Says which device is ours.
@@ -83,7 +103,7 @@ pub(super) async fn take_down(config: &Config) -> Result<(), AppError> {
 
 /// What the device of a note holds, before compression, and the RAM that this takes. `None`: there is no device.
 pub(super) fn zram_bytes(note: &Path) -> Option<(u64, u64)> {
-    let number: u32 = std::fs::read_to_string(note).ok()?.trim().parse().ok()?;
+    let (number, _) = read_note(&std::fs::read_to_string(note).ok()?, "")?;
     let stat = std::fs::read_to_string(format!("/sys/block/zram{number}/mm_stat")).ok()?;
     // orig_data_size, compr_data_size, mem_used_total, ...
     let mut figures = stat.split_whitespace().map(str::parse);
@@ -102,10 +122,10 @@ fn find(config: &Config) -> Result<Option<Device>, AppError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(host("reading the note of the zram device"))?,
     };
-    let number = text.trim().parse().ok();
-    let device = number.map(|number| Device {
+    let device = read_note(&text, &boot()).map(|(number, of_this_boot)| Device {
         number,
         label: label(config),
+        of_this_boot,
     });
     // After a reboot the number may be somebody else's device.
     Ok(device.filter(Device::is_ours))
@@ -146,9 +166,10 @@ async fn set_up(config: &Config, size: u64) -> Result<Device, AppError> {
     let device = Device {
         number,
         label: label(config),
+        of_this_boot: true,
     };
     std::fs::create_dir_all(&config.run_dir).map_err(host("making the run directory"))?;
-    std::fs::write(note(config), number.to_string())
+    std::fs::write(note(config), format!("{number} {}", boot()))
         .map_err(host("writing the note of the zram device"))?;
     let offered = std::fs::read_to_string(device.attribute("comp_algorithm")).unwrap_or_default();
     let has = |name: &&&str| offered.split([' ', '[', ']', '\n']).any(|it| it == **name);
@@ -191,22 +212,26 @@ impl Device {
             .any(|line| line.split_whitespace().next() == Some(&path))
     }
 
-    /// It has our label, or nothing yet: set-up ended early.
     fn is_ours(&self) -> bool {
-        /// Where mkswap writes the label, after the version, the last page, the bad pages and the UUID.
-        const LABEL: usize = 1024 + 12 + 16;
         let Some(size) = self.size() else {
             return false;
         };
-        if size == 0 {
-            return true;
-        }
         let mut head = [0; LABEL + 16];
-        let read = std::fs::File::open(self.path())
-            .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut head));
+        if size > 0 {
+            let read = std::fs::File::open(self.path())
+                .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut head));
+            if read.is_err() {
+                return false;
+            }
+        }
+        self.owns(&head)
+    }
+
+    /// It has our label; or nothing yet, and set-up ended early, in this boot.
+    fn owns(&self, head: &[u8]) -> bool {
         let written = head.get(LABEL..).unwrap_or_default();
         let blank = head.iter().all(|byte| *byte == 0);
-        read.is_ok() && (blank || written.starts_with(self.label.as_bytes()))
+        written.starts_with(self.label.as_bytes()) || (blank && self.of_this_boot)
     }
 }
 
@@ -227,4 +252,44 @@ async fn run(program: &str, arguments: &[&Path], limit: Duration) -> Result<(), 
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim().escape_debug().to_string();
     Err(AppError::Swap(format!("{program}: {said}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn head(label: &str) -> Vec<u8> {
+        let mut head = vec![0; LABEL + 16];
+        head[LABEL..][..label.len()].copy_from_slice(label.as_bytes());
+        head
+    }
+
+    #[test]
+    fn a_device_is_ours_by_its_label_or_before_it_has_one_in_the_same_boot() {
+        let of = |note: &str| {
+            let (number, of_this_boot) = read_note(note, "b-2").unwrap();
+            Device {
+                number,
+                label: "hearth-0a1b2c3d".to_owned(),
+                of_this_boot,
+            }
+        };
+        let (now, before, older) = (of("3 b-2"), of("3 b-1"), of("3\n"));
+        let blank = vec![0; LABEL + 16];
+        // A label does not outlive the RAM that it is in.
+        for device in [&now, &before, &older] {
+            assert_eq!(device.number, 3);
+            assert!(device.owns(&head("hearth-0a1b2c3d")));
+            assert!(!device.owns(&head("hearth-ffffffff")));
+            assert!(!device.owns(&head("swap")));
+        }
+        assert!(now.owns(&blank), "a set-up that was cut off");
+        // After a reboot somebody else's fresh device may have the number.
+        assert!(!before.owns(&blank) && !older.owns(&blank));
+        assert_eq!(read_note("", "b"), None);
+        assert_eq!(read_note("zram3 b", "b"), None);
+        assert!(!read_note("3 ", "").unwrap().1, "a boot that is not known");
+    }
 }

@@ -8,7 +8,8 @@
 //!                               └ no image of this generation yet ─▶ its image is taken ─▶ Created
 //! ```
 //! The image is taken before the machine knows the member, so nobody can have claimed it. It stays in staging memory, in
-//! plain: nothing of any caller is in it. It goes with the generation, and with hearthd.
+//! plain: nothing of any caller is in it. It goes with the generation, with hearthd, and when a sandbox's image needs its
+//! staging memory; then it is taken anew, of the next member that is made.
 
 mod metrics;
 
@@ -16,8 +17,8 @@ use super::guests::Guests;
 use super::network::Networks;
 use super::ready;
 use super::work::bounded;
-use crate::guest::Personalization;
-use crate::machine::event::{CreateFailure, Event};
+use crate::guest::{Personalization, Silence};
+use crate::machine::event::{CheckpointFailure, CreateFailure, Event};
 use crate::machine::handler::Family;
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::runtime::{CreateSpec, Runtime};
@@ -136,7 +137,14 @@ impl Goldens {
         if !self.enabled || !checkpoints.checkpoint {
             return ready::make(self.runtime.as_ref(), &self.guests, spec).await;
         }
-        let clone = self.change(spec, |known| known.prefers_clone());
+        let clone = self.change(spec, |known| {
+            let there = || self.runtime.has_golden(&spec.pool, spec.generation);
+            if known.stage == Stage::There && !there() {
+                // It made way for a sandbox's image: it is taken anew, of the next member that is made.
+                known.stage = Stage::None;
+            }
+            known.prefers_clone()
+        });
         if clone == Some(true) {
             if self.cloned(spec).await? {
                 return Ok(());
@@ -199,28 +207,32 @@ impl Goldens {
                 info!(pool = %spec.pool, generation = spec.generation, took = ?began.elapsed(), "golden image taken");
                 Stage::There
             }
+            // Of staging memory: it may be free when the next member is made.
+            Err(CheckpointFailure::NoRoom(what)) => {
+                info!(pool = %spec.pool, what, "no golden image yet");
+                Stage::None
+            }
             Err(what) => {
-                warn!(pool = %spec.pool, what, "no golden image of this generation");
+                warn!(pool = %spec.pool, ?what, "no golden image of this generation");
                 Stage::Spoilt
             }
         };
         self.change(spec, |known| known.stage = stage);
     }
 
-    async fn try_take(&self, spec: &CreateSpec) -> Result<(), String> {
+    async fn try_take(&self, spec: &CreateSpec) -> Result<(), CheckpointFailure> {
+        let failed = |error: String| CheckpointFailure::Failed(bounded(error));
         let guest = self.guests.open(spec.id);
-        let guest = guest.map_err(|error| bounded(error.to_string()))?;
-        let quiet = guest.quiesce(QUIESCE).await;
-        quiet.map_err(|error| bounded(error.to_string()))?;
+        let guest = guest.map_err(|error| failed(error.to_string()))?;
+        let quiet = guest.quiesce(Silence::Image, QUIESCE).await;
+        quiet.map_err(|error| failed(error.to_string()))?;
         let taken = self
             .runtime
             .take_golden(spec.id, &spec.pool, spec.generation)
             .await;
         let goes_on = guest.ping(QUIESCE).await;
-        taken.map_err(|failure| bounded(format!("{failure:?}")))?;
-        goes_on
-            .map(drop)
-            .map_err(|error| bounded(error.to_string()))
+        taken?;
+        goes_on.map(drop).map_err(|error| failed(error.to_string()))
     }
 
     /// Clones are born with their original's name: a claim that brings none gets the sandbox's id.

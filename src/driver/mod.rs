@@ -27,6 +27,8 @@ mod sink;
 mod tell;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tier_fakes;
 mod turn;
 mod visits;
 mod watch;
@@ -41,7 +43,7 @@ pub use visits::{Visit, Visits};
 // What rpc and admin see of the rooms behind the driver.
 pub use crate::cgroup::Usage;
 pub use crate::guest::{
-    Guest, GuestError, GuestStream, Personalization, RunItem, StreamInput, StreamItem,
+    Guest, GuestError, GuestStream, Personalization, RunItem, Silence, StreamInput, StreamItem,
     v1 as guest_v1,
 };
 pub use crate::machine::view::Phase;

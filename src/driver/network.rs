@@ -16,7 +16,7 @@ use crate::machine::network::NetworkPolicy;
 use crate::machine::refusal::Refusal;
 use crate::net::{Interface, NetError, NetReport, Network, Wanted};
 use crate::runtime::SandboxNetwork;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -24,6 +24,8 @@ use tracing::{debug, warn};
 
 /// A scrape waits no longer for the kernel's counters; then it shows those of the scrape before.
 const SCRAPE: Duration = Duration::from_millis(500);
+/// A look at what sandboxes use waits no longer: links may be in the making.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The node's network; `Err`: why sandboxes get none here.
 pub type NodeNetwork = Result<Arc<dyn Network>, String>;
@@ -145,6 +147,24 @@ impl Networks {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => debug!(%error, "denied packets were not counted"),
             Err(_) => debug!("denied packets were not counted in time"),
+        }
+    }
+
+    /// Packets over each sandbox's interface so far; who has none is not named. `None`: they could not be counted.
+    pub(super) async fn packets(&self) -> Option<BTreeMap<SandboxId, u64>> {
+        let Ok(network) = &self.network else {
+            return Some(BTreeMap::new());
+        };
+        match timeout(LOOK, network.packets()).await {
+            Ok(Ok(packets)) => Some(packets),
+            Ok(Err(error)) => {
+                debug!(%error, "packets were not counted");
+                None
+            }
+            Err(_) => {
+                debug!("packets were not counted in time");
+                None
+            }
         }
     }
 

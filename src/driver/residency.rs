@@ -9,7 +9,7 @@ use super::guests::Guests;
 use super::network::Networks;
 use super::work::bounded;
 use crate::failpoint::failpoint;
-use crate::guest::GuestError;
+use crate::guest::{GuestError, Silence};
 use crate::machine::event::Effect;
 use crate::machine::ids::{SandboxId, Ticket};
 use crate::machine::limits::NODE_PARALLEL_SINKS;
@@ -48,6 +48,8 @@ pub(super) struct Slot {
     pub(super) image_goes: AtomicBool,
     /// Ends its reclaim.
     awake: Mutex<CancellationToken>,
+    /// What ends the reclaim that was decided on last, until that begins.
+    to_reclaim: Mutex<Option<CancellationToken>>,
 }
 
 impl Slot {
@@ -57,12 +59,19 @@ impl Slot {
             image_goes: AtomicBool::new(false),
             turn: tokio::sync::Mutex::new(()),
             awake: Mutex::new(CancellationToken::new()),
+            to_reclaim: Mutex::default(),
         }
     }
 
     pub(super) fn awake(&self) -> MutexGuard<'_, CancellationToken> {
         // One value, replaced whole.
         self.awake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn to_reclaim(&self) -> MutexGuard<'_, Option<CancellationToken>> {
+        // One value, replaced whole.
+        let lock = self.to_reclaim.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,6 +144,12 @@ impl Residencies {
                 let slot = self.slot(*sandbox);
                 slot.image_goes.store(true, Ordering::SeqCst);
             }
+            // A checkpoint that is decided on in the same step ends it.
+            Effect::Reclaim { sandbox } => {
+                let slot = self.slot(*sandbox);
+                let awake = slot.awake().clone();
+                *slot.to_reclaim() = Some(awake);
+            }
             // Its reclaim ends; its own destruction ends it.
             Effect::Checkpoint { sandbox, .. } => {
                 let slot = self.slot(*sandbox);
@@ -195,7 +210,7 @@ impl Residencies {
     async fn quiesce(&self, id: SandboxId) {
         let began = Instant::now();
         let quiesced = match self.guests.open(id) {
-            Ok(guest) => guest.quiesce(QUIESCE).await,
+            Ok(guest) => guest.quiesce(Silence::Freeze, QUIESCE).await,
             Err(_) => Err(GuestError::Closed),
         };
         match quiesced {
@@ -204,7 +219,7 @@ impl Residencies {
                 sleep(SETTLE).await;
             }
             Err(error) => {
-                self.metrics.failed("quiesce");
+                self.metrics.failed("quiesce", &error);
                 debug!(sandbox = %id, %error, "not quiesced");
             }
         }
@@ -213,16 +228,21 @@ impl Residencies {
     /// Thaws and waits until the guest has let everything inside go on; it would do so by itself a moment later.
     pub(super) async fn wake(&self, id: SandboxId) -> Result<(), String> {
         self.thaw(id).await?;
-        self.go_on(id).await;
+        let began = Instant::now();
+        if let Some(reply) = self.go_on(id).await {
+            self.metrics.first_reply(began, &reply);
+        }
         Ok(())
     }
 
-    pub(super) async fn go_on(&self, id: SandboxId) {
-        if let Ok(guest) = self.guests.open(id)
-            && let Err(error) = guest.ping(QUIESCE).await
-        {
+    /// `None`: its channel can't be opened.
+    pub(super) async fn go_on(&self, id: SandboxId) -> Option<Result<(), GuestError>> {
+        let guest = self.guests.open(id).ok()?;
+        let reply = guest.ping(QUIESCE).await.map(drop);
+        if let Err(error) = &reply {
             debug!(sandbox = %id, %error, "awake, and silent yet");
         }
+        Some(reply)
     }
 
     /// Thaws; a freeze that is under way ends first.
@@ -256,7 +276,10 @@ impl Residencies {
         if !self.reclaims {
             return;
         }
-        let awake = self.slot(id).awake().clone();
+        let slot = self.slots().get(&id).cloned();
+        let Some(awake) = slot.and_then(|slot| slot.to_reclaim().take()) else {
+            return;
+        };
         for pause in [FIRST_PASS, SECOND_PASS] {
             tokio::select! {
                 biased;
@@ -305,7 +328,7 @@ impl Residencies {
     ) {
         match failed {
             None => self.metrics.took(stage, began.elapsed()),
-            Some(_) => self.metrics.failed(stage),
+            Some(error) => self.metrics.failed(stage, error),
         }
     }
 }

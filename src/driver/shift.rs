@@ -42,6 +42,7 @@ impl Workers {
 
     pub(super) fn sample(&self, sandboxes: Vec<SandboxId>, from_permille: u32) {
         let (runtime, visits) = (self.runtime.clone(), self.visits.clone());
+        let networks = self.networks.clone();
         let nothing = Event::Sampled {
             samples: Vec::new(),
             pressure_permille: 0,
@@ -54,6 +55,7 @@ impl Workers {
                     pressure_permille,
                 };
             }
+            let packets = networks.packets().await;
             let mut samples = Vec::with_capacity(sandboxes.len());
             for id in sandboxes {
                 // One that has just ended has no figures, and needs none.
@@ -63,6 +65,7 @@ impl Workers {
                         cpu_nanoseconds: usage.cpu_nanoseconds,
                         memory_bytes: usage.memory_bytes,
                         busy: visits.look(id),
+                        packets: packets.as_ref().map(|of| of.get(&id).copied().unwrap_or(0)),
                     });
                 }
             }

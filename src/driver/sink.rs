@@ -4,11 +4,13 @@
 use super::residency::{Residencies, SETTLE};
 use super::work::{Workers, bounded};
 use crate::failpoint::failpoint;
+use crate::guest::Silence;
 use crate::machine::event::{CheckpointFailure, Effect, Event, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::network::NetworkPolicy;
+use futures::FutureExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
@@ -97,7 +99,8 @@ impl Workers {
 }
 
 impl Residencies {
-    /// Makes and seals its image. On failure it is left as it was: frozen if it was `asleep`, else running.
+    /// Makes and seals its image. On failure it is left as it was: frozen if it was `asleep`, else running. It is woken,
+    /// or hushed, only when there is room for its image and nothing is left to be waited for.
     async fn checkpoint(&self, id: SandboxId, asleep: bool) -> Result<u64, CheckpointFailure> {
         let slot = self.slot(id);
         let stop = slot.awake().clone();
@@ -105,13 +108,14 @@ impl Residencies {
         let _turn = slot.turn.lock().await;
         failpoint!("checkpoint.begin");
         let began = Instant::now();
-        let made = match self.hush(id, asleep).await {
-            Ok(()) => {
-                failpoint!("checkpoint.quiesced");
-                self.runtime.checkpoint(id, &stop).await
-            }
-            Err(what) => Err(CheckpointFailure::Failed(what)),
+        let touched = AtomicBool::new(false);
+        let quiet = async {
+            touched.store(true, Ordering::SeqCst);
+            self.hush(id, asleep).await?;
+            failpoint!("checkpoint.quiesced");
+            Ok::<(), String>(())
         };
+        let made = self.runtime.checkpoint(id, quiet.boxed(), &stop).await;
         failpoint!("checkpoint.end");
         match &made {
             Ok(size_bytes) => {
@@ -119,9 +123,11 @@ impl Residencies {
                 info!(size_bytes, took = ?began.elapsed(), "image sealed");
             }
             Err(failure) => {
-                self.metrics.failed("checkpoint");
+                self.metrics.failed("checkpoint", failure);
                 debug!(?failure, "no image");
-                self.put_back(id, asleep).await;
+                if touched.into_inner() {
+                    self.put_back(id, asleep).await;
+                }
             }
         }
         made
@@ -136,7 +142,7 @@ impl Residencies {
         }
         let guest = self.guests.open(id);
         let guest = guest.map_err(|error| told(error.to_string()))?;
-        let quiet = guest.quiesce(QUIESCE).await;
+        let quiet = guest.quiesce(Silence::Image, QUIESCE).await;
         quiet.map_err(|error| told(error.to_string()))?;
         sleep(SETTLE).await;
         Ok(())
@@ -211,7 +217,7 @@ impl Residencies {
         match &last {
             Ok(()) => self.metrics.took("restore", began.elapsed()),
             Err(failure) => {
-                self.metrics.failed("restore");
+                self.metrics.failed("restore", failure);
                 warn!(?failure, "not brought back");
             }
         }
@@ -221,7 +227,9 @@ impl Residencies {
     async fn first_word(&self, id: SandboxId) -> Result<(), RestoreFailure> {
         let answered = match self.guests.open(id) {
             Ok(guest) => {
-                let quiet = guest.quiesce(FIRST_WORD).await;
+                let began = Instant::now();
+                let quiet = guest.quiesce(Silence::Image, FIRST_WORD).await;
+                self.metrics.first_reply(began, &quiet);
                 quiet.map_err(|error| bounded(error.to_string()))
             }
             Err(error) => Err(bounded(error.to_string())),
@@ -235,3 +243,7 @@ impl Residencies {
         Err(RestoreFailure::Lost(format!("its guest: {what}")))
     }
 }
+
+#[cfg(test)]
+#[path = "sink_tests.rs"]
+mod tests;

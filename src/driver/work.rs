@@ -19,7 +19,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span, debug, warn};
 
 /// How long a guest may take to acknowledge a personalization before its sandbox is given up.
@@ -214,10 +214,15 @@ impl Workers {
                 failpoint!("personalize.thawed");
             }
             let done = match guests.open(id) {
-                Ok(guest) => guest
-                    .personalize(&claim.to_string(), &what, PERSONALIZE)
-                    .await
-                    .map_err(failure),
+                Ok(guest) => {
+                    let began = Instant::now();
+                    let claim = claim.to_string();
+                    let done = guest.personalize(&claim, &what, PERSONALIZE).await;
+                    if thaw {
+                        residencies.metrics.first_reply(began, &done);
+                    }
+                    done.map_err(failure)
+                }
                 Err(error) => Err(GuestFailure::Lost(bounded(error.to_string()))),
             };
             failpoint!("personalize.end");

@@ -33,6 +33,27 @@ pub enum GuestError {
     },
 }
 
+/// What everybody inside waits for, and so how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// A freeze that follows at once: 3 s.
+    Freeze,
+    /// An image in the making, or the commit after a restore: longer than the deadline of a checkpoint and of the freeze
+    /// after it, 150 s. In the image it goes on from where it was, so also who comes back waits for hearthd's word.
+    Image,
+}
+
+impl Silence {
+    /// As hearth-init is asked for it, seconds; 0: its own default.
+    #[must_use]
+    pub fn seconds(self) -> u32 {
+        match self {
+            Self::Freeze => 0,
+            Self::Image => 150,
+        }
+    }
+}
+
 /// What makes a member the caller's own. Debug prints no content: it holds secrets.
 #[derive(Clone, Default)]
 pub struct Personalization {
@@ -160,8 +181,8 @@ pub struct GuestStream {
 pub trait Guest: Send + Sync + 'static {
     /// Round trip; the guest's version. `deadline` from now.
     async fn ping(&self, deadline: Duration) -> Result<String, GuestError>;
-    /// Stops every process inside but the guest agent, for a freeze. They go on at the next call, and soon by themselves.
-    async fn quiesce(&self, deadline: Duration) -> Result<(), GuestError>;
+    /// Stops every process inside but the guest agent. They go on at the next call, and by themselves after `silence`.
+    async fn quiesce(&self, silence: Silence, deadline: Duration) -> Result<(), GuestError>;
     /// Personalizes; `Ok` is the guest's acknowledgement. Entropy and clock are added inside.
     async fn personalize(
         &self,

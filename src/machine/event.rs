@@ -49,6 +49,8 @@ pub struct Sample {
     pub memory_bytes: u64,
     /// A caller has a stream open in it, or had one since.
     pub busy: bool,
+    /// Packets over its network interface in all, both ways; without one: 0. `None`: they could not be counted.
+    pub packets: Option<u64>,
 }
 
 /// What the machine is told.

@@ -75,6 +75,8 @@ pub const FREEZE_PAUSE_MS: u64 = 5_000;
 pub const SINK_PAUSE_MS: u64 = 60_000;
 /// From one look at what sandboxes use to the next, milliseconds.
 pub const SAMPLE_MS: u64 = 3_000;
+/// Two looks that are further apart than this say nothing of the time between: it counts as busy, milliseconds.
+pub const SAMPLE_GAP_MS: u64 = 3 * SAMPLE_MS;
 /// A sandbox that used less of one core than this since the last look, in thousandths, did nothing. An idle sentry with a
 /// sleeping python uses about one.
 pub const IDLE_CPU_PERMILLE: u64 = 20;

@@ -6,7 +6,7 @@ use super::event::{Effect, FreezeCause, Notice, Sample};
 use super::ids::{Now, SandboxId};
 use super::limits::{
     IDLE_CPU_PERMILLE, PRESSED_FREEZES, PRESSED_IDLE_MS, PRESSED_REST_MS, PRESSED_STEP_BYTES,
-    SAMPLE_MS,
+    SAMPLE_GAP_MS, SAMPLE_MS,
 };
 use super::node::{MemoryPolicy, Node};
 use super::out::Out;
@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy)]
 struct Activity {
     cpu_nanoseconds: u64,
+    packets: Option<u64>,
     at: Now,
     /// When it was last seen doing something, or first seen.
     busy_at: Now,
@@ -55,6 +56,7 @@ impl Sampling {
     fn note(&mut self, sample: &Sample, now: Now) {
         let fresh = Activity {
             cpu_nanoseconds: sample.cpu_nanoseconds,
+            packets: sample.packets,
             at: now,
             busy_at: now,
         };
@@ -65,10 +67,14 @@ impl Sampling {
             .cpu_nanoseconds
             .saturating_sub(before.cpu_nanoseconds);
         let span_ns = now.since(before.at).saturating_mul(1_000_000);
-        let idle = used_ns.saturating_mul(1000) < span_ns.saturating_mul(IDLE_CPU_PERMILLE);
+        let few = used_ns.saturating_mul(1000) < span_ns.saturating_mul(IDLE_CPU_PERMILLE);
+        // Over a long gap a burst of work averages to nothing: what was not looked at counts as busy.
+        let idle = few && now.since(before.at) <= SAMPLE_GAP_MS;
         if let Some(activity) = self.seen.get_mut(&sample.id)
             && idle
             && !sample.busy
+            && sample.packets.is_some()
+            && sample.packets == before.packets
         {
             activity.busy_at = before.busy_at;
         }

@@ -203,6 +203,8 @@ impl Node {
         self.sinking.rests_until = Some(until);
         if self.is_frozen(id) {
             self.sinking.fell_asleep(id, out.now());
+            // The checkpoint has ended the one under way, and may have brought its memory back.
+            out.push(Effect::Reclaim { sandbox: id });
         }
         self.drain_not_stowed(id, &failure, out);
         let name = claim.to_string();

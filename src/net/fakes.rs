@@ -219,6 +219,11 @@ impl Network for PaperNetwork {
         })
     }
 
+    async fn packets(&self) -> Result<BTreeMap<SandboxId, u64>, NetError> {
+        let paper = self.paper();
+        Ok(paper.present.keys().map(|id| (*id, 0)).collect())
+    }
+
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {
         self.begin(Verb::Denied, None).await?;
         Ok(self.paper().denied.clone())

@@ -260,6 +260,19 @@ impl Links {
         Ok(survey)
     }
 
+    /// Packets over the link of each sandbox, both ways, in one question to the kernel.
+    pub(super) fn packets(&mut self) -> Result<BTreeMap<SandboxId, u64>, NetError> {
+        let links = self
+            .router
+            .inner
+            .links()
+            .map_err(failed("counting packets"))?;
+        let of = links
+            .into_iter()
+            .filter_map(|link| Some((SandboxId::parse(&link.alias).ok()?, link.packets)));
+        Ok(of.collect())
+    }
+
     /// The node's own addresses, also those of this namespace: no sandbox may reach them.
     pub(super) fn node_addresses(&mut self) -> Result<Vec<IpAddr>, NetError> {
         self.router.node_addresses()

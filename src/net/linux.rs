@@ -431,6 +431,12 @@ impl Network for LinuxNetwork {
             .await
     }
 
+    async fn packets(&self) -> Result<BTreeMap<SandboxId, u64>, NetError> {
+        let links = &self.0.links;
+        let count = |links: &mut Links| links.packets();
+        links.run("counting packets", LINKS_DEADLINE, count).await
+    }
+
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {
         let read = |rules: &mut Enforcer| rules.denied();
         let rules = &self.0.rules;

@@ -141,6 +141,9 @@ pub trait Network: Send + Sync + 'static {
     /// What is in force for a sandbox.
     async fn report(&self, id: SandboxId) -> Result<NetReport, NetError>;
 
+    /// Packets over each sandbox's interface so far, both ways.
+    async fn packets(&self) -> Result<BTreeMap<SandboxId, u64>, NetError>;
+
     /// Packets denied so far, per pool. For metrics; never waits on the kernel longer than its deadline.
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError>;
 }

@@ -177,6 +177,10 @@ pub(super) fn ne32(value: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(value.try_into().ok()?))
 }
 
+pub(super) fn ne64(value: &[u8]) -> Option<u64> {
+    Some(u64::from_ne_bytes(value.try_into().ok()?))
+}
+
 /// A netlink socket. It belongs to the network namespace of the thread that opened it, wherever that thread goes.
 pub(super) struct Socket {
     fd: OwnedFd,

@@ -1,7 +1,7 @@
 //! Links, addresses, routes, neighbours and routing rules, as rtnetlink(7) has them. Every verb may be repeated.
 
 use super::netlink::{
-    ACKED, CREATE, EXCL, REPLACE, Refusal, Socket, Wire, attribute, attributes, ne32, text,
+    ACKED, CREATE, EXCL, REPLACE, Refusal, Socket, Wire, attribute, attributes, ne32, ne64, text,
 };
 use nix::errno::Errno;
 use nix::libc;
@@ -42,6 +42,8 @@ pub(super) struct Link {
     pub alias: String,
     pub mtu: u32,
     pub up: bool,
+    /// Received and sent.
+    pub packets: u64,
 }
 
 /// One end of a veth pair to be made.
@@ -340,11 +342,16 @@ fn read_link(body: &[u8]) -> Option<Link> {
         alias: String::new(),
         mtu: 0,
         up: ne32(&header[8..12])? & UP != 0,
+        packets: 0,
     };
     for (kind, value) in attributes(rest) {
         match kind {
             libc::IFLA_IFNAME => link.name = text(value),
             libc::IFLA_IFALIAS => link.alias = text(value),
+            // It begins with what was received and what was sent.
+            libc::IFLA_STATS64 => {
+                link.packets = value.chunks_exact(8).take(2).filter_map(ne64).sum()
+            }
             libc::IFLA_MTU => link.mtu = ne32(value).unwrap_or(0),
             _ => {}
         }

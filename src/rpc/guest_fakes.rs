@@ -2,7 +2,7 @@
 //! cancellation and exit codes are too. And two that no honest hearth-init would be: one silent, one that lies.
 
 use crate::driver::{
-    Guest, GuestError, GuestStream, Personalization, RunItem, StreamInput, StreamItem,
+    Guest, GuestError, GuestStream, Personalization, RunItem, Silence, StreamInput, StreamItem,
     guest_v1 as v1,
 };
 use async_trait::async_trait;
@@ -179,7 +179,7 @@ impl Guest for HostGuest {
         Ok("fake".into())
     }
 
-    async fn quiesce(&self, _: Duration) -> Result<(), GuestError> {
+    async fn quiesce(&self, _: Silence, _: Duration) -> Result<(), GuestError> {
         Ok(())
     }
 

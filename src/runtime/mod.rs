@@ -15,6 +15,7 @@ use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{NodeTag, PoolName, SandboxId};
 use crate::machine::spec::Template;
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -142,6 +143,9 @@ pub struct Versions {
     pub runsc: String,
 }
 
+/// Brings a sandbox to silence; why that failed.
+pub type Quieting<'a> = BoxFuture<'a, Result<(), String>>;
+
 /// What hearth needs of a container runtime. Every call has a deadline of its own inside.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
@@ -172,11 +176,14 @@ pub trait Runtime: Send + Sync + 'static {
         stop: &CancellationToken,
     ) -> Result<Reclaimed, RuntimeError>;
 
-    /// Makes and seals the image of a sandbox that runs and whose guest has quiesced. `Ok` with its size: it is frozen, and
-    /// the image is durable. `Err`: there is no image; it runs or is frozen. Gives up soon after `stop`.
+    /// Makes and seals the image of a sandbox. `quiet` has it running and everybody inside but its guest agent wait; it is
+    /// awaited only when there is room and staging memory for the image, and nothing is left to be waited for. `Ok` with
+    /// the image's size: the sandbox is frozen, and the image is durable. `Err`: there is no image; it is as it was if
+    /// `quiet` was not awaited, else it runs or is frozen. Gives up soon after `stop`.
     async fn checkpoint(
         &self,
         id: SandboxId,
+        quiet: Quieting<'_>,
         stop: &CancellationToken,
     ) -> Result<u64, CheckpointFailure>;
     /// Destroys what runs of a sandbox, as `destroy` does, but keeps what a restore needs. Idempotent.
@@ -202,6 +209,8 @@ pub trait Runtime: Send + Sync + 'static {
         pool: &PoolName,
         generation: u64,
     ) -> Result<(), CheckpointFailure>;
+    /// Is there one of that generation? It goes when a sandbox's image needs its staging memory.
+    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool;
     /// Makes a sandbox as `create` does, from its generation's golden image. On error whatever was made stays.
     async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError>;
 

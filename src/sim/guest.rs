@@ -3,7 +3,7 @@
 use super::site::Site;
 use super::world::Fate;
 use crate::guest::{
-    Guest, GuestConnector, GuestError, GuestStream, Personalization, StreamItem, v1,
+    Guest, GuestConnector, GuestError, GuestStream, Personalization, Silence, StreamItem, v1,
 };
 use crate::machine::ids::SandboxId;
 use crate::runtime::StdioPaths;
@@ -135,7 +135,7 @@ impl Guest for SimGuest {
         Ok("simulated".to_owned())
     }
 
-    async fn quiesce(&self, deadline: Duration) -> Result<(), GuestError> {
+    async fn quiesce(&self, _: Silence, deadline: Duration) -> Result<(), GuestError> {
         self.ask("quiesce", deadline).await
     }
 

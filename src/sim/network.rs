@@ -89,6 +89,10 @@ impl Network for SimNetwork {
         self.paper.report(id).await
     }
 
+    async fn packets(&self) -> Result<BTreeMap<SandboxId, u64>, NetError> {
+        self.paper.packets().await
+    }
+
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {
         self.paper.denied().await
     }

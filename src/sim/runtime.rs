@@ -7,7 +7,7 @@ use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::record::{Owner, Residency};
 use crate::runtime::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, Runtime, RuntimeError, SandboxNetwork,
+    CreateSpec, Handler, ImageInfo, ImageProgress, Quieting, Runtime, RuntimeError, SandboxNetwork,
     StdioPaths, Versions,
 };
 use async_trait::async_trait;
@@ -237,6 +237,7 @@ impl Runtime for SimRuntime {
     async fn checkpoint(
         &self,
         id: SandboxId,
+        quiet: Quieting<'_>,
         stop: &CancellationToken,
     ) -> Result<u64, CheckpointFailure> {
         let failed = |error: RuntimeError| CheckpointFailure::Failed(error.to_string());
@@ -253,6 +254,12 @@ impl Runtime for SimRuntime {
                 false => CheckpointFailure::Mismatch(what),
             });
         }
+        // Staging memory may be taken by others, and golden images make way.
+        self.0.world.pause("staging", 0..40).await;
+        if self.0.world.once_in(3) {
+            self.0.golden_makes_way();
+        }
+        quiet.await.map_err(CheckpointFailure::Failed)?;
         self.act("checkpoint", Deed::Checkpoint(id), 20..80)
             .await
             .map_err(|error| {
@@ -338,6 +345,10 @@ impl Runtime for SimRuntime {
         self.act("golden", Deed::Golden(id), 20..80)
             .await
             .map_err(failed)
+    }
+
+    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool {
+        self.0.has_golden(&(pool.clone(), generation))
     }
 
     async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {

@@ -227,6 +227,11 @@ impl Site {
         self.state().originals.insert(of, id);
     }
 
+    /// A golden image makes way for a sandbox's image.
+    pub fn golden_makes_way(&self) {
+        self.state().goldens.pop_first();
+    }
+
     /// Is there a golden image of this generation?
     pub fn has_golden(&self, of: &(PoolName, u64)) -> bool {
         let state = self.state();

@@ -230,7 +230,13 @@ fn before_a_freeze_everybody_stops_and_goes_on_at_the_next_word_or_by_itself() {
     let guest = Guest::plain(&[]);
     let mut host = guest.host();
     let (_, pid) = host.start(shell("while :; do sleep 0.01; done"));
-    let quiesce = || Ask::Ping(Ping { quiesce: true });
+    let quiesce_for = |quiesce_seconds| {
+        Ask::Ping(Ping {
+            quiesce: true,
+            quiesce_seconds,
+        })
+    };
+    let quiesce = || quiesce_for(0);
     let stopped = || state(pid) == Some('T');
     assert!(matches!(host.call(quiesce()), Answer::Pong(_)));
     eventually("it is stopped", stopped);
@@ -238,6 +244,16 @@ fn before_a_freeze_everybody_stops_and_goes_on_at_the_next_word_or_by_itself() {
     eventually("it goes on", || !stopped());
     // The host falls silent.
     assert!(matches!(host.call(quiesce()), Answer::Pong(_)));
+    eventually("it is stopped", stopped);
+    eventually("it goes on by itself", || !stopped());
+    // An image takes longer than a freeze: who asks for a longer silence has it.
+    assert!(matches!(host.call(quiesce_for(150)), Answer::Pong(_)));
+    eventually("it is stopped", stopped);
+    std::thread::sleep(Duration::from_millis(3_500));
+    assert!(stopped(), "a silence for an image ended after 3 s");
+    host.ping();
+    eventually("it goes on", || !stopped());
+    assert!(matches!(host.call(quiesce_for(1)), Answer::Pong(_)));
     eventually("it is stopped", stopped);
     eventually("it goes on by itself", || !stopped());
     // One that was stopped by somebody else stays so.

@@ -5,6 +5,7 @@ use crate::hostile::reason;
 use hearth::api::{
     ClaimState, HibernateReason, HibernateRequest, OnDataLoss, ResumeRequest, Source, Tier,
 };
+use hearth::cgroup::CgroupTree;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -419,12 +420,30 @@ async fn without_room_it_runs_on_and_is_told_which_bound() {
     let hearth = Hearth::start_with(&[("hibernation.quota_bytes", "33554432")]).await;
     hearth.set_pools(vec![pool("python", 2, 4)]).await;
     hearth.warm("python", 2).await;
-    let (claim, _) = hearth.claim("python").await;
+    let (claim, answer) = hearth.claim("python").await;
     count(&hearth, &claim).await;
     let refused = try_sink(&hearth, &claim).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
     assert!(refused.message().contains("quota_bytes"), "{refused}");
     assert_eq!(hearth.get(&claim).await.state(), ClaimState::Claimed);
+    goes_on(&hearth, &claim).await;
+    // One that sleeps is not woken for that, and keeps no memory for it.
+    let request = HibernateRequest {
+        claim_id: claim.clone(),
+        epoch: 1,
+        ..HibernateRequest::default()
+    };
+    hearth.claims().await.hibernate(request).await.unwrap();
+    let tree = CgroupTree::detect("/sys/fs/cgroup").unwrap();
+    let cgroup = tree.find(&hearth.cgroup_parent(), &answer.sandbox_id);
+    let cgroup = cgroup.unwrap().expect("the sandbox's cgroup");
+    let used = || cgroup.usage().unwrap().cpu_nanoseconds;
+    let (asleep, before) = (cgroup.is_frozen().unwrap(), used());
+    let refused = try_sink(&hearth, &claim).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Hibernated);
+    assert!(asleep && cgroup.is_frozen().unwrap());
+    assert_eq!(used(), before, "it was woken");
     goes_on(&hearth, &claim).await;
     hearth.finish().await;
 

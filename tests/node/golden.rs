@@ -2,7 +2,8 @@
 
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use hearth::api::run_code_response::Response as Told;
-use hearth::api::{OnEmpty, Pool, RunCodeRequest, Source};
+use hearth::api::{HibernateRequest, OnEmpty, Pool, RunCodeRequest, Source, Tier};
+use hearth::cgroup::CgroupTree;
 use std::collections::BTreeSet;
 
 /// And leaves a machine id, as images of whole systems do.
@@ -129,5 +130,67 @@ async fn a_dry_pool_serves_a_clone_and_one_that_fails_is_made_anew() {
     }
     assert!(figure(&hearth, "hearth_clone_failures_total") >= 1);
     assert!(sources.contains(&Source::Cold), "{sources:?}");
+    hearth.finish().await;
+}
+
+/// Starts a python that holds so much memory.
+async fn hold(hearth: &Hearth, claim: &str, mib: u64) {
+    let script = format!(
+        "import os,time\npiece=os.urandom(1<<20)\nballast=[piece[1:] for _ in range({mib})]\nopen('/tmp/held','w').close()\ntime.sleep(100000)"
+    );
+    hearth
+        .start_detached(claim, &["python3", "-c", &script])
+        .await;
+    eventually("it holds its memory", || async {
+        hearth.run(claim, &["test", "-e", "/tmp/held"]).await.0 == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_golden_image_makes_way_for_a_sandbox_that_goes_to_the_disk_and_is_taken_anew() {
+    const STAGING_MIB: u64 = 224;
+    let staging = (STAGING_MIB << 20).to_string();
+    let settings = [
+        ("hibernation.golden_images", "auto"),
+        ("hibernation.staging_bytes", &staging),
+    ];
+    let hearth = Hearth::start_with(&settings).await;
+    hearth.set_pools(vec![members(1)]).await;
+    hearth.warm("python", 1).await;
+    assert_eq!(figure(&hearth, "hearth_golden_images"), 1);
+    // The image's pages are charged to the first one: its own image would seem bigger than it is.
+    let (_original, _) = hearth.claim("python").await;
+    hearth.warm("python", 1).await;
+    let (claim, answer) = hearth.claim("python").await;
+    hearth.warm("python", 1).await;
+    // So much that both images have no room at once: half a golden image less than all.
+    let tree = CgroupTree::detect("/sys/fs/cgroup").unwrap();
+    let cgroup = tree.find(&hearth.cgroup_parent(), &answer.sandbox_id);
+    let mib = cgroup.unwrap().unwrap().usage().unwrap().memory_bytes >> 20;
+    hold(&hearth, &claim, STAGING_MIB - 40 - mib).await;
+    let request = HibernateRequest {
+        claim_id: claim.clone(),
+        epoch: 1,
+        tier: Tier::Disk.into(),
+        ..HibernateRequest::default()
+    };
+    hearth.claims().await.hibernate(request).await.unwrap();
+    let told = hearth.log_text();
+    assert!(told.contains("makes way"), "there was room for both");
+    // So it does when the sandbox comes back, if it was taken anew meanwhile; the pool goes on either way.
+    assert_eq!(hearth.run(&claim, &["test", "-e", "/tmp/held"]).await.0, 0);
+    hearth.release(&claim).await;
+    hearth.claim("python").await;
+    hearth.warm("python", 1).await;
+    eventually("it is taken anew", || async {
+        let taken = hearth.log_text().matches("golden image taken").count();
+        if taken < 2 {
+            hearth.serve_one("python").await;
+        }
+        taken >= 2
+    })
+    .await;
+    assert_eq!(figure(&hearth, "hearth_clone_failures_total"), 0);
     hearth.finish().await;
 }

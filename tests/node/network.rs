@@ -7,8 +7,9 @@ use crate::hearthd::{
 use crate::outside::{self, Outside};
 use crate::vitals::Vitals;
 use hearth::api::{
-    ClaimRequest, GetNetworkRequest, GetNetworkResponse, HibernateReason, HibernateRequest,
-    NetworkMode, NetworkPolicy, NetworkRule, Personalization, Pool, PortRange, Source, Tier,
+    ClaimRequest, ClaimState, GetNetworkRequest, GetNetworkResponse, HibernateReason,
+    HibernateRequest, NetworkMode, NetworkPolicy, NetworkRule, Personalization, Pool, PortRange,
+    Source, Tier,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -429,3 +430,52 @@ async fn five_hundred_churned_sandboxes_leave_nothing_behind() {
     .await;
     hearth.finish().await;
 }
+
+/// Says something every half second, which takes hardly any CPU.
+const TALKS: &str = "import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    try: s.sendto(b'hearth', ('{address}', 80))
+    except OSError: pass
+    time.sleep(0.5)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_with_traffic_is_in_use_and_a_silent_one_falls_asleep() {
+    let outside = Outside::new();
+    let hearth = node(&outside).await;
+    let mut sleepy = with_policy("open", 2, mode(NetworkMode::Internet));
+    sleepy.template.as_mut().unwrap().idle_after = Some(prost_types::Duration {
+        seconds: 8,
+        nanos: 0,
+    });
+    hearth.set_pools(vec![sleepy]).await;
+    hearth.warm("open", 2).await;
+    let (talks, _) = hearth.claim("open").await;
+    let (silent, _) = hearth.claim("open").await;
+    let script = TALKS.replace("{address}", outside::PUBLIC);
+    hearth
+        .start_detached(&talks, &["python3", "-c", &script])
+        .await;
+    // Used again later than the one that talks.
+    let (code, _) = hearth.run(&silent, &["true"]).await;
+    assert_eq!(code, 0);
+    eventually("the silent one sleeps", || async {
+        hearth.get(&silent).await.state() == ClaimState::Hibernated
+    })
+    .await;
+    assert_eq!(hearth.get(&talks).await.state(), ClaimState::Claimed);
+    let stop = ["python3", "-c", STOP_TALKING];
+    let (code, text) = hearth.run(&talks, &stop).await;
+    assert_eq!(code, 0, "{text}");
+    eventually("it sleeps once it is silent", || async {
+        hearth.get(&talks).await.state() == ClaimState::Hibernated
+    })
+    .await;
+    hearth.finish().await;
+}
+
+/// Ends whatever talks.
+const STOP_TALKING: &str = "import os, signal
+for pid in filter(str.isdigit, os.listdir('/proc')):
+    with open('/proc/' + pid + '/cmdline') as f: line = f.read()
+    if 'SOCK_DGRAM' in line and int(pid) != os.getpid(): os.kill(int(pid), signal.SIGKILL)";

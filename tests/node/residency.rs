@@ -311,18 +311,147 @@ async fn the_zram_device_is_hearthds_own_and_goes_with_it() {
         names.filter(|name| name.starts_with("zram")).count()
     };
     let mut hearth = Hearth::start_with(&[("memory.swap", "zram:128MiB")]).await;
-    let number = std::fs::read_to_string(hearth.path("run/zram")).unwrap();
+    let number = zram(&hearth).unwrap();
     let device = format!("/dev/zram{number} ");
     assert!(swaps().contains(&device), "{}", swaps());
     // It stays while hearthd is away, and is known again.
     hearth.kill();
     assert!(swaps().contains(&device));
     hearth.restart().await;
-    let again = std::fs::read_to_string(hearth.path("run/zram")).unwrap();
-    assert_eq!(again, number);
+    assert_eq!(zram(&hearth), Some(number));
     assert!(devices() >= 1);
     hearth.finish().await;
     assert!(!swaps().contains(&device), "{}", swaps());
+}
+
+/// The number of hearthd's zram device, if its note names one.
+fn zram(hearth: &Hearth) -> Option<u32> {
+    let note = std::fs::read_to_string(hearth.path("run/zram")).ok()?;
+    note.split_whitespace().next()?.parse().ok()
+}
+
+fn zram_bytes(number: u32) -> Option<u64> {
+    let size = std::fs::read_to_string(format!("/sys/block/zram{number}/disksize")).ok()?;
+    size.trim().parse().ok()
+}
+
+/// A zram device that hearthd has not made.
+struct Theirs(u32);
+
+impl Theirs {
+    fn add() -> Self {
+        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").unwrap();
+        Self(number.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Theirs {
+    fn drop(&mut self) {
+        let _gone = std::fs::write("/sys/class/zram-control/hot_remove", self.0.to_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_swap_is_what_the_configuration_says_and_nobody_elses_device_is_touched() {
+    let mut hearth = Hearth::start_with(&[("memory.swap", "zram:128MiB")]).await;
+    assert_eq!(zram_bytes(zram(&hearth).unwrap()), Some(128 << 20));
+    let mut with = async |swap: &str| {
+        hearth.kill();
+        hearth.set("memory.swap", swap);
+        hearth.restart().await;
+        zram(&hearth)
+    };
+    // Another size is another device.
+    let other = with("zram:192MiB").await.unwrap();
+    assert_eq!(zram_bytes(other), Some(192 << 20));
+    assert_eq!(with("existing").await, None);
+    assert!(with("zram:128MiB").await.is_some());
+    assert_eq!(with("none").await, None);
+    let taken_down = hearth.log_text().matches("zram device taken down").count();
+    assert_eq!(taken_down, 3);
+
+    // What is frozen keeps its memory then.
+    hearth.set_pools(vec![tiers(1, 0)]).await;
+    hearth.warm("python", 1).await;
+    frozen(&hearth, 1).await;
+    let asleep = || {
+        let state = hearth.state();
+        let sandboxes = state["sandboxes"].as_array().unwrap().iter();
+        let mut frozen = sandboxes.filter(|it| it["residency"] == "frozen");
+        frozen
+            .next()
+            .map(|it| it["id"].as_str().unwrap().to_owned())
+    };
+    eventually("it is frozen", || async { asleep().is_some() }).await;
+    let resident = || cgroup(&hearth, &asleep().unwrap()).usage().unwrap();
+    let before = resident().memory_bytes;
+    // Both passes of a reclaim would be over.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(resident().memory_bytes > before / 2, "its memory was taken");
+
+    // A note of an earlier boot, or of a hearthd that wrote no boot, names a number that was given to somebody else since.
+    for note in ["{} 5bd7c3ba-0000-4000-8000-3f3b1c1e8f6a", "{}\n"] {
+        let theirs = Theirs::add();
+        hearth.kill();
+        let note = note.replace("{}", &theirs.0.to_string());
+        std::fs::write(hearth.path("run/zram"), note).unwrap();
+        hearth.restart().await;
+        assert_eq!(zram(&hearth), None);
+        assert_eq!(zram_bytes(theirs.0), Some(0), "somebody's device is gone");
+    }
+    hearth.finish().await;
+}
+
+/// Starts a python that holds memory, and does nothing with it.
+async fn hold(hearth: &Hearth, claim: &str, mib: u32) {
+    let script = format!(
+        "import os,time\npiece=os.urandom(1<<20)\nballast=[piece[1:] for _ in range({mib})]\nopen('/tmp/held','w').close()\ntime.sleep(100000)"
+    );
+    hearth
+        .start_detached(claim, &["python3", "-c", &script])
+        .await;
+    eventually("it holds its memory", || async {
+        hearth.run(claim, &["test", "-e", "/tmp/held"]).await.0 == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_the_nodes_budget_the_longest_idle_one_is_frozen() {
+    // Enough for one of the two and all that is small, not for both.
+    let budget = (220u64 << 20).to_string();
+    let hearth = Hearth::start_with(&[SWAP, ("memory.budget_bytes", &budget)]).await;
+    hearth.set_pools(vec![pool("python", 2, 2)]).await;
+    hearth.warm("python", 2).await;
+    let (idle, answer) = hearth.claim("python").await;
+    let (used, _) = hearth.claim("python").await;
+    hold(&hearth, &idle, 130).await;
+    let (_, metrics) = hearth.admin_page("/metrics");
+    assert!(metrics.contains("hearth_memory_short_total 0"), "{metrics}");
+    hold(&hearth, &used, 130).await;
+    eventually("the idle one sleeps", || async {
+        // Whoever is used is never frozen, however short memory is.
+        assert_eq!(hearth.run(&used, &["true"]).await.0, 0);
+        hearth.get(&idle).await.state() == ClaimState::Hibernated
+    })
+    .await;
+    assert_eq!(hearth.get(&used).await.state(), ClaimState::Claimed);
+    assert!(is_frozen(&hearth, &answer.sandbox_id));
+    let (_, metrics) = hearth.admin_page("/metrics");
+    let counted = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    assert_eq!(counted("hearth_freezes_total{cause=\"pressure\"}"), 1);
+    assert!(counted("hearth_memory_short_total") >= 1);
+    // Its memory goes to swap; a use has it back.
+    let resident = || cgroup(&hearth, &answer.sandbox_id).usage().unwrap();
+    eventually("its memory is taken", || async {
+        resident().memory_bytes < 40 << 20
+    })
+    .await;
+    assert_eq!(hearth.run(&idle, &["true"]).await.0, 0);
+    hearth.finish().await;
 }
 
 /// The same two verbs over and over, with work in between.

@@ -10,8 +10,10 @@ use nix::unistd::{Pid, getpid};
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// For so long everybody waits for the freeze. Time spent frozen counts, so after a thaw nobody waits longer.
-const LONGEST: Duration = Duration::from_secs(3);
+/// For so long everybody waits for a freeze. Time spent frozen counts, so after a thaw nobody waits longer.
+const FREEZE: Duration = Duration::from_secs(3);
+/// For so long at most, whatever the host asks for: it may die, and then nobody inside waits for ever.
+const LONGEST: Duration = Duration::from_secs(180);
 /// Looks at who is there: a process that was about to fork may have done so meanwhile.
 const LOOKS: usize = 4;
 
@@ -28,7 +30,7 @@ impl Quiet {
         match ask {
             Ask::Credit(_) => {}
             // Also when there is silence: it lasts on, and nobody goes on between.
-            Ask::Ping(ping) if ping.quiesce => self.begin(known),
+            Ask::Ping(ping) if ping.quiesce => self.begin(longest(ping.quiesce_seconds), known),
             _ => self.end(),
         }
     }
@@ -41,8 +43,8 @@ impl Quiet {
     }
 
     /// Stops everybody who runs. `known`: who there is, where this is not PID 1 and /proc shows others' processes.
-    fn begin(&mut self, known: impl Iterator<Item = Pid>) {
-        self.until = Some(Instant::now() + LONGEST);
+    fn begin(&mut self, longest: Duration, known: impl Iterator<Item = Pid>) {
+        self.until = Some(Instant::now() + longest);
         if getpid().as_raw() != 1 {
             let known: Vec<_> = known.collect();
             return self.stop(known);
@@ -84,6 +86,14 @@ impl Quiet {
     }
 }
 
+/// How long a silence lasts that the host has asked for.
+fn longest(seconds: u32) -> Duration {
+    match seconds {
+        0 => FREEZE,
+        asked => Duration::from_secs(asked.into()).min(LONGEST),
+    }
+}
+
 /// Every process inside but this one.
 fn everybody() -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -99,4 +109,16 @@ fn is_running(pid: Pid) -> bool {
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_has_an_end_whatever_the_host_asks_for() {
+        assert_eq!(longest(0), FREEZE);
+        assert_eq!(longest(150), Duration::from_secs(150));
+        assert_eq!(longest(u32::MAX), LONGEST);
+    }
 }

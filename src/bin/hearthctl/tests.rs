@@ -452,6 +452,25 @@ fn what_doctor_reads() {
         ),
         3072
     );
+    let told = |swaps| serde_json::to_value(host::swap(swaps)).unwrap();
+    let none = told("Filename Type Size Used\n");
+    assert_eq!(
+        (&none["verdict"], &none["found"]),
+        (&"warn".into(), &"none".into())
+    );
+    assert!(
+        none["fix"]
+            .as_str()
+            .unwrap()
+            .contains("memory.swap = \"zram:<size>\"")
+    );
+    let zram = told("Filename Type Size Used\n/dev/zram0 partition 1048576 0 5\n");
+    assert_eq!(
+        (&zram["verdict"], &zram["found"]),
+        (&"ok".into(), &"1.0 GiB, with zram".into())
+    );
+    let file = told("Filename Type Size Used\n/s file 2048 0 -2\n");
+    assert_eq!(file["found"], "2.0 MiB, no zram");
     let answer = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 11\r\n\r\nrecovering\n";
     assert_eq!(daemon::parse(answer), Some((503, "recovering\n".into())));
     assert_eq!(daemon::parse("hello"), None);

@@ -1,8 +1,59 @@
 //! What the memory and the disk tier count.
 
-use crate::runtime::Reclaimed;
+use crate::guest::GuestError;
+use crate::machine::event::{CheckpointFailure, RestoreFailure};
+use crate::runtime::{Reclaimed, RuntimeError};
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 use std::time::Duration;
+use tokio::time::Instant;
+
+/// Why something failed, in one of a few words.
+pub(in crate::driver) trait Reason {
+    fn reason(&self) -> &'static str;
+}
+
+impl Reason for RuntimeError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::DeadlineExceeded { .. } => "deadline",
+            Self::ImageMissing(_) => "image_missing",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
+impl Reason for GuestError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Silent(_) => "silent",
+            Self::Protocol(_) => "protocol",
+            Self::Closed => "closed",
+            Self::Limit => "limit",
+            Self::Failed { .. } => "refused",
+        }
+    }
+}
+
+impl Reason for CheckpointFailure {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoRoom(_) => "no_room",
+            Self::Mismatch(_) => "mismatch",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+impl Reason for RestoreFailure {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Mismatch(_) => "mismatch",
+            Self::Lost(_) => "lost",
+        }
+    }
+}
 
 /// What freezes, thaws and reclaims count.
 pub(in crate::driver) struct ResidencyMetrics {
@@ -19,7 +70,7 @@ impl ResidencyMetrics {
     pub(in crate::driver) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let stages = HistogramOpts::new(
             "hearth_residency_stage_duration_seconds",
-            "How long freezes, thaws, reclaims, checkpoints, sheds and restores took",
+            "How long freezes, thaws, first replies, reclaims, checkpoints, sheds and restores took",
         );
         let stages = stages.buckets(vec![
             0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
@@ -29,9 +80,9 @@ impl ResidencyMetrics {
             failures: IntCounterVec::new(
                 Opts::new(
                     "hearth_residency_failures_total",
-                    "Freezes, thaws, reclaims, checkpoints, sheds and restores that failed",
+                    "Freezes, thaws, first replies, reclaims, checkpoints, sheds and restores that failed, and why",
                 ),
-                &["stage"],
+                &["stage", "reason"],
             )?,
             reclaimed: IntCounter::new(
                 "hearth_reclaimed_bytes_total",
@@ -49,8 +100,17 @@ impl ResidencyMetrics {
         histogram.observe(took.as_secs_f64());
     }
 
-    pub(in crate::driver) fn failed(&self, stage: &str) {
-        self.failures.with_label_values(&[stage]).inc();
+    pub(in crate::driver) fn failed(&self, stage: &str, why: &impl Reason) {
+        let counter = self.failures.with_label_values(&[stage, why.reason()]);
+        counter.inc();
+    }
+
+    /// The first word of a guest that was woken, asked for at `began`.
+    pub(in crate::driver) fn first_reply<T>(&self, began: Instant, reply: &Result<T, GuestError>) {
+        match reply {
+            Ok(_) => self.took("first_reply", began.elapsed()),
+            Err(error) => self.failed("first_reply", error),
+        }
     }
 
     pub(in crate::driver) fn reclaimed(&self, done: &Reclaimed) {

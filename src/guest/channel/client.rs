@@ -9,7 +9,7 @@ use super::metrics::GuestMetrics;
 use super::outgoing::Outgoing;
 use super::outlet;
 use super::stream::{Stream, StreamParts};
-use crate::guest::{Guest, GuestError, GuestStream, Personalization, v1};
+use crate::guest::{Guest, GuestError, GuestStream, Personalization, Silence, v1};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -227,8 +227,11 @@ impl Guest for FifoGuest {
         }
     }
 
-    async fn quiesce(&self, deadline: Duration) -> Result<(), GuestError> {
-        let body = Body::Ping(v1::Ping { quiesce: true });
+    async fn quiesce(&self, silence: Silence, deadline: Duration) -> Result<(), GuestError> {
+        let body = Body::Ping(v1::Ping {
+            quiesce: true,
+            quiesce_seconds: silence.seconds(),
+        });
         match self.ask(Kind::Quiesce, body, deadline).await? {
             Answer::Pong(_) => Ok(()),
             _ => Err(WRONG_KIND),

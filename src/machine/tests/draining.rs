@@ -54,6 +54,7 @@ fn sampled(rig: &mut Rig, busy: bool) {
         cpu_nanoseconds: 0,
         memory_bytes: 0,
         busy,
+        packets: Some(0),
     });
     let samples: Vec<_> = samples.collect();
     assert!(!samples.is_empty(), "nobody looked");

@@ -31,6 +31,7 @@ fn look(rig: &mut Rig) {
         cpu_nanoseconds: 0,
         memory_bytes: 1 << 30,
         busy: false,
+        packets: Some(0),
     });
     let samples = samples.collect();
     rig.send(Event::Sampled {

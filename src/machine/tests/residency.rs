@@ -269,6 +269,11 @@ fn sleepy(idle_after_ms: u64) -> Rig {
 
 /// One look: CPU in milliseconds.
 fn look(rig: &mut Rig, cpu_ms: u64, busy: bool) {
+    look_at(rig, cpu_ms, busy, Some(0));
+}
+
+/// The same, with packets over its interface.
+fn look_at(rig: &mut Rig, cpu_ms: u64, busy: bool, packets: Option<u64>) {
     rig.sampling.clear();
     rig.advance(SAMPLE_MS);
     let samples = rig.sampling.iter().map(|id| Sample {
@@ -276,6 +281,7 @@ fn look(rig: &mut Rig, cpu_ms: u64, busy: bool) {
         cpu_nanoseconds: cpu_ms * 1_000_000,
         memory_bytes: 100,
         busy,
+        packets,
     });
     let samples = samples.collect();
     rig.send(Event::Sampled {
@@ -310,6 +316,50 @@ fn a_claim_that_does_nothing_for_its_time_is_frozen() {
     look(&mut rig, 1_010, false);
     look(&mut rig, 1_010, false);
     assert!(rig.freezing.is_empty(), "its time begins anew");
+}
+
+#[test]
+fn a_time_that_nobody_looked_at_counts_as_use() {
+    let mut rig = sleepy(10_000);
+    let sandbox = rig.granted(ask(1)).sandbox;
+    look(&mut rig, 0, false);
+    // Looks are late. A burst of work in between would average to nothing.
+    rig.advance(SAMPLE_GAP_MS);
+    look(&mut rig, 100, false);
+    assert!(
+        rig.freezing.is_empty(),
+        "100 ms of work in 12 s pass for idle"
+    );
+    for _ in 0..3 {
+        look(&mut rig, 100, false);
+        assert!(rig.freezing.is_empty());
+    }
+    look(&mut rig, 100, false);
+    assert_eq!(rig.freezing, [sandbox]);
+}
+
+#[test]
+fn traffic_is_use_and_so_is_what_could_not_be_counted() {
+    let mut rig = sleepy(10_000);
+    let sandbox = rig.granted(ask(1)).sandbox;
+    look_at(&mut rig, 0, false, Some(7));
+    for packets in [
+        Some(7),
+        Some(8),
+        Some(8),
+        None,
+        None,
+        Some(8),
+        Some(8),
+        Some(8),
+    ] {
+        look_at(&mut rig, 0, false, packets);
+        assert!(rig.freezing.is_empty(), "{packets:?}");
+    }
+    look_at(&mut rig, 0, false, Some(8));
+    assert!(rig.freezing.is_empty());
+    look_at(&mut rig, 0, false, Some(8));
+    assert_eq!(rig.freezing, [sandbox]);
 }
 
 #[test]

@@ -157,6 +157,7 @@ fn without_room_it_stays_as_it_was_and_its_caller_is_told_why() {
     // One that was frozen is, and is woken for who wants it.
     rig.hibernate(1);
     rig.freeze_all();
+    rig.reclaiming.clear();
     let (sinks, wakes) = (rig.sink(1), rig.locate(1));
     let failure = CheckpointFailure::Failed("no".to_owned());
     rig.send(Event::Checkpointed(sandbox, Err(failure)));
@@ -165,6 +166,15 @@ fn without_room_it_stays_as_it_was_and_its_caller_is_told_why() {
     assert_eq!(rig.thawing, [sandbox]);
     rig.thaw_all();
     assert!(matches!(rig.ok(wakes), Answer::Located { .. }));
+    // Who sleeps on gives its memory back again.
+    rig.hibernate(1);
+    rig.freeze_all();
+    rig.reclaiming.clear();
+    rig.sink(1);
+    let failure = CheckpointFailure::NoRoom("quota".to_owned());
+    rig.send(Event::Checkpointed(sandbox, Err(failure)));
+    assert_eq!(rig.state(1), Some(ClaimState::Hibernated));
+    assert_eq!(rig.reclaiming, [sandbox]);
 }
 
 #[test]
@@ -354,6 +364,7 @@ fn when_memory_is_short_and_all_are_frozen_the_longest_asleep_sinks() {
             cpu_nanoseconds: 0,
             memory_bytes: 100,
             busy: false,
+            packets: Some(0),
         });
         let samples = samples.collect();
         rig.send(Event::Sampled {

@@ -554,6 +554,7 @@ impl World {
                     cpu_nanoseconds: self.now.0,
                     memory_bytes: 100,
                     busy: (id.sequence() + u64::from(outcome)) % 3 == 0,
+                    packets: Some(0),
                 });
                 let samples = samples.collect();
                 self.tell(Event::Sampled {

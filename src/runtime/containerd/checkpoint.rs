@@ -1,7 +1,7 @@
 //! The disk tier: a living sandbox's image, and a sandbox from its image.
 //!
 //! ```text
-//! checkpoint: room ─▶ Tasks.Checkpoint into the staging tmpfs, the sandbox stays ─▶ frozen ─▶ sealed
+//! checkpoint: room ─▶ silence ─▶ Tasks.Checkpoint into the staging tmpfs, the sandbox stays ─▶ frozen ─▶ sealed
 //! shed:       killed ─▶ task ─▶ cgroup, FIFOs                    container record and snapshot stay: they are what it is
 //! restore:    shed ─▶ unsealed ─▶ FIFOs ─▶ Tasks.Create with the image ─▶ Tasks.Start ─▶ watched ─▶ staging emptied
 //! ```
@@ -14,7 +14,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use containerd_client::{
@@ -25,18 +28,17 @@ use containerd_client::{
     types::Mount,
 };
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     ContainerdRuntime, blocking,
     client::{Call, CallError, Reason},
     fifo,
-    golden::Goldens,
     made_with::comes_back,
     names,
     proto::{CheckpointOptions, any},
     room::filestore,
+    staging::Staging,
     watch::{self, Watch},
 };
 use crate::{
@@ -46,7 +48,7 @@ use crate::{
         ids::{PoolName, SandboxId},
     },
     ociwrap::OVERDUE,
-    runtime::{RuntimeError, SandboxNetwork},
+    runtime::{Quieting, RuntimeError, SandboxNetwork},
     vault::{Fingerprint, Vault, VaultError, cpu_features},
 };
 
@@ -58,46 +60,29 @@ pub(super) const CHECKPOINT: Call = Call::seconds("tasks.checkpoint", 130);
 const TASK: Call = Call::seconds("tasks.create", 30);
 pub(super) const RESTORE: Call = Call::seconds("tasks.start", 130);
 
-/// Staging memory is given out in pieces of this size.
-const UNIT_BYTES: u64 = 1 << 20;
-
 /// Where images are, and who has staging memory.
 #[derive(Debug)]
 pub(super) struct Tier {
     vault: Arc<Vault>,
-    staging: Arc<Semaphore>,
-    units: u32,
-    pub(super) goldens: Goldens,
+    pub(super) staging: Staging,
+    /// Golden images taken so far: no two have the same path.
+    goldens: AtomicU64,
 }
 
 impl Tier {
     pub(super) fn new(vault: Vault) -> Self {
-        let units = u32::try_from(vault.staging_bytes() / UNIT_BYTES).unwrap_or(u32::MAX / 8);
-        let units = units.max(1);
         Self {
+            staging: Staging::new(vault.staging_bytes()),
             vault: Arc::new(vault),
-            staging: Arc::new(Semaphore::new(units as usize)),
-            units,
-            goldens: Goldens::default(),
+            goldens: AtomicU64::default(),
         }
     }
 
-    /// Staging memory that is free now.
-    pub(super) fn try_stage(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).ok()?.max(1);
-        self.staging.clone().try_acquire_many_owned(units).ok()
-    }
-
-    /// Where the golden image of a pool's generation is.
+    /// Where the next golden image of a pool's generation is to be: one that made way may still be on its way out.
     pub(super) fn golden_path(&self, pool: &PoolName, generation: u64) -> PathBuf {
-        self.vault.beside(&format!("golden-{pool}-{generation}"))
-    }
-
-    /// Waits for staging memory; who wants more than there is gets all of it, and is refused by the vault.
-    async fn stage(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
-        let units = units.clamp(1, self.units);
-        self.staging.clone().acquire_many_owned(units).await.ok()
+        let number = self.goldens.fetch_add(1, Ordering::Relaxed);
+        let name = format!("golden-{pool}-{generation}-{number}");
+        self.vault.beside(&name)
     }
 }
 
@@ -147,6 +132,7 @@ impl ContainerdRuntime {
     pub(super) async fn make_image(
         &self,
         id: SandboxId,
+        quiet: Quieting<'_>,
         stop: &CancellationToken,
     ) -> Result<u64, CheckpointFailure> {
         let Some(tier) = self.tier.get() else {
@@ -158,28 +144,51 @@ impl ContainerdRuntime {
         comes_back(&container.labels, &fingerprint).map_err(CheckpointFailure::Mismatch)?;
         let rootfs = self.rootfs(id).await.map_err(failed)?;
         let about_bytes = self.about_bytes(id, &rootfs).await.map_err(failed)?;
-        let _staged = tier.stage(about_bytes).await;
+        let _staged = tier.staging.take(about_bytes).await;
         if stop.is_cancelled() {
             return Err(VaultError::Stopped.into());
         }
         let vault = tier.vault.clone();
         on_thread(move || vault.reserve(id, about_bytes)).await?;
+        let sealed = self
+            .sealed(id, (about_bytes, fingerprint), tier, quiet, stop)
+            .await;
+        if sealed.is_err() {
+            let vault = tier.vault.clone();
+            on_thread(move || vault.remove(id)).await?;
+        }
+        sealed
+    }
+
+    /// There is room for it.
+    async fn sealed(
+        &self,
+        id: SandboxId,
+        (about_bytes, fingerprint): (u64, Fingerprint),
+        tier: &Tier,
+        quiet: Quieting<'_>,
+        stop: &CancellationToken,
+    ) -> Result<u64, CheckpointFailure> {
         let bound = self.bound_of(id).await.map_err(failed)?;
         // Its image is charged to it as well.
         let with_image = bound.map(|bound| bound.saturating_add(about_bytes));
         self.bound(id, with_image).await.map_err(failed)?;
-        let made = self.fill(id, &tier.vault).await;
+        // Nothing is waited for between the silence and the image: silence has an end.
+        let made = match quiet.await {
+            Ok(()) => self.fill(id, &tier.vault).await,
+            Err(what) => Err(CheckpointFailure::Failed(what)),
+        };
         let sealed = match made {
             Ok(()) => {
                 let (vault, stop) = (tier.vault.clone(), stop.clone());
                 on_thread(move || vault.seal(id, &fingerprint, || stop.is_cancelled())).await
             }
-            Err(failure) => Err(failure),
+            Err(failure) => {
+                let vault = tier.vault.clone();
+                on_thread(move || vault.discard(id)).await?;
+                Err(failure)
+            }
         };
-        if sealed.is_err() {
-            let vault = tier.vault.clone();
-            on_thread(move || vault.remove(id)).await?;
-        }
         // The plain image is gone now.
         if let Err(error) = self.bound(id, bound).await {
             tracing::warn!(sandbox = %id, %error, "its memory's bound was not put back");
@@ -268,7 +277,7 @@ impl ContainerdRuntime {
         let fingerprint = self.fingerprint(&container).await.map_err(later)?;
         let vault = tier.vault.clone();
         let plain_bytes = blocking("restore", move || Ok(vault.plain_bytes(id))).await;
-        let _staged = tier.stage(plain_bytes.map_err(later)?).await;
+        let _staged = tier.staging.take(plain_bytes.map_err(later)?).await;
         let vault = tier.vault.clone();
         let unsealed = blocking("restore", move || Ok(vault.unseal(id, &fingerprint))).await;
         match unsealed.map_err(later)? {

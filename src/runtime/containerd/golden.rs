@@ -1,18 +1,12 @@
 //! Golden images: in staging memory, in plain, one for each pool's generation; clones are restored from them.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
-
 use containerd_client::services::v1::CheckpointTaskRequest;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    ContainerdRuntime, blocking,
+    ContainerdRuntime,
     checkpoint::{CHECKPOINT, failed},
     proto::{CheckpointOptions, any},
+    staging::Golden,
 };
 use crate::{
     machine::{
@@ -20,36 +14,7 @@ use crate::{
         ids::{PoolName, SandboxId},
     },
     runtime::{CreateSpec, RuntimeError},
-    vault::Fingerprint,
 };
-
-/// One image.
-#[derive(Debug)]
-struct Golden {
-    generation: u64,
-    path: PathBuf,
-    fingerprint: Fingerprint,
-    /// Its part of the staging memory.
-    _staged: OwnedSemaphorePermit,
-}
-
-/// All of them.
-#[derive(Debug, Default)]
-pub(super) struct Goldens {
-    of: Mutex<BTreeMap<PoolName, Golden>>,
-}
-
-impl Goldens {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PoolName, Golden>> {
-        self.of.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn find(&self, pool: &PoolName, generation: u64) -> Option<(PathBuf, Fingerprint)> {
-        let all = self.lock();
-        let golden = all.get(pool).filter(|it| it.generation == generation)?;
-        Some((golden.path.clone(), golden.fingerprint.clone()))
-    }
-}
 
 impl ContainerdRuntime {
     /// See the trait.
@@ -67,11 +32,24 @@ impl ContainerdRuntime {
         let fingerprint = self.fingerprint(&container).await.map_err(failed)?;
         let rootfs = self.rootfs(id).await.map_err(failed)?;
         let about_bytes = self.about_bytes(id, &rootfs).await.map_err(failed)?;
+        // Whatever becomes of this one.
+        if let Some(older) = tier.staging.goldens.forget_older(pool, generation) {
+            older.go().await;
+        }
+        if !tier.staging.holds(about_bytes) {
+            let what = format!(
+                "its image takes about {} MiB, more than hibernation.staging_bytes",
+                about_bytes >> 20
+            );
+            return Err(CheckpointFailure::Failed(what));
+        }
         // Images in the making go before: these only save time.
         let staged = tier
-            .try_stage(about_bytes)
+            .staging
+            .try_take(about_bytes)
             .ok_or_else(|| CheckpointFailure::NoRoom("staging memory is taken".into()))?;
         let path = tier.golden_path(pool, generation);
+        let golden = Golden::new(generation, fingerprint, path.clone(), staged);
         // Its pages stay charged to this member's cgroup, as long as it lives: so does the higher bound.
         let bound = self.bound_of(id).await.map_err(failed)?;
         let with_image = bound.map(|bound| bound.saturating_add(about_bytes));
@@ -89,19 +67,10 @@ impl ContainerdRuntime {
             .call(CHECKPOINT, tasks.checkpoint(request))
             .await;
         if let Err(error) = made {
-            remove(path).await.map_err(failed)?;
+            golden.go().await;
             return Err(failed(error));
         }
-        let golden = Golden {
-            generation,
-            path,
-            fingerprint,
-            _staged: staged,
-        };
-        let before = tier.goldens.lock().insert(pool.clone(), golden);
-        if let Some(before) = before {
-            remove(before.path).await.map_err(failed)?;
-        }
+        tier.staging.goldens.keep(pool.clone(), golden);
         Ok(())
     }
 
@@ -112,8 +81,10 @@ impl ContainerdRuntime {
             detail,
         };
         let tier = self.tier.get();
-        let golden = tier.and_then(|tier| tier.goldens.find(&sandbox.pool, sandbox.generation));
-        let (path, then) = golden.ok_or_else(|| refused("there is no golden image".into()))?;
+        let goldens = tier.map(|tier| &tier.staging.goldens);
+        let golden = goldens.and_then(|all| all.make_use(&sandbox.pool, sandbox.generation));
+        let golden = golden.ok_or_else(|| refused("there is no golden image".into()))?;
+        let then = &golden.fingerprint;
         let image = self.images.of(sandbox).await?;
         if image.chain_id != then.chain {
             return Err(refused("the image's layers have changed".into()));
@@ -122,14 +93,6 @@ impl ContainerdRuntime {
         if runsc != then.runsc {
             return Err(refused(format!("runsc is {runsc} now")));
         }
-        self.make_from(sandbox, Some(&path)).await
+        self.make_from(sandbox, Some(golden.path())).await
     }
-}
-
-async fn remove(path: PathBuf) -> Result<(), RuntimeError> {
-    blocking("golden", move || match std::fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
-        _ => Ok(()),
-    })
-    .await
 }

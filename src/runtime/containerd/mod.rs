@@ -32,6 +32,7 @@ mod residency;
 mod room;
 mod shim;
 mod spec;
+mod staging;
 mod versions;
 mod watch;
 
@@ -55,8 +56,8 @@ use self::{
     watch::Watch,
 };
 use super::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, Reclaimed, Runtime, RuntimeConfig, RuntimeError,
-    RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
+    CreateSpec, Handler, ImageInfo, ImageProgress, Quieting, Reclaimed, Runtime, RuntimeConfig,
+    RuntimeError, RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
 };
 use crate::{
     cgroup::{CgroupError, CgroupTree, Usage},
@@ -256,9 +257,10 @@ impl Runtime for ContainerdRuntime {
     async fn checkpoint(
         &self,
         id: SandboxId,
+        quiet: Quieting<'_>,
         stop: &CancellationToken,
     ) -> Result<u64, CheckpointFailure> {
-        self.make_image(id, stop).await
+        self.make_image(id, quiet, stop).await
     }
 
     async fn shed(&self, id: SandboxId) -> Result<(), RuntimeError> {
@@ -289,6 +291,11 @@ impl Runtime for ContainerdRuntime {
         generation: u64,
     ) -> Result<(), CheckpointFailure> {
         self.make_golden(id, pool, generation).await
+    }
+
+    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool {
+        let tier = self.tier.get();
+        tier.is_some_and(|tier| tier.staging.goldens.has(pool, generation))
     }
 
     async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {

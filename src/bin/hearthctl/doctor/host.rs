@@ -25,7 +25,7 @@ pub async fn checks() -> Vec<Check> {
         checks.push(program(part).await);
     }
     checks.push(nft().await);
-    checks.push(swap());
+    checks.push(swap(&read("/proc/swaps")));
     checks
 }
 
@@ -319,9 +319,9 @@ async fn nft() -> Check {
     }
 }
 
-fn swap() -> Check {
-    let swaps = read("/proc/swaps");
-    match swap_kib(&swaps) {
+/// By /proc/swaps.
+pub fn swap(swaps: &str) -> Check {
+    match swap_kib(swaps) {
         0 => Check::warn(
             "swap",
             "none",
