@@ -30,7 +30,7 @@ check: setup ## Format, lints, licences
 test-v2: setup image ## Freeze, reclaim, limits, kill and claim tests on a kernel with cgroup v2 only, in QEMU
 	@hack/test-v2.sh
 
-test: setup image ## All tests, on real containerd and gVisor
+test: setup image ## All tests, on real containerd, gVisor and Kubernetes (HEARTH_TEST_CLUSTER=0 leaves that out)
 	@hack/test.sh
 
 cluster: ## A Kubernetes of one node to play with, until Ctrl-C (the first time builds it: ten minutes)
@@ -39,7 +39,7 @@ cluster: ## A Kubernetes of one node to play with, until Ctrl-C (the first time 
 cluster-demo: ## See hearth on such a cluster, on one screen
 	@hack/cluster-demo.sh
 
-cluster-test: ## hearth as a DaemonSet on such a cluster: life, upgrade, rights, uninstall
+cluster-test: ## hearth as a DaemonSet on such a cluster: life, upgrade, rights, uninstall (part of `make test`)
 	@hack/cluster-test.sh
 
 fuzz: setup ## Fuzz what guests and callers send, each target for FUZZ_SECONDS=60

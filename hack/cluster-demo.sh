@@ -68,6 +68,12 @@ hearthctl run "$claim" 'import platform; x = 41; platform.release()' | told
 say "the node's kernel: $(uname -r)"
 hearthctl bench python -n 3 2>&1 | told
 
+title "What the agent takes, beside the sandboxes"
+node sh -c 'grep VmRSS "/proc/$(pgrep -xo hearthd)/status"' | tr -s '\t ' ' ' | told
+node sh -c 'group=$(sed -n "s/^[0-9]*:memory:/memory/p; s/^0::/./p" "/proc/$(pgrep -xo hearthd)/cgroup" | head -n 1)
+  cat "/sys/fs/cgroup/$group/memory.usage_in_bytes" "/sys/fs/cgroup/$group/memory.current" 2>/dev/null' |
+  awk '{ printf "its cgroup, page cache included: %d kB\n", $1 / 1024 }' | told
+
 title "The agent's pod is deleted; the claim runs on"
 shown kubectl -n hearth delete pod -l app.kubernetes.io/name=hearth
 kubectl -n hearth rollout status daemonset/hearth --timeout=120s | tail -n 1 | told

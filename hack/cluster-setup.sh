@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What `make cluster` runs beyond hack/setup.sh: Kubernetes and CNI plugins from pinned Go modules, Debian's etcd and runc
-# unpacked, and a pause image. Ten minutes on 2 cores the first time, then seconds. `make demo` and `make test` need none of it.
+# unpacked, and a pause image. Ten minutes on 2 cores the first time, then seconds. `make demo` needs none of it.
+# Modules are checked by go.sum, Debian's packages by apt; what was downloaded before an error is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh

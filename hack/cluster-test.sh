@@ -2,6 +2,7 @@
 # hearth as a DaemonSet on a real kubelet: tests/cluster.rs on a cluster of hack/cluster.sh, which must leave nothing behind.
 # Two images are installed in turn: the second's hearth-init and hearth-runsc are other files, as those of an upgrade are.
 #   hack/cluster-test.sh [test name or flag of the test binary ...]
+#   HEARTH_CLUSTER_TEST_SECONDS=1800   how long the tests may take; a test that hangs fails with the cluster's logs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh
@@ -12,6 +13,8 @@ hack/oci-image.sh --profile debug --tag first --out target/image/first.tar --che
 hack/oci-image.sh --profile debug --tag second --out target/image/second.tar --stamp 'another build'
 doing "building the tests"
 run_logged cluster-test-build cargo test --locked --no-run --test cluster || die "the tests do not build"
+TESTS=$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$CACHE/logs/cluster-test-build.log" | tail -1)
+[ -x "$TESTS" ] || die "cargo named no test binary: $CACHE/logs/cluster-test-build.log"
 run_logged cluster-example-build cargo build --locked --example controller || die "examples/rust does not build"
 
 ROOT=/tmp/hearth-cluster-test-$$
@@ -31,6 +34,8 @@ cleanup() {
   if [ "$code" != 0 ] && [ -d "$ROOT" ]; then
     rm -rf "$CACHE/logs/cluster"
     cp -r "$ROOT/logs" "$CACHE/logs/cluster" && say "the cluster's logs: $CACHE/logs/cluster"
+    # Of pods: hearthd's own, also of those that are gone.
+    cp -r "$ROOT/disk/var/log/pods" "$CACHE/logs/cluster/pods" 2>/dev/null || :
   fi
   hack/cluster.sh down "$ROOT" || code=1
   rm -f "$before"
@@ -41,7 +46,8 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 hack/cluster.sh up "$ROOT"
-HEARTH_CLUSTER=$ROOT cargo test --locked --test cluster -- --nocapture "$@"
+# The binary itself: cargo that is stopped leaves it running.
+HEARTH_CLUSTER=$ROOT timeout --foreground --kill-after=10 "${HEARTH_CLUSTER_TEST_SECONDS:-1800}" "$TESTS" --nocapture "$@" || die "the cluster's tests failed, or took too long"
 hack/cluster.sh down "$ROOT"
 left=$(comm -13 <(sort "$before") <(traces | sort))
 ! pgrep -af -- "$ROOT" | grep -v "^$$ " || die "processes of the cluster are left"

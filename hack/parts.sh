@@ -1,6 +1,11 @@
 # How the outside parts are made that hearth is built, tested and tried with. Sourced by the scripts of hack/ that make some,
 # after hack/lib.sh, never run.
 
+# Nothing here waits for ever: a proxy or a mirror that hangs is an error after this, and what was downloaded is kept.
+BUILD_SECONDS=2400
+FETCH_SECONDS=900
+APT=(-o Acquire::Retries=3 -o Acquire::http::Timeout=60)
+
 # A Go that can build the pinned modules. Where there is none (or an old one), Debian's fetches the right one as a module.
 GO=go
 golang() {
@@ -14,12 +19,12 @@ golang() {
   if [ ! -x "$cached" ]; then
     if ! command -v go >/dev/null; then
       doing "Debian's Go, to fetch go $wanted with"
-      run_logged apt-golang env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends golang-go ||
+      run_logged apt-golang timeout --foreground "$FETCH_SECONDS" env DEBIAN_FRONTEND=noninteractive apt-get "${APT[@]}" install -y -q --no-install-recommends golang-go ||
         die "apt-get could not install golang-go; install Go $wanted by hand and run this again"
     fi
     doing "go $wanted (as the module golang.org/toolchain, checked by Go's checksum database)"
     local dir
-    dir=$(GOFLAGS=-mod=mod GOTOOLCHAIN=local go mod download -json "golang.org/toolchain@v0.0.1-go$wanted.linux-amd64" |
+    dir=$(GOFLAGS=-mod=mod GOTOOLCHAIN=local timeout --foreground "$FETCH_SECONDS" go mod download -json "golang.org/toolchain@v0.0.1-go$wanted.linux-amd64" |
       awk -F'"' '$2 == "Dir" { print $4 }') || die "go $wanted could not be downloaded"
     [ -d "$dir" ] || die "go $wanted could not be downloaded"
     local fresh=$CACHE/tools/.go-$wanted.$$
@@ -48,7 +53,7 @@ build() {
     if [ ! -x "$dir/$name" ]; then
       doing "$name $version, built from source (1 to 3 minutes on 2 cores, once)"
       mkdir -p "$dir"
-      run_logged "build-$name" env -C "hack/tools/$module" CGO_ENABLED=0 GOFLAGS=-mod=readonly GOTOOLCHAIN=local \
+      run_logged "build-$name" timeout --foreground "$BUILD_SECONDS" env -C "hack/tools/$module" CGO_ENABLED=0 GOFLAGS=-mod=readonly GOTOOLCHAIN=local \
         "$GO" build -trimpath -tags "$tags" -ldflags "-s -w $ldflags" -o "$dir/.$name.fresh" "$package" ||
         die "$name could not be built. Is the Go module proxy reachable ('go env GOPROXY')? Run this again: what was downloaded is kept"
       mv "$dir/.$name.fresh" "$dir/$name"
@@ -73,8 +78,9 @@ unpack() {
   rm -rf "$fresh"
   mkdir -p "$fresh/unpacked"
   # The lists may be too old for the mirror.
-  run_logged "$name" env -C "$fresh" apt-get download -q "$package" ||
-    { run_logged apt-update apt-get update -q && run_logged "$name" env -C "$fresh" apt-get download -q "$package"; } ||
+  local fetch=(run_logged "$name" timeout --foreground "$FETCH_SECONDS" env -C "$fresh" apt-get "${APT[@]}" download -q "$package")
+  "${fetch[@]}" ||
+    { run_logged apt-update timeout --foreground "$FETCH_SECONDS" apt-get "${APT[@]}" update -q && "${fetch[@]}"; } ||
     die "$package could not be downloaded"
   version=$(dpkg-deb -f "$fresh"/*.deb Version)
   dpkg -x "$fresh"/*.deb "$fresh/unpacked"

@@ -29,9 +29,9 @@ packages() {
   fi
   command -v apt-get >/dev/null || die "apt-get is missing: install by hand: ${missing[*]}"
   doing "Debian packages: ${missing[*]}"
-  run_logged apt-update apt-get update -q ||
+  run_logged apt-update timeout --foreground "$FETCH_SECONDS" apt-get "${APT[@]}" update -q ||
     say "apt-get update failed (see its log above); trying with the lists there are"
-  run_logged apt-install env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" ||
+  run_logged apt-install timeout --foreground "$FETCH_SECONDS" env DEBIAN_FRONTEND=noninteractive apt-get "${APT[@]}" install -y -q --no-install-recommends "${missing[@]}" ||
     die "apt-get could not install: ${missing[*]}"
 }
 

@@ -292,8 +292,8 @@ async fn start(
     let (driver, handle) = driver::build(parts, registry)?;
     let (stop_serving, stop_driver) = (CancellationToken::new(), CancellationToken::new());
     let driver = tokio::spawn(driver.run_until_stopped(stop_driver.clone()));
+    kubernetes.serve(&handle).await;
     ports.serve(&handle, registry, &stop_serving);
-    kubernetes.serve(&handle);
     kubernetes.serve_pools(config, &handle, registry)?;
     let dir = config.runtime.install_dir.clone();
     if !dir.as_os_str().is_empty() {

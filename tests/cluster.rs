@@ -15,6 +15,8 @@ use certificates::{Authority, Issued, Wanted};
 #[path = "cluster/pools.rs"]
 mod pools;
 
+#[path = "cluster/drained.rs"]
+mod drained;
 // What hearthd and the API server tell each other.
 #[path = "cluster/node.rs"]
 mod node;
@@ -133,11 +135,15 @@ impl Cluster {
         format!("/proc/{}/root", pid.trim())
     }
 
-    fn try_hearthctl(&self, args: &[&str]) -> Output {
+    fn command_of_hearthctl(&self) -> Command {
         let socket = format!("{}/run/hearth/hearth.sock", self.node());
         let mut command = Command::new(env!("CARGO_BIN_EXE_hearthctl"));
-        command.arg("--socket").arg(socket).args(args);
-        command.stdin(Stdio::null()).output().unwrap()
+        command.arg("--socket").arg(socket).stdin(Stdio::null());
+        command
+    }
+
+    fn try_hearthctl(&self, args: &[&str]) -> Output {
+        self.command_of_hearthctl().args(args).output().unwrap()
     }
 
     fn hearthctl(&self, args: &[&str]) -> String {
@@ -265,6 +271,34 @@ impl Cluster {
         found[0]
     }
 
+    /// Prints what hearthd's pod takes: the process's resident memory, and its container's cgroup with the page cache.
+    fn tell_memory(&self, when: &str) {
+        let pid = self.hearthd();
+        let read = |path: String| std::fs::read_to_string(path).unwrap();
+        let status = read(format!("/proc/{pid}/status"));
+        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let rss = rss.unwrap().trim();
+        let groups = read(format!("/proc/{pid}/cgroup"));
+        let of = |controller: &str| {
+            groups.lines().find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                let (controllers, path) = rest.split_once(':')?;
+                let ours = controllers.split(',').any(|it| it == controller);
+                ours.then(|| path.to_owned())
+            })
+        };
+        let usage = match (of("memory"), of("")) {
+            (Some(path), _) => format!("/sys/fs/cgroup/memory{path}/memory.usage_in_bytes"),
+            (None, Some(path)) => format!("/sys/fs/cgroup{path}/memory.current"),
+            (None, None) => panic!("{groups}"),
+        };
+        let usage: u64 = read(usage).trim().parse().unwrap();
+        println!(
+            "  hearthd {when}: {rss} resident, its cgroup {} kB",
+            usage / 1024
+        );
+    }
+
     fn versions(&self) -> Vec<String> {
         let mut names: Vec<_> = std::fs::read_dir(format!("{}/opt/hearth", self.node()))
             .unwrap()
@@ -346,6 +380,70 @@ impl Held {
     }
 }
 
+/// A long execution in a claim whose output somebody follows, over whatever happens to hearthd meanwhile.
+struct Followed {
+    claim: String,
+    follower: std::process::Child,
+}
+
+impl Followed {
+    const STOP: &str = "/tmp/stop";
+
+    fn begin(cluster: &Cluster, claim: &str) -> Self {
+        let stop = Self::STOP;
+        let script = format!(
+            "i=0; until [ -e {stop} ]; do echo line $i; i=$((i+1)); sleep 0.02; done; echo end $i; exit 7"
+        );
+        let out = std::fs::File::create(cluster.root.join("followed")).unwrap();
+        let mut command = cluster.command_of_hearthctl();
+        command.args(["exec", "--keep", "10m", claim, "--", "sh", "-c", &script]);
+        let follower = command.stdout(out).spawn().unwrap();
+        Self {
+            claim: claim.to_owned(),
+            follower,
+        }
+    }
+
+    fn text(cluster: &Cluster) -> String {
+        std::fs::read_to_string(cluster.root.join("followed")).unwrap()
+    }
+
+    /// More of it comes.
+    fn flows(&mut self, cluster: &Cluster) {
+        let before = Self::text(cluster).len();
+        eventually("the output goes on", || {
+            let ended = self.follower.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", Self::text(cluster));
+            Self::text(cluster).len() > before + 100
+        });
+    }
+
+    /// It is ended: every line came, once, in order, and so did its code.
+    fn end(mut self, cluster: &Cluster) {
+        cluster.hearthctl(&["exec", &self.claim, "--", "touch", Self::STOP]);
+        eventually("the follower ends", || {
+            self.follower.try_wait().unwrap().is_some()
+        });
+        assert_eq!(self.follower.wait().unwrap().code(), Some(7));
+        let text = Self::text(cluster);
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines.len() - 1;
+        for (i, line) in lines[..last].iter().enumerate() {
+            assert_eq!(*line, format!("line {i}"));
+        }
+        assert_eq!(lines[last], format!("end {last}"));
+        println!("  {last} lines were followed");
+    }
+}
+
+impl Drop for Followed {
+    /// After a failed test: it would wait for a cluster that is gone.
+    fn drop(&mut self) {
+        let _ = self.follower.kill();
+        let _ = self.follower.wait();
+    }
+}
+
 /// In the order in which an operator meets it: each part needs the one before.
 #[test]
 fn a_daemonset_lives_on_a_real_kubelet() {
@@ -375,6 +473,7 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     cluster.pool(2);
     let held = Held::claim(&cluster, 41);
     held.is_untouched(&cluster, 41);
+    cluster.tell_memory("with a pool of 2 and a claim");
     // hearthctl of the image itself, which has no shell.
     let inside = [
         "exec",
@@ -398,11 +497,15 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     ];
     assert!(!cluster.try_tool("kubectl", &shell).status.success());
 
+    let mut followed = Followed::begin(&cluster, &held.claim);
+    followed.flows(&cluster);
+
     step("its pod is deleted");
     let name = cluster.pod_name();
     cluster.kubectl(&["delete", "pod", &name]);
     assert_ne!(cluster.pod_name(), name);
     held.is_untouched(&cluster, 41);
+    followed.flows(&cluster);
 
     step("hearthd is killed: the kubelet starts it again in the same pod");
     let killed = nix::unistd::Pid::from_raw(cluster.hearthd());
@@ -412,6 +515,7 @@ fn a_daemonset_lives_on_a_real_kubelet() {
         pod["status"]["containerStatuses"][0]["restartCount"] == 1
     });
     held.is_untouched(&cluster, 41);
+    followed.flows(&cluster);
 
     for part in ["containerd", "kubelet"] {
         step(&format!("{part} is killed and comes back"));
@@ -439,6 +543,10 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     let new = cluster.current();
     assert_ne!(new, old);
     assert_eq!(cluster.versions().len(), 2, "the old one is in use");
+
+    step("who followed an execution meanwhile has every byte of it, once");
+    followed.flows(&cluster);
+    followed.end(&cluster);
     let later = Held::claim(&cluster, 7);
 
     step("claimed over mutual TLS from another pod");
@@ -460,6 +568,7 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     writes_are_pinned(&cluster);
     held.is_untouched(&cluster, 41);
     later.is_untouched(&cluster, 7);
+    cluster.tell_memory("with the cluster's API and mutual TLS");
 
     step("sandboxes have a network");
     let networked = [&second[..], &["network.enabled=true"]].concat();

@@ -69,7 +69,10 @@ impl Answering {
             eof: false,
         };
         for body in [
-            Body::Started(v1::Started { pid: 1 }),
+            Body::Started(v1::Started {
+                pid: 1,
+                ..Default::default()
+            }),
             Body::Output(output),
             Body::Exited(v1::Exited::default()),
         ] {

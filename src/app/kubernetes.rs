@@ -34,14 +34,16 @@ impl Kubernetes {
         }
     }
 
-    /// The driver is there: from now on the node tells what it does, and hears what the cluster wants.
-    pub(super) fn serve(&mut self, handle: &Handle) {
+    /// The driver is there: from now on the node tells what it does, and hears what the cluster wants. Where no cluster is
+    /// asked, none will take back what one has said before.
+    pub(super) async fn serve(&mut self, handle: &Handle) {
         #[cfg(feature = "kube")]
         if let Some(running) = &mut self.running {
             running.serve(handle);
+            return;
         }
-        #[cfg(not(feature = "kube"))]
-        let _ = handle;
+        handle.cordon(false).await;
+        handle.cluster_drain(None).await;
     }
 
     /// Begins to keep the pools that the cluster declares, and to ask it about templates.

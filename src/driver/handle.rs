@@ -13,6 +13,7 @@ use crate::machine::classes::Classes;
 use crate::machine::event::{Call, Event, Notice};
 use crate::machine::ids::{Now, SandboxId};
 use crate::machine::refusal::Refusal;
+use crate::machine::spec::DrainRequest;
 use crate::machine::view::{Answer, ClaimView, Phase};
 use crate::net::NetReport;
 use crate::runtime::{Handler, ImageInfo, ImageProgress, Runtime, RuntimeError, Versions};
@@ -210,6 +211,11 @@ impl Handle {
     /// The cluster has cordoned the node, or undone that. Called by `kube`.
     pub async fn cordon(&self, cordoned: bool) {
         let _ended = self.door.events.send(Event::Cordon { cordoned }).await;
+    }
+
+    /// What drain the cluster asks for now; `None`: none. Called by `kube`.
+    pub async fn cluster_drain(&self, asked: Option<DrainRequest>) {
+        let _ended = self.door.events.send(Event::ClusterDrain { asked }).await;
     }
 
     /// RuntimeClasses and the node's labels, as the cluster has them now. Called by `kube`.

@@ -272,8 +272,9 @@ impl Metrics {
         self.channels.set(count(workers.guests.count()));
     }
 
-    /// The drain as it stands.
-    pub(super) fn drain(&self, drain: Option<&DrainView>) {
+    /// The drain as it stands, and the cordon.
+    pub(super) fn closed(&self, drain: Option<&DrainView>, cordoned: bool) {
+        self.cordoned.set(i64::from(cordoned));
         self.draining.set(i64::from(drain.is_some()));
         self.drain_claims
             .set(drain.map_or(0, |it| i64::from(it.claims) + i64::from(it.to_disk)));
@@ -387,9 +388,9 @@ impl Metrics {
             }
             Notice::ColdStarted(..) => self.cold_starts.inc(),
             Notice::MemoryShort { .. } => self.memory_short.inc(),
-            Notice::Cordoned(cordoned) => self.cordoned.set(i64::from(*cordoned)),
             // Counted where they happen.
             Notice::FreezeFailed { .. }
+            | Notice::Cordoned(_)
             | Notice::ThawFailed { .. }
             | Notice::SinkFailed { .. }
             | Notice::RestoreFailed { .. } => {}

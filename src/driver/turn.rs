@@ -229,7 +229,8 @@ impl Driver {
         }
         self.run_effects(step, effects);
         self.show_phase();
-        self.metrics.drain(self.node.drain_view().as_ref());
+        let drain = self.node.drain_view();
+        self.metrics.closed(drain.as_ref(), self.node.is_cordoned());
         self.metrics
             .batch(count, self.door.waiting(), &self.workers);
     }

@@ -86,6 +86,8 @@ pub enum StreamItem {
     Started {
         /// Pid inside.
         pid: u32,
+        /// Attached to: bytes of stdout and of stderr that can't be told again.
+        missed: [u64; 2],
     },
     /// ReadFile: what it is.
     FileInfo {
@@ -164,7 +166,7 @@ pub enum StreamInput {
 }
 
 /// An open stream of a guest. Reading slowly holds the guest back (credit); dropping `output` cancels the call in the
-/// guest (an exec is killed unless detached).
+/// guest (an exec is killed unless detached or kept).
 #[derive(Debug)]
 pub struct GuestStream {
     /// Into the guest; `send` waits for credit. Bounded. Closed at once where a call takes no input. Dropping it ends the
@@ -194,6 +196,8 @@ pub trait Guest: Send + Sync + 'static {
     async fn witness(&self, deadline: Duration) -> Result<String, GuestError>;
     /// Starts a process.
     async fn exec(&self, exec: v1::Exec) -> Result<GuestStream, GuestError>;
+    /// Takes up one that is kept.
+    async fn attach(&self, attach: v1::Attach) -> Result<GuestStream, GuestError>;
     /// Reads a file.
     async fn read_file(&self, request: v1::ReadFile) -> Result<GuestStream, GuestError>;
     /// Writes a file.

@@ -4,7 +4,7 @@
 
 use super::{BATCHES_IN_FLIGHT, Batch, Journal, JournalEvent};
 use crate::machine::ids::{ClaimId, Now, SandboxId, Ticket};
-use crate::machine::record::{ClaimRecord, DrainRecord, Op, Records, SandboxRecord};
+use crate::machine::record::{ClaimRecord, Drains, Op, Records, SandboxRecord};
 use crate::machine::spec::{Fence, PoolSet};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -56,7 +56,8 @@ pub struct MemoryRecords {
     tombstones: BTreeMap<ClaimId, Now>,
     pools: PoolSet,
     fence: Option<Fence>,
-    drain: Option<DrainRecord>,
+    drains: Drains,
+    cordoned: bool,
     next_sequence: u64,
 }
 
@@ -72,8 +73,9 @@ impl MemoryRecords {
             Op::DeleteTombstone(id) => drop(self.tombstones.remove(&id)),
             Op::PutPools(set) => self.pools = set,
             Op::PutFence(fence) => self.fence = Some(fence),
-            Op::PutDrain(drain) => self.drain = Some(drain),
-            Op::DeleteDrain => self.drain = None,
+            Op::PutDrain(asker, drain) => self.drains.put(asker, Some(drain)),
+            Op::DeleteDrain(asker) => self.drains.put(asker, None),
+            Op::PutCordon(cordoned) => self.cordoned = cordoned,
             Op::PutSequence(next) => self.next_sequence = next,
         }
     }
@@ -92,7 +94,8 @@ impl MemoryRecords {
             tombstones: self.tombstones.iter().map(|(id, at)| (*id, *at)).collect(),
             pools: self.pools.clone(),
             fence: self.fence.clone(),
-            drain: self.drain,
+            drains: self.drains,
+            cordoned: self.cordoned,
             next_sequence: self.next_sequence,
         }
     }

@@ -57,8 +57,8 @@ fn name(stage: Stage, op: &Op) -> &'static str {
         Op::PutTombstone(..) | Op::DeleteTombstone(_) => both!(stage, "release"),
         Op::PutPools(_) => both!(stage, "pools"),
         Op::PutFence(_) => both!(stage, "fence"),
-        Op::PutDrain(_) => both!(stage, "drain"),
-        Op::DeleteDrain => both!(stage, "undrain"),
+        Op::PutDrain(..) | Op::PutCordon(_) => both!(stage, "drain"),
+        Op::DeleteDrain(_) => both!(stage, "undrain"),
         Op::PutSequence(_) => both!(stage, "sequence"),
     }
 }

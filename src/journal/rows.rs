@@ -2,7 +2,7 @@
 
 use super::codec::{self, CodecError};
 use super::store::{StoreError, redb_error};
-use crate::machine::record::{ClaimRecord, Op, Records, SandboxRecord};
+use crate::machine::record::{Asker, ClaimRecord, Drains, Op, Records, SandboxRecord};
 use redb::{Key, ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -47,10 +47,19 @@ impl<'t> Rows<'t> {
             Op::DeleteTombstone(id) => delete(&mut self.tombstones, &claim_key(*id)),
             Op::PutPools(set) => put(&mut self.pools, "set", set),
             Op::PutFence(fence) => put(&mut self.meta, "fence", fence),
-            Op::PutDrain(drain) => put(&mut self.meta, "drain", drain),
-            Op::DeleteDrain => delete(&mut self.meta, "drain"),
+            Op::PutDrain(asker, drain) => put(&mut self.meta, drain_key(*asker), drain),
+            Op::DeleteDrain(asker) => delete(&mut self.meta, drain_key(*asker)),
+            Op::PutCordon(true) => put(&mut self.meta, "cordon", &true),
+            Op::PutCordon(false) => delete(&mut self.meta, "cordon"),
             Op::PutSequence(next) => put(&mut self.meta, "sequence", next),
         }
+    }
+}
+
+fn drain_key(asker: Asker) -> &'static str {
+    match asker {
+        Asker::Api => "drain",
+        Asker::Cluster => "drain of the cluster",
     }
 }
 
@@ -133,7 +142,11 @@ pub(super) fn read_records(txn: &ReadTransaction) -> Result<Records, StoreError>
         tombstones,
         pools: get(&pools, "pools", "set")?.unwrap_or_default(),
         fence: get(&meta, META_NAME, "fence")?,
-        drain: get(&meta, META_NAME, "drain")?,
+        drains: Drains {
+            api: get(&meta, META_NAME, drain_key(Asker::Api))?,
+            cluster: get(&meta, META_NAME, drain_key(Asker::Cluster))?,
+        },
+        cordoned: get(&meta, META_NAME, "cordon")?.unwrap_or_default(),
         next_sequence: get(&meta, META_NAME, "sequence")?.unwrap_or_default(),
     })
 }

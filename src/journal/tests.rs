@@ -17,7 +17,7 @@ use crate::machine::ids::{ClaimId, NodeTag, PoolName, SandboxId};
 use crate::machine::network::{
     Cidr, NetworkMode, NetworkPolicy, PortRange, Protocol, Rule, Target,
 };
-use crate::machine::record::{ClaimRecord, DrainRecord, Owner, Residency, SandboxRecord};
+use crate::machine::record::{Asker, ClaimRecord, DrainRecord, Owner, Residency, SandboxRecord};
 use crate::machine::spec::{
     ContentDigest, DrainMode, DrainRequest, Fence, Holder, PoolSet, PoolSpec, Readiness, Resources,
     Template, UpdateStrategy,
@@ -204,8 +204,8 @@ fn every_op() -> Vec<Op> {
         Op::PutSequence(64),
         Op::PutPools(pools(3)),
         Op::PutFence(fence(12)),
-        Op::DeleteDrain,
-        Op::PutDrain(drain(30)),
+        Op::DeleteDrain(Asker::Api),
+        Op::PutDrain(Asker::Api, drain(30)),
         Op::PutSandbox(sandbox(1, Owner::Pool)),
         Op::PutSandbox(sandbox(2, Owner::Claimed(claim_id(5)))),
         Op::PutSandbox(sandbox(3, Owner::Releasing)),
@@ -227,12 +227,19 @@ fn every_op() -> Vec<Op> {
     ]
 }
 
+fn asker(random: &mut Random) -> Asker {
+    match random.below(2) {
+        0 => Asker::Api,
+        _ => Asker::Cluster,
+    }
+}
+
 /// A few operations on a small set of ids, so that later ones meet earlier ones.
 fn random_ops(random: &mut Random) -> Vec<Op> {
     let many = 1 + random.below(12);
     let one = |random: &mut Random| {
         let id = random.below(300);
-        match random.below(12) {
+        match random.below(16) {
             0..=2 => Op::PutSandbox(sandbox(id, Owner::Pool)),
             3 => Op::PutSandbox(sandbox(id, Owner::Claimed(claim_id(id)))),
             4 => Op::DeleteSandbox(sandbox_id(id)),
@@ -241,8 +248,9 @@ fn random_ops(random: &mut Random) -> Vec<Op> {
             8 => Op::PutTombstone(claim_id(id), Now(random.next())),
             9 => Op::DeleteTombstone(claim_id(id)),
             10 => Op::PutSequence(random.next()),
-            11 => Op::PutDrain(drain(id)),
-            12 => Op::DeleteDrain,
+            11 => Op::PutDrain(asker(random), drain(id)),
+            12 => Op::DeleteDrain(asker(random)),
+            13 => Op::PutCordon(random.below(2) == 0),
             _ if id < 20 => Op::PutPools(pools(id)),
             _ => Op::PutFence(fence(random.next())),
         }

@@ -1,7 +1,7 @@
 //! What hearthd asks and tells the Kubernetes API, where the configuration says so.
 //!
 //! ```text
-//! client (deadlines) ─▶ follow (watch, kept while the server is away) ─▶ node, runtimeclass ─▶ driver::Handle
+//! client (deadlines) ─▶ follow (watch, kept while the server is away) ─▶ node, drain, runtimeclass ─▶ driver::Handle
 //! driver::Handle (phase, pools, notices) ─▶ node (label, taint), events
 //! warmpool (objects ─▶ pools ─▶ status) ◀─▶ driver::Handle ◀─▶ admission (template ─▶ dry run ─▶ verdict)
 //! ```
@@ -15,6 +15,7 @@
 pub mod admission;
 mod backoff;
 mod client;
+mod drain;
 mod events;
 mod follow;
 mod ledger;
@@ -114,6 +115,8 @@ impl Running {
         let classes = follow(&self.kube, classes, self.stop.clone());
         let (kube, nodes) = (self.kube.clone(), self.nodes.clone());
         self.spawn(node::heed(nodes.clone(), handle.clone()));
+        self.spawn(drain::heed(nodes.clone(), handle.clone(), self.reporter()));
+        self.spawn(drain::tell(kube.clone(), nodes.clone(), handle.clone()));
         self.spawn(node::keep(kube.clone(), nodes.clone(), handle.clone()));
         self.spawn(runtimeclass::tell(classes, nodes.clone(), handle.clone()));
         self.spawn(events::listen(handle.notices(), self.reporter()));

@@ -47,12 +47,13 @@ fn is_cordoned(node: &Node) -> bool {
 
 /// Heeds the cordon. Ends with the watch. A node object that is away says nothing: what was known stays.
 pub async fn heed(mut followed: Followed<Node>, handle: Handle) {
-    let mut told = false;
+    // The first look is always told: what the journal remembers may be long past.
+    let mut told = None;
     loop {
         if let Some(node) = own(&followed) {
             let cordoned = is_cordoned(&node);
-            if cordoned != told {
-                told = cordoned;
+            if told != Some(cordoned) {
+                told = Some(cordoned);
                 handle.cordon(cordoned).await;
             }
         }
@@ -74,7 +75,11 @@ pub async fn label(kube: &Kube, serves: bool) -> Result<(), CallError> {
     .await
 }
 
-async fn write(kube: &Kube, change: &Value) -> Result<(), CallError> {
+/// A merge patch of the own node.
+///
+/// # Errors
+/// See [`CallError`].
+pub(super) async fn write(kube: &Kube, change: &Value) -> Result<(), CallError> {
     let api = kube.nodes();
     let params = PatchParams::default();
     let patch = Patch::Merge(change);

@@ -103,6 +103,8 @@ impl Pool {
 impl Node {
     /// RuntimeClasses or the node's labels have changed: pools become unservable, or servable again.
     pub(super) fn classes_told(&mut self, classes: Arc<Classes>, out: &mut Out<'_>) {
+        // A WarmPool whose class was missing has no pool here that could be judged anew: who keeps them looks again.
+        self.pools_changed |= self.classes.as_deref() != Some(&*classes);
         self.classes = Some(classes);
         for name in self.pools.keys().cloned().collect::<Vec<_>>() {
             self.judge_class(&name, out);

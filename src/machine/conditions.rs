@@ -17,20 +17,20 @@ pub(super) struct Conditions {
     pub(super) shutting_down: bool,
     /// The node is drained: no new claims, no creations.
     pub(super) draining: bool,
-    /// The cluster has cordoned the node: no new claims, no refill. Not durable: it is told anew after a start.
+    /// The cluster has cordoned the node: no new claims, no refill.
     pub(super) cordoned: bool,
 }
 
 impl Conditions {
-    /// As at the start of hearthd.
-    pub(super) fn at_start() -> Self {
+    /// As at the start of hearthd. A cordon holds from the start as the cluster told it last: it may be away now.
+    pub(super) fn at_start(cordoned: bool) -> Self {
         Self {
             recovering: true,
             runtime_available: false,
             reserve_reached: false,
             shutting_down: false,
             draining: false,
-            cordoned: false,
+            cordoned,
         }
     }
 

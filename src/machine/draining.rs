@@ -9,6 +9,8 @@
 //! From its beginning no new claim is taken, who waits without a sandbox is refused, nothing is made, and unclaimed members
 //! are destroyed. What was taken before is served to its end: retries join, renewals and releases go on. The record is
 //! durable before anybody is told, so a restart goes on with it: the deadline counts from the beginning of the drain.
+//!
+//! A drain is asked for by Node.Drain, and by the cluster ([`Drains`](super::record::Drains)). Each takes back its own only.
 
 use super::claims::{Claim, Stage};
 use super::event::{FreezeCause, Notice, Sample};
@@ -16,7 +18,7 @@ use super::ids::{ClaimId, Now, RequestId, SandboxId};
 use super::limits::{DRAIN_RETRY_MS, NODE_PARALLEL_FREEZES};
 use super::node::Node;
 use super::out::Out;
-use super::record::{DrainRecord, Op, Owner};
+use super::record::{Asker, DrainRecord, Op, Owner};
 use super::refusal::Refusal;
 use super::sandboxes::{Operation, Residency, Sandbox};
 use super::spec::{DrainMode, DrainRequest};
@@ -38,13 +40,8 @@ pub(super) struct Drain {
 }
 
 impl Drain {
-    fn deadline(&self) -> Option<Now> {
-        let ms = self.record.asked.deadline_ms?;
-        Some(self.record.since.plus(ms))
-    }
-
     fn is_overdue(&self, now: Now) -> bool {
-        self.deadline().is_some_and(|at| at <= now)
+        self.record.deadline().is_some_and(|at| at <= now)
     }
 
     pub(super) fn hibernates(&self) -> bool {
@@ -53,8 +50,8 @@ impl Drain {
 }
 
 impl Node {
-    /// Node.Drain. The same again joins the drain under way, whose deadline stays; anything else replaces it. Served during
-    /// recovery too: what it decides is durable, destructions wait.
+    /// Node.Drain. The same again joins what it has asked for, whose deadline stays; anything else replaces that. Served
+    /// during recovery too: what it decides is durable, destructions wait.
     pub(super) fn begin_drain(
         &mut self,
         request: RequestId,
@@ -64,38 +61,60 @@ impl Node {
         if let Err(refusal) = self.conditions.staying() {
             return out.refuse(request, refusal);
         }
-        let under_way = self.drain.as_ref().map(|drain| drain.record.asked);
-        if under_way == Some(asked) {
+        if self.drains.api.map(|it| it.asked) == Some(asked) {
             self.stow_anew();
         } else {
-            let since = out.now();
-            let record = DrainRecord { asked, since };
-            out.persist(Op::PutDrain(record));
-            self.forget_drain();
-            self.resume_drain(Some(record));
-            self.refuse_waiting(out);
-            for pool in self.pools.keys().cloned().collect::<Vec<_>>() {
-                for member in self.unclaimed(&pool) {
-                    self.doom(member, out);
-                }
-            }
-            self.pools_changed = true;
-            out.notice(Notice::DrainBegun { asked });
+            self.want_drain(Asker::Api, Some(asked), out);
         }
         self.get_drain(request, out);
     }
 
-    /// Node.Undrain. What sleeps goes on sleeping until it is used; pools fill again.
+    /// Node.Undrain. What sleeps goes on sleeping until it is used; pools fill again. What the cluster asks for stays.
     pub(super) fn undrain(&mut self, request: RequestId, out: &mut Out<'_>) {
         if let Err(refusal) = self.conditions.staying() {
             return out.refuse(request, refusal);
         }
-        if self.forget_drain() {
-            out.persist(Op::DeleteDrain);
-            self.pools_changed = true;
-            out.notice(Notice::DrainEnded);
-        }
+        self.want_drain(Asker::Api, None, out);
         self.get_drain(request, out);
+    }
+
+    /// What the cluster asks for now. It tells again after a start, and is told nothing: so nothing is lost by a hearthd that
+    /// goes away.
+    pub(super) fn cluster_drain(&mut self, asked: Option<DrainRequest>, out: &mut Out<'_>) {
+        if self.conditions.staying().is_ok() {
+            self.want_drain(Asker::Cluster, asked, out);
+        }
+    }
+
+    fn want_drain(&mut self, asker: Asker, asked: Option<DrainRequest>, out: &mut Out<'_>) {
+        if self.drains.of(asker).map(|it| it.asked) == asked {
+            return;
+        }
+        let since = out.now();
+        let record = asked.map(|asked| DrainRecord { asked, since });
+        out.persist(match record {
+            Some(record) => Op::PutDrain(asker, record),
+            None => Op::DeleteDrain(asker),
+        });
+        let before = self.drains.in_force();
+        self.drains.put(asker, record);
+        let now = self.drains.in_force();
+        self.pools_changed = true;
+        if before == now {
+            return;
+        }
+        self.forget_drain();
+        self.resume_drain();
+        let Some(DrainRecord { asked, .. }) = now else {
+            return out.notice(Notice::DrainEnded);
+        };
+        self.refuse_waiting(out);
+        for pool in self.pools.keys().cloned().collect::<Vec<_>>() {
+            for member in self.unclaimed(&pool) {
+                self.doom(member, out);
+            }
+        }
+        out.notice(Notice::DrainBegun { asked });
     }
 
     /// How far it is.
@@ -104,9 +123,9 @@ impl Node {
         out.answer(request, answer, out.ticket());
     }
 
-    /// As the journal has it: also after a restart. A deadline that has passed meanwhile is due at once.
-    pub(super) fn resume_drain(&mut self, record: Option<DrainRecord>) {
-        let Some(record) = record else {
+    /// Begins, or after a restart goes on with, what is in force. A deadline that has passed meanwhile is due at once.
+    pub(super) fn resume_drain(&mut self) {
+        let Some(record) = self.drains.in_force() else {
             return;
         };
         let mut drain = Drain {
@@ -115,7 +134,7 @@ impl Node {
             quiet: BTreeSet::new(),
             stowing: Stowing::default(),
         };
-        drain.timer = drain.deadline();
+        drain.timer = record.deadline();
         if let Some(at) = drain.timer {
             self.timers.set(at, Timer::Drain);
         }
@@ -123,11 +142,10 @@ impl Node {
         self.conditions.draining = true;
     }
 
-    /// Whether there was one.
-    fn forget_drain(&mut self) -> bool {
+    fn forget_drain(&mut self) {
         self.conditions.draining = false;
         let Some(drain) = self.drain.take() else {
-            return false;
+            return;
         };
         if let Some(at) = drain.timer {
             self.timers.clear(at, Timer::Drain);
@@ -135,7 +153,6 @@ impl Node {
         if let Some(at) = drain.stowing.next_at {
             self.timers.clear(at, Timer::DrainSink);
         }
-        true
     }
 
     /// Its deadline has passed. Mode Hibernate goes on in [`Node::drain_on`], mode Wait goes on waiting.
@@ -265,7 +282,8 @@ impl Node {
                 (_, false) => DrainState::Draining,
             },
             since: drain.record.since,
-            deadline: drain.deadline(),
+            deadline: drain.record.deadline(),
+            by_cluster: self.drains.cluster.is_some(),
             claims: shown(claims),
             hibernated: shown(hibernated),
             on_disk: shown(on_disk),

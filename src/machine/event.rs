@@ -105,10 +105,15 @@ pub enum Event {
         /// Reached.
         reserve_reached: bool,
     },
-    /// The cluster has cordoned the node, or undone that. Until it is told the node counts as not cordoned.
+    /// The cluster has cordoned the node, or undone that. Until it is told after a start, what it told last holds.
     Cordon {
         /// Cordoned.
         cordoned: bool,
+    },
+    /// What the cluster asks for now; the same again changes nothing.
+    ClusterDrain {
+        /// `None`: no drain.
+        asked: Option<DrainRequest>,
     },
     /// RuntimeClasses and the node's labels, as the cluster has them now.
     Classes(Arc<Classes>),

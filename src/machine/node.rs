@@ -22,6 +22,7 @@ use super::listing::Listing;
 use super::out::Out;
 use super::pools::Pool;
 use super::reaper::Reaper;
+use super::record::Drains;
 use super::residing::Residing;
 use super::sampling::Sampling;
 use super::sandboxes::Sandboxes;
@@ -102,6 +103,8 @@ pub struct Node {
     pub(super) sinking: Sinking,
     /// The drain under way.
     pub(super) drain: Option<Drain>,
+    /// Who asks for what of it.
+    pub(super) drains: Drains,
     /// As the cluster has told since the start.
     pub(super) classes: Option<Arc<Classes>>,
     pub(super) timers: Timers,
@@ -142,6 +145,7 @@ impl Node {
                 self.refuse_waiting(out);
             }
             Event::Cordon { cordoned } => self.cordoned(cordoned, out),
+            Event::ClusterDrain { asked } => self.cluster_drain(asked, out),
             Event::Classes(classes) => self.classes_told(classes, out),
             Event::ShuttingDown => {
                 self.conditions.shutting_down = true;
@@ -170,6 +174,12 @@ impl Node {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.conditions.phase()
+    }
+
+    /// The cluster has cordoned the node. For the driver's gauges.
+    #[must_use]
+    pub fn is_cordoned(&self) -> bool {
+        self.conditions.cordoned
     }
 
     fn serve(&mut self, request: RequestId, call: Call, out: &mut Out<'_>) {

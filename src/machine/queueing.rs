@@ -9,6 +9,7 @@ use super::node::Node;
 use super::out::Out;
 use super::pools::{Pool, count};
 use super::queue;
+use super::record::Op;
 use super::refusal::Refusal;
 use super::spec::OnEmpty;
 use super::timers::Timer;
@@ -169,6 +170,7 @@ impl Node {
     /// The cluster has cordoned the node, or undone that. Members stay: they are claimable when it is undone.
     pub(super) fn cordoned(&mut self, cordoned: bool, out: &mut Out<'_>) {
         if std::mem::replace(&mut self.conditions.cordoned, cordoned) != cordoned {
+            out.persist(Op::PutCordon(cordoned));
             out.notice(Notice::Cordoned(cordoned));
             self.refuse_waiting(out);
         }

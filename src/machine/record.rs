@@ -2,9 +2,10 @@
 
 use super::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
 use super::network::NetworkPolicy;
-use super::spec::{ContentDigest, DrainRequest, Fence, Holder, OnDataLoss, PoolSet};
+use super::spec::{ContentDigest, DrainMode, DrainRequest, Fence, Holder, OnDataLoss, PoolSet};
 use super::view::Source;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 
 /// Who a sandbox belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +121,70 @@ pub struct DrainRecord {
     pub since: Now,
 }
 
+impl DrainRecord {
+    /// `None`: it has none.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Now> {
+        let ms = self.asked.deadline_ms?;
+        Some(self.since.plus(ms))
+    }
+}
+
+/// Who can ask for a drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// Who calls Node.Drain.
+    Api,
+    /// The cluster, by what it says of the node.
+    Cluster,
+}
+
+/// The drains that are asked for, one by each asker, who alone takes it back. The stricter of two is in force: a rule that
+/// knows no order, so that a restart, which hears one of them before the other, comes to the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drains {
+    /// By Node.Drain.
+    pub api: Option<DrainRecord>,
+    /// By the cluster.
+    pub cluster: Option<DrainRecord>,
+}
+
+impl Drains {
+    /// What one asks for.
+    #[must_use]
+    pub fn of(&self, asker: Asker) -> Option<DrainRecord> {
+        match asker {
+            Asker::Api => self.api,
+            Asker::Cluster => self.cluster,
+        }
+    }
+
+    /// One asks for this from now on.
+    pub fn put(&mut self, asker: Asker, record: Option<DrainRecord>) {
+        match asker {
+            Asker::Api => self.api = record,
+            Asker::Cluster => self.cluster = record,
+        }
+    }
+
+    /// Evict before Hibernate before Wait; of the same mode the one whose deadline is sooner.
+    #[must_use]
+    pub fn in_force(&self) -> Option<DrainRecord> {
+        let strictness = |it: &DrainRecord| {
+            let mode = match it.asked.mode {
+                DrainMode::Wait => 0,
+                DrainMode::Hibernate => 1,
+                DrainMode::Evict => 2,
+            };
+            (mode, Reverse(it.deadline().unwrap_or(Now(u64::MAX))))
+        };
+        self.api
+            .into_iter()
+            .chain(self.cluster)
+            .max_by_key(strictness)
+    }
+}
+
 /// One thing to make durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -139,10 +204,12 @@ pub enum Op {
     PutPools(PoolSet),
     /// The largest epoch seen and whose it is.
     PutFence(Fence),
-    /// The node is drained.
-    PutDrain(DrainRecord),
-    /// The drain is undone.
-    DeleteDrain,
+    /// Somebody asks for a drain.
+    PutDrain(Asker, DrainRecord),
+    /// And takes that back.
+    DeleteDrain(Asker),
+    /// The cluster has cordoned the node, or undone that.
+    PutCordon(bool),
     /// No sequence number at or beyond this has been used. Reserved in blocks, ahead of use.
     PutSequence(u64),
 }
@@ -160,8 +227,10 @@ pub struct Records {
     pub pools: PoolSet,
     /// The largest epoch seen.
     pub fence: Option<Fence>,
-    /// The drain under way.
-    pub drain: Option<DrainRecord>,
+    /// The drains that are asked for.
+    pub drains: Drains,
+    /// The cluster has cordoned the node, as it told last.
+    pub cordoned: bool,
     /// First sequence number that is free.
     pub next_sequence: u64,
 }

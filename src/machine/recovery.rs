@@ -113,7 +113,7 @@ impl Node {
             settings,
             rules: Rules::default(),
             now,
-            conditions: Conditions::at_start(),
+            conditions: Conditions::at_start(records.cordoned),
             fencing: Fencing::recovered(records.fence),
             sequence,
             pools_generation: records.pools.generation,
@@ -131,6 +131,7 @@ impl Node {
             sampling: Sampling::default(),
             sinking: Sinking::default(),
             drain: None,
+            drains: records.drains,
             classes: None,
             timers: Timers::default(),
             pools_changed: false,
@@ -138,7 +139,7 @@ impl Node {
         for id in node.claims.keys().copied().collect::<Vec<_>>() {
             node.start_expiry(id);
         }
-        node.resume_drain(records.drain);
+        node.resume_drain();
         node
     }
 

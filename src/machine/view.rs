@@ -217,6 +217,8 @@ pub struct DrainView {
     pub since: Now,
     /// `None`: it has none.
     pub deadline: Option<Now>,
+    /// The cluster asks for a drain, alone or too: Undrain does not end that.
+    pub by_cluster: bool,
     /// Claims it waits for: those with a sandbox, in mode Hibernate only those that are awake.
     pub claims: u32,
     /// Claims whose sandboxes sleep, in memory or on the disk.

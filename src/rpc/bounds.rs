@@ -116,6 +116,10 @@ pub const SECRET_NAME_BYTES: usize = 253;
 pub const TERMINAL_SIDE: u32 = 4096;
 /// Longest timeout of an exec, milliseconds (30 days).
 pub const EXEC_TIMEOUT_MAX_MS: u64 = crate::machine::limits::MAX_TTL_MS;
+/// Longest time that an exec waits for who attaches, milliseconds (a day).
+pub const EXEC_KEEP_MAX_MS: u64 = 24 * 60 * 60 * 1000;
+/// Its name, bytes.
+pub const EXEC_ID: usize = 64;
 /// Code of one run, bytes.
 pub const CODE_BYTES: usize = 512 * 1024;
 /// Name of a context, bytes.

@@ -2,7 +2,8 @@
 //!
 //! The two directions do not wait for each other: a process that floods its output can still be signalled, and one that
 //! does not read its stdin can still be heard. The end of the client's stream is the end of stdin; the end of the
-//! answers (the client has gone, the call must end) cancels the process in the guest, unless it was started detached.
+//! answers (the client has gone, the call must end) cancels the process in the guest, unless it was started detached or to
+//! be kept: then another stream attaches to it.
 
 use super::answers::{Answers, answers};
 use super::check::{ExecRules, exec_input};
@@ -10,7 +11,7 @@ use super::guest;
 use super::incoming;
 use super::sandboxes::Entered;
 use crate::api::exec_response::Response as Output;
-use crate::api::{ExecRequest, ExecResponse, Exited};
+use crate::api::{Attached, ExecRequest, ExecResponse, Exited};
 use crate::driver::{GuestStream, StreamInput, StreamItem};
 use crate::machine::ids::SandboxId;
 use crate::machine::refusal::Refusal;
@@ -31,6 +32,7 @@ pub fn answer(
     rules: ExecRules,
 ) -> Answers<ExecResponse> {
     let GuestStream { input, mut output } = stream;
+    let attached = rules.attached;
     answers(move |out| async move {
         let _place = entered.place;
         let mut input = Input::Open(AbortOnDropHandle::new(tokio::spawn(
@@ -41,7 +43,7 @@ pub fn answer(
                 item = output.recv() => item,
                 refusal = input.refused() => return Err(refusal),
             };
-            let (response, last) = told(entered.sandbox, item)?;
+            let (response, last) = told(entered.sandbox, item, attached)?;
             if let Some(response) = response {
                 out.send(ExecResponse {
                     response: Some(response),
@@ -119,11 +121,21 @@ pub fn after_eof(field: &str) -> Refusal {
 fn told(
     sandbox: SandboxId,
     item: Option<Result<StreamItem, crate::driver::GuestError>>,
+    attached: bool,
 ) -> Result<(Option<Output>, bool), Refusal> {
     let item = item.ok_or_else(|| guest::unavailable(sandbox))?;
     Ok(
         match item.map_err(|error| guest::refusal(sandbox, error))? {
-            StreamItem::Started { pid } => (Some(Output::StartedPid(pid)), false),
+            StreamItem::Started { pid, missed } if attached => {
+                let [stdout_missed, stderr_missed] = missed;
+                let attached = Attached {
+                    started_pid: pid,
+                    stdout_missed,
+                    stderr_missed,
+                };
+                (Some(Output::Attached(attached)), false)
+            }
+            StreamItem::Started { pid, .. } => (Some(Output::StartedPid(pid)), false),
             StreamItem::Data {
                 stderr: false,
                 data,

@@ -363,6 +363,7 @@ impl State {
             },
             since,
             deadline,
+            by_cluster: false,
             claims,
             hibernated: 0,
             on_disk: 0,

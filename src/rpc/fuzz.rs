@@ -36,6 +36,7 @@ const REQUESTS: &[(&str, Check)] = &[
     ("ExecRequest", |data| {
         with(data, |r: api::ExecRequest| match r.request {
             Some(api::exec_request::Request::Start(start)) => check::exec_start(start).map(drop),
+            Some(api::exec_request::Request::Attach(it)) => check::exec_attach(it).map(drop),
             _ => [false, true]
                 .into_iter()
                 .try_for_each(|is| check::exec_input(r.clone(), rules(is)).map(drop)),
@@ -110,6 +111,7 @@ fn rules(allowed: bool) -> check::ExecRules {
     check::ExecRules {
         stdin: allowed,
         tty: allowed,
+        attached: false,
     }
 }
 

@@ -135,7 +135,12 @@ async fn follow(
     let kill = || {
         let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
     };
-    let _ = items.send(Ok(StreamItem::Started { pid })).await;
+    let _ = items
+        .send(Ok(StreamItem::Started {
+            pid,
+            missed: [0, 0],
+        }))
+        .await;
     let out = tokio::spawn(pour(child.stdout.take().unwrap(), items.clone(), false));
     let err = tokio::spawn(pour(child.stderr.take().unwrap(), items.clone(), true));
     let fed = tokio::spawn(feed(input, child.stdin.take(), group));
@@ -227,6 +232,14 @@ impl Guest for HostGuest {
             running.fetch_sub(1, Ordering::SeqCst);
         });
         Ok(stream)
+    }
+
+    /// Keeps nothing.
+    async fn attach(&self, attach: v1::Attach) -> Result<GuestStream, GuestError> {
+        Err(GuestError::Failed {
+            kind: v1::FailureKind::NotFound,
+            message: format!("no execution {:?} is kept", attach.key),
+        })
     }
 
     async fn read_file(&self, request: v1::ReadFile) -> Result<GuestStream, GuestError> {

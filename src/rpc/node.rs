@@ -103,8 +103,9 @@ impl Node for NodeService {
         &self,
         _: Request<UndrainRequest>,
     ) -> Result<Response<UndrainResponse>, Status> {
-        draining::read(&self.0, Call::Undrain).await?;
-        Ok(Response::new(UndrainResponse {}))
+        let goes_on = draining::read(&self.0, Call::Undrain).await?;
+        let status = goes_on.map(|drain| view::drain(&*self.0.door, drain));
+        Ok(Response::new(UndrainResponse { status }))
     }
 
     async fn orphans(

@@ -101,17 +101,24 @@ impl Sandboxes for SandboxesService {
     ) -> Result<Response<Self::ExecStream>, Status> {
         let caller = Caller::of(&request)?;
         let mut requests = request.into_inner();
-        let start = match incoming::first(&mut requests).await?.request {
-            Some(exec_request::Request::Start(start)) => check::exec_start(start)?,
+        let first = incoming::first(&mut requests).await?.request;
+        let (entered, stream, rules) = match first {
+            Some(exec_request::Request::Start(start)) => {
+                let start = check::exec_start(start)?;
+                let entered = self.enter(&caller, start.claim, Kind::Exec).await?;
+                let stream = entered.open(entered.guest.exec(start.exec)).await?;
+                (entered, stream, start.rules)
+            }
+            Some(exec_request::Request::Attach(attach)) => {
+                let (claim, attach) = check::exec_attach(attach)?;
+                let entered = self.enter(&caller, claim, Kind::Exec).await?;
+                let stream = entered.open(entered.guest.attach(attach)).await?;
+                (entered, stream, check::ExecRules::of_attached())
+            }
             _ => return Err(incoming::not_started("it is another").into()),
         };
-        let entered = self.enter(&caller, start.claim, Kind::Exec).await?;
-        let stream = entered.open(entered.guest.exec(start.exec)).await?;
         Ok(Response::new(exec::answer(
-            entered,
-            stream,
-            requests,
-            start.rules,
+            entered, stream, requests, rules,
         )))
     }
 

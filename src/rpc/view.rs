@@ -216,6 +216,7 @@ pub fn drain(door: &dyn Door, view: DrainView) -> api::DrainStatus {
         to_disk: view.to_disk,
         disk_tier: view.disk_tier,
         kept: view.kept.into_iter().map(kept).collect(),
+        by_cluster: view.by_cluster,
     }
 }
 

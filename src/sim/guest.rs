@@ -215,10 +215,17 @@ impl Guest for SimGuest {
             signal: 0,
             timed_out: false,
         };
-        let begun = StreamItem::Started { pid: 2 };
+        let begun = StreamItem::Started {
+            pid: 2,
+            missed: [0, 0],
+        };
         let items = std::iter::once(begun).chain(said).chain([ended]).collect();
         tokio::spawn(self.clone().tell(items, pause, out));
         Ok(GuestStream { input, output })
+    }
+
+    async fn attach(&self, _: v1::Attach) -> Result<GuestStream, GuestError> {
+        self.none()
     }
 
     async fn read_file(&self, _: v1::ReadFile) -> Result<GuestStream, GuestError> {

@@ -5,7 +5,7 @@ use super::*;
 const CLASS: &str = "sandboxed";
 
 /// The node object.
-fn node(cluster: &Cluster) -> Value {
+pub fn node(cluster: &Cluster) -> Value {
     cluster.get(&["node", "node"])
 }
 
@@ -75,7 +75,7 @@ fn class(cluster: &Cluster, name: &str, handler: &str, selector: Option<(&str, &
 }
 
 /// Events about the node with this reason: (note, how often).
-fn events(cluster: &Cluster, reason: &str) -> Vec<(String, u64)> {
+pub fn events(cluster: &Cluster, reason: &str) -> Vec<(String, u64)> {
     let text = cluster.tool(
         "kubectl",
         &["get", "events.events.k8s.io", "-n", "default", "-o", "json"],
@@ -118,7 +118,7 @@ fn hearthd_heeds_its_node_and_lives_without_the_api_server() {
     cluster.hearthctl(&["image", "import", &python]);
     cluster.pool(2);
     eventually("the taint is gone", || !is_tainted(&cluster));
-    let held = Held::claim(&cluster, 41);
+    let mut held = Held::claim(&cluster, 41);
     cluster.pool(2);
 
     step("cordoned: no claims, no refill; what is there stays");
@@ -142,6 +142,7 @@ fn hearthd_heeds_its_node_and_lives_without_the_api_server() {
         (&warm, &json!(0)),
         "{now}"
     );
+    drained::and_undone(&cluster, &mut held);
     cluster.kubectl(&["uncordon", "node"]);
     eventually("the pool is filled", || pool(&cluster)["warm"] == 4);
     let later = Held::claim(&cluster, 5);
@@ -261,6 +262,22 @@ fn without_the_api_server(cluster: &Cluster, held: &Held) {
     });
     cluster.kubectl(&["cordon", "node"]);
     eventually("claims are refused", || claims_are_refused(cluster));
+
+    step("cordoned, and started while the API server is away: no claim from the first moment");
+    cluster.api_server("-STOP");
+    let killed = cluster.hearthd();
+    let pid = nix::unistd::Pid::from_raw(killed);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let mut answers = Vec::new();
+    eventually("another hearthd answers a claim", || {
+        let output = cluster.try_hearthctl(&["claim", POOL, "-o", "json"]);
+        assert!(!output.status.success(), "{output:?}");
+        answers.push(String::from_utf8_lossy(&output.stderr).into_owned());
+        answers.last().unwrap().contains("NODE_CORDONED")
+    });
+    assert_ne!(cluster.hearthd(), killed, "{answers:?}");
+    held.is_untouched(cluster, 41);
+    cluster.api_server("-CONT");
     cluster.kubectl(&["uncordon", "node"]);
     eventually("claims are taken", || {
         let output = cluster.try_hearthctl(&["claim", POOL, "-o", "json"]);

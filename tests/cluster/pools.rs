@@ -85,7 +85,7 @@ impl Cluster {
     }
 
     /// Stops or continues the API server, which then neither answers nor refuses.
-    fn api_server(&self, signal: &str) {
+    pub fn api_server(&self, signal: &str) {
         let pid = std::fs::read_to_string(self.root.join("pids/kube-apiserver")).unwrap();
         self.tool("node", &["busybox", "kill", signal, pid.trim()]);
     }
@@ -277,6 +277,7 @@ fn declared_scaled_and_claimed(cluster: &Cluster) {
     cluster.condition(object, "Admitted", ("True", "OnAllNodes"));
     cluster.kubectl(&["delete", "warmpool", "classed", "-n", "tenant"]);
     cluster.kubectl(&["delete", "runtimeclass", "of-pools"]);
+    unservable_until_its_class_comes(cluster);
 
     step("an invalid template is told, and costs no members");
     let mut slip = spec(2);
@@ -296,6 +297,38 @@ fn declared_scaled_and_claimed(cluster: &Cluster) {
     cluster.warm_pool("tenant", "python", spec(2));
     cluster.condition(PYTHON, "Admitted", ("True", "OnAllNodes"));
     cluster.condition(PYTHON, "Ready", ("True", "OnAllNodes"));
+}
+
+fn unservable_until_its_class_comes(cluster: &Cluster) {
+    step("a RuntimeClass that is not there, and one that hearth can't serve");
+    let object = ("tenant", "late");
+    let class = |handler: &str| {
+        cluster.put(&json!({
+            "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "late"}, "handler": handler,
+        }));
+    };
+    let mut late = spec(1);
+    late["template"]["runtimeClassName"] = "late".into();
+    cluster.warm_pool("tenant", "late", late);
+    let told = cluster.condition(object, "Accepted", ("False", "Unservable"));
+    assert!(told.contains("there is no RuntimeClass"), "{told}");
+    cluster.condition(object, "Ready", ("False", "NoPool"));
+    class("kata-nowhere");
+    eventually("the handler is named", || {
+        let told = cluster.condition(object, "Accepted", ("False", "Unservable"));
+        told.contains("kata-nowhere")
+    });
+    assert_eq!(cluster.pool_of_node("late"), Value::Null);
+
+    step("it comes, and the pool fills");
+    // A handler can't be changed.
+    cluster.kubectl(&["delete", "runtimeclass", "late"]);
+    class("runsc");
+    cluster.condition(object, "Accepted", ("True", "OnAllNodes"));
+    cluster.condition(object, "Ready", ("True", "OnAllNodes"));
+    assert_eq!(cluster.pool_of_node("late")["warm"], 1);
+    cluster.kubectl(&["delete", "warmpool", "late", "-n", "tenant"]);
+    cluster.kubectl(&["delete", "runtimeclass", "late"]);
 }
 
 /// examples/scale: what it may do is what it needs.

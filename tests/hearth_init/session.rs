@@ -7,8 +7,8 @@ use std::{
 
 use hearth::guest::{
     v1::{
-        HostMessage, Ping, StatsQuery, Witness, WriteFile, guest_message::Body as Answer,
-        host_message::Body as Ask,
+        Attach, Exec, FailureKind, HostMessage, Ping, StatsQuery, Stream, Witness, WriteFile,
+        guest_message::Body as Answer, host_message::Body as Ask,
     },
     wire,
 };
@@ -265,4 +265,120 @@ fn before_a_freeze_everybody_stops_and_goes_on_at_the_next_word_or_by_itself() {
     assert!(matches!(host.call(quiesce()), Answer::Pong(_)));
     host.ping();
     assert!(stopped(), "that was not ours to end");
+}
+
+fn kept(line: &str, key: &str, keep_ms: u64) -> Exec {
+    Exec {
+        key: key.into(),
+        keep_ms,
+        ..shell(line)
+    }
+}
+
+fn attach(key: &str, stdout: usize, stderr: usize) -> Ask {
+    Ask::Attach(Attach {
+        key: key.into(),
+        stdout_bytes: stdout as u64,
+        stderr_bytes: stderr as u64,
+    })
+}
+
+#[test]
+fn what_is_kept_is_taken_up_by_the_next_session_with_every_byte_once() {
+    const LINES: usize = 20_000;
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let line = format!(
+        "i=0; while [ $i -lt {LINES} ]; do echo $i; echo e$i >&2; i=$((i+1)); done; exit 7"
+    );
+    let (mut id, pid) = host.start(kept(&line, "k", 60_000));
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut sessions = 0;
+    let mut code = None;
+    while code.is_none() {
+        // Reads some of it, then dies, with more on its way.
+        for _ in 0..1 + sessions * 3 {
+            match host.next(id) {
+                Answer::Output(output) if output.stream() == Stream::Stderr => {
+                    err.extend_from_slice(&output.data);
+                }
+                Answer::Output(output) => out.extend_from_slice(&output.data),
+                Answer::Exited(exited) => {
+                    code = Some(exited.code);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        drop(host);
+        host = guest.host();
+        sessions += 1;
+        id = host.ask(attach("k", out.len(), err.len()));
+        match host.next(id) {
+            Answer::Started(started) => {
+                assert_eq!(started.pid, pid);
+                assert_eq!((started.missed_stdout, started.missed_stderr), (0, 0));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("{sessions} sessions");
+    assert!(sessions > 3, "{sessions}");
+    assert_eq!(code, Some(7));
+    let lines = |word: &str| {
+        (0..LINES)
+            .map(|i| format!("{word}{i}\n"))
+            .collect::<String>()
+    };
+    assert_eq!(String::from_utf8(out.clone()).unwrap(), lines(""));
+    assert_eq!(String::from_utf8(err.clone()).unwrap(), lines("e"));
+    // Its end waits too: its answer may not have arrived.
+    assert_eq!(host.finish(id).code(), 7);
+    let refused = host.failure(attach("k", out.len() + 1, 0));
+    assert_eq!(refused.kind(), FailureKind::Invalid);
+    let unknown = host.failure(attach("other", 0, 0));
+    assert_eq!(unknown.kind(), FailureKind::NotFound);
+    let twice = host.failure(Ask::Exec(kept("true", "k", 1000)));
+    assert_eq!(twice.kind(), FailureKind::Invalid);
+}
+
+#[test]
+fn what_is_kept_ends_when_nobody_attaches_in_time() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let (id, pid) = host.start(kept("sleep 100", "k", 300));
+    host.say(id, Ask::Cancel(hearth::guest::v1::Cancel {}));
+    eventually("it is killed", || !alive(pid));
+    let unknown = host.failure(attach("k", 0, 0));
+    assert_eq!(unknown.kind(), FailureKind::NotFound);
+}
+
+#[test]
+fn who_attaches_last_has_it() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    let (first, pid) = host.start(kept("echo a; sleep 0.3; echo b", "k", 60_000));
+    let second = host.ask(attach("k", 0, 0));
+    let ran = host.finish(first);
+    assert_eq!(ran.failure.unwrap().kind(), FailureKind::Refused);
+    let ran = host.finish(second);
+    assert_eq!((ran.pid, ran.text().as_str()), (pid, "a\nb\n"));
+}
+
+#[test]
+fn kept_ones_are_bounded_and_those_that_have_ended_make_room() {
+    let guest = Guest::plain(&[]);
+    let mut host = guest.host();
+    for i in 0..15 {
+        host.start(kept("sleep 100", &format!("k{i}"), 600_000));
+    }
+    let ends = host.run(kept("exit 3", "ends", 600_000));
+    assert_eq!(ends.code(), 3);
+    host.start(kept("sleep 100", "k15", 600_000));
+    let refused = host.failure(Ask::Exec(kept("sleep 100", "k16", 600_000)));
+    assert_eq!(refused.kind(), FailureKind::Limit);
+    let forgotten = host.failure(attach("ends", 0, 0));
+    assert_eq!(forgotten.kind(), FailureKind::NotFound);
+    // One that is not kept has its own bounds.
+    assert_eq!(host.sh("echo fine"), "fine\n");
 }

@@ -62,6 +62,7 @@ async fn one(hearth: &Hearth, claim: &str, line: &Line) -> (u32, Ran) {
             Response::Stdout(data) => ran.stdout.push_str(&text(&data)),
             Response::Stderr(data) => ran.stderr.push_str(&text(&data)),
             Response::Exited(exited) => ran.exited = Some(exited),
+            Response::Attached(_) => unreachable!("nothing was kept"),
         }
     }
     (pid, ran)

@@ -3,7 +3,9 @@
 
 use crate::hearthd::{Hearth, eventually, pool};
 use hearth::api::sandboxes_client::SandboxesClient;
-use hearth::api::{ExecRequest, ExecStart, StatsRequest, exec_request};
+use hearth::api::{
+    ExecAttach, ExecRequest, ExecResponse, ExecStart, StatsRequest, exec_request, exec_response,
+};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -154,5 +156,85 @@ async fn another_user_gets_in_with_the_claims_token_only() {
         text.contains("NOT_ALLOWED"),
         "a token ends with its claim: {text}"
     );
+    hearth.finish().await;
+}
+
+/// What has arrived of an execution.
+#[derive(Default)]
+struct Heard {
+    out: Vec<u8>,
+    code: Option<i32>,
+    missed: u64,
+}
+
+impl Heard {
+    fn take(&mut self, answer: ExecResponse) {
+        match answer.response {
+            Some(exec_response::Response::Stdout(piece)) => self.out.extend_from_slice(&piece),
+            Some(exec_response::Response::Exited(exited)) => self.code = Some(exited.code),
+            Some(exec_response::Response::Attached(it)) => self.missed += it.stdout_missed,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_execution_that_is_kept_is_attached_to_over_deaths_of_hearthd_with_every_byte_once() {
+    const LINES: usize = 3000;
+    let (mut hearth, claim, _) = ready(&[]).await;
+    let script =
+        format!("i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; exit 7");
+    let mut first = start(&claim, &script);
+    let Some(exec_request::Request::Start(asked)) = &mut first.request else {
+        unreachable!()
+    };
+    asked.exec_id = "the-long-one".to_owned();
+    asked.keep = Some(prost_types::Duration {
+        seconds: 600,
+        nanos: 0,
+    });
+    let mut heard = Heard::default();
+    let mut deaths = 0;
+    while heard.code.is_none() {
+        let request = match deaths {
+            0 => first.clone(),
+            _ => ExecRequest {
+                request: Some(exec_request::Request::Attach(ExecAttach {
+                    claim_id: claim.clone(),
+                    exec_id: "the-long-one".to_owned(),
+                    stdout_bytes: heard.out.len() as u64,
+                    stderr_bytes: 0,
+                })),
+            },
+        };
+        let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
+        let mut answers = hearth
+            .sandboxes()
+            .await
+            .exec(requests)
+            .await
+            .unwrap()
+            .into_inner();
+        // Some of it is heard, then hearthd dies; the last of them is left alone.
+        let mut left = 1 + deaths * 20;
+        while let Ok(Some(answer)) = answers.message().await {
+            heard.take(answer);
+            left -= 1;
+            if left == 0 && deaths < 4 {
+                break;
+            }
+        }
+        if heard.code.is_none() {
+            deaths += 1;
+            assert!(deaths < 10, "{} bytes", heard.out.len());
+            hearth.kill();
+            hearth.restart().await;
+        }
+    }
+    assert!(deaths > 0);
+    assert_eq!((heard.code, heard.missed), (Some(7), 0));
+    let lines: String = (0..LINES).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(String::from_utf8(heard.out).unwrap(), lines);
+    hearth.release(&claim).await;
     hearth.finish().await;
 }

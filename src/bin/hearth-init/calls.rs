@@ -3,14 +3,15 @@
 //! room or the host gave no credit, its process or file is simply not read.
 
 use bytes::{Bytes, BytesMut};
-use hearth::guest::v1::{self, Chunk, guest_message::Body};
+use hearth::guest::v1::{self, Attach, Chunk, FailureKind, guest_message::Body};
 use nix::{errno::Errno, unistd, unistd::Pid};
 use std::{collections::BTreeMap, io, os::fd::AsFd, process::ExitStatus};
 
 use crate::{
     clock::Moment,
     drains::Drains,
-    limits::{CALLS, PIECE_BYTES, WORKER_FAILURES},
+    kept::{self, Kept},
+    limits::{CALLS, KEPT, PIECE_BYTES, WORKER_FAILURES},
     log::Log,
     outbox::Outbox,
     refusal::Refusal,
@@ -185,13 +186,30 @@ pub trait Call: std::fmt::Debug {
     /// A new size of its terminal.
     fn resize(&mut self, _rows: u32, _columns: u32) {}
 
+    /// What outlives its stream.
+    fn kept(&self) -> Option<&Kept> {
+        None
+    }
+
+    /// Its stream has ended; whether it stays without one.
+    fn park(&mut self, _now: Moment) -> bool {
+        false
+    }
+
+    /// Another stream takes it up, unless it refuses: then it is as it was.
+    fn attach(&mut self, _attach: &Attach, _line: &mut Line<'_>) -> Outcome {
+        Ok(Step::Over)
+    }
+
     /// The host wants nothing more of it: Cancel, or a new session. Not called after an end of its own.
     fn abandon(&mut self, _desk: &mut Desk) {}
 }
 
 #[derive(Debug, Default)]
 pub struct Calls {
+    /// Those without a stream under numbers from the end, which no host comes to.
     calls: BTreeMap<u64, Box<dyn Call>>,
+    parked: u64,
     /// Who had the last turn: the next ones come first, so that a busy call starves nobody.
     served: u64,
 }
@@ -253,15 +271,91 @@ impl Calls {
             // It ended while the host was still talking to it.
             return;
         };
-        match act(call.as_mut(), &mut Line { id, desk }) {
+        let over = match act(call.as_mut(), &mut Line { id, desk }) {
             Ok(Step::On) => return,
-            Ok(Step::Over) => {}
+            Ok(Step::Over) => true,
             Err(refusal) => {
                 call.abandon(desk);
                 desk.outbox.stream(id, Body::Failure(refusal.into()));
+                false
+            }
+        };
+        let ended = self.calls.remove(&id).filter(|_| over);
+        // Its last words may not have arrived.
+        if let Some(call) = ended {
+            self.park(call, desk);
+        }
+    }
+
+    /// Gives it back unless it stays.
+    fn park(&mut self, mut call: Box<dyn Call>, desk: &Desk) -> Option<Box<dyn Call>> {
+        if !call.park(desk.now) {
+            return Some(call);
+        }
+        self.calls.insert(u64::MAX - self.parked, call);
+        self.parked += 1;
+        None
+    }
+
+    fn find(&self, key: &str) -> Option<u64> {
+        let mut calls = self.calls.iter();
+        let found = calls.find(|(_, call)| call.kept().is_some_and(|kept| kept.key() == key));
+        found.map(|(id, _)| *id)
+    }
+
+    /// Whether another may be kept under this key. One that has ended makes room.
+    ///
+    /// # Errors
+    /// INVALID, LIMIT.
+    pub fn check_kept(&mut self, key: &str) -> Result<(), Refusal> {
+        if key.is_empty() {
+            return Ok(());
+        }
+        if self.find(key).is_some() {
+            return Err(Refusal::invalid(
+                "an execution of that id is kept: attach to it",
+            ));
+        }
+        let kept = self.calls.iter().filter(|(_, call)| call.kept().is_some());
+        if kept.clone().count() < KEPT {
+            return Ok(());
+        }
+        let mut ended = kept.filter(|(_, it)| it.process().is_none() && !it.is_of_process());
+        let oldest = ended.next_back().map(|(id, _)| *id);
+        match oldest.and_then(|id| self.calls.remove(&id)) {
+            Some(_) => Ok(()),
+            None => Err(Refusal::limit(format!("{KEPT} executions are kept"))),
+        }
+    }
+
+    /// Takes one up under another number. Who had it hears that somebody else has it now.
+    ///
+    /// # Errors
+    /// NOT_FOUND, and as the call refuses.
+    pub fn attach(&mut self, id: u64, attach: &Attach, desk: &mut Desk) -> Result<(), Refusal> {
+        let found = self.find(&attach.key);
+        let found = found.and_then(|old| Some((old, self.calls.remove(&old)?)));
+        let Some((old, mut call)) = found else {
+            return Err(kept::unknown(&attach.key));
+        };
+        let had = call.kept().is_some_and(|kept| !kept.is_parked());
+        match call.attach(attach, &mut Line { id, desk }) {
+            Ok(step) => {
+                if had {
+                    let refusal = Refusal::new(FailureKind::Refused, "attached to elsewhere");
+                    desk.outbox.stream(old, Body::Failure(refusal.into()));
+                }
+                match step {
+                    Step::On => drop(self.calls.insert(id, call)),
+                    Step::Over => drop(self.park(call, desk)),
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                self.calls.insert(old, call);
+                Err(refusal)
             }
         }
-        self.calls.remove(&id);
     }
 
     /// Deadlines that have come.
@@ -302,15 +396,18 @@ impl Calls {
 
     /// The host wants nothing more of one.
     pub fn cancel(&mut self, id: u64, desk: &mut Desk) {
-        if let Some(mut call) = self.calls.remove(&id) {
+        let call = self.calls.remove(&id);
+        if let Some(mut call) = call.and_then(|call| self.park(call, desk)) {
             call.abandon(desk);
         }
     }
 
     /// The host wants nothing more of any: a new session.
     pub fn abandon(&mut self, desk: &mut Desk) {
-        for (_, mut call) in std::mem::take(&mut self.calls) {
-            call.abandon(desk);
+        for (_, call) in std::mem::take(&mut self.calls) {
+            if let Some(mut call) = self.park(call, desk) {
+                call.abandon(desk);
+            }
         }
         self.served = 0;
     }

@@ -15,6 +15,11 @@ impl Default for Allowance {
 }
 
 impl Allowance {
+    /// Nothing, until the host grants it.
+    pub fn none() -> Self {
+        Self(0)
+    }
+
     pub fn left(&self) -> usize {
         self.0
     }

@@ -5,10 +5,13 @@
 //! streams end here and are read to nowhere, so a server started in the background neither hangs the exec nor dies of a
 //! broken pipe. A terminal is closed instead: that hangs up whoever still uses it.
 //!
-//! Cancel and a new session kill the process group, unless the exec is detached: then the process runs on as a stray.
+//! Cancel and a new session kill the process group, unless the exec is detached: then the process runs on as a stray; or
+//! kept: then it waits for who attaches (`kept.rs`).
 //! What left the group (setsid) is left alone, as `docker exec` does.
 
-use hearth::guest::v1::{self, Chunk, Exited, Output, Started, Stream, guest_message::Body};
+use hearth::guest::v1::{
+    self, Attach, Chunk, Exited, Output, Started, Stream, guest_message::Body,
+};
 use nix::{libc, unistd::Pid};
 use std::{
     collections::BTreeMap, ffi::OsString, os::fd::OwnedFd, os::unix::process::ExitStatusExt,
@@ -22,6 +25,7 @@ use crate::{
     credit::Allowance,
     intake::{AtEnd, Intake},
     interpreter::Workers,
+    kept::Kept,
     limits::{LATE_BYTES, OUTPUT_GRACE},
     offer::{Offer, Word},
     pty,
@@ -59,6 +63,7 @@ pub struct Exec {
     stdin: Intake,
     tty: bool,
     detach: bool,
+    kept: Option<Box<Kept>>,
     allowance: Allowance,
     deadline: Option<Moment>,
     timed_out: bool,
@@ -77,6 +82,7 @@ pub fn start(
     line: &mut Line<'_>,
 ) -> Result<Exec, Refusal> {
     check::exec(&exec)?;
+    let kept = Kept::of(&exec)?;
     if exec.detach && !line.desk.strays.has_room() {
         return Err(Refusal::limit("too many detached processes"));
     }
@@ -96,7 +102,7 @@ pub fn start(
     let program = find(&recipe)?;
     let (streams, theirs) = open(&recipe)?;
     // What is to outlive its stream is no worker's: whoever leaves before its word could not tell what became of it.
-    let workers = workers.filter(|_| !exec.detach);
+    let workers = workers.filter(|_| !exec.detach && kept.is_none());
     let taken = workers.and_then(|workers| workers.take(&program, &theirs, line.desk));
     let (pid, offer) = match taken {
         Some(worker) => {
@@ -124,22 +130,53 @@ pub fn start(
         stdin: Intake::new(streams.stdin, at_end),
         tty: exec.tty,
         detach: exec.detach,
+        kept,
         allowance: Allowance::default(),
         deadline: timeout.map(|timeout| line.desk.now.saturating_add(timeout)),
         timed_out: false,
         ended: None,
     };
     if exec.offer.is_none() {
-        exec.started(line);
+        exec.started([0; 2], line);
     }
     Ok(exec)
 }
 
 impl Exec {
-    fn started(&self, line: &mut Line<'_>) {
+    fn started(&self, [missed_stdout, missed_stderr]: [u64; 2], line: &mut Line<'_>) {
         line.answer(Body::Started(Started {
             pid: self.pid.as_raw().unsigned_abs(),
+            missed_stdout,
+            missed_stderr,
         }));
+    }
+
+    fn is_parked(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_parked())
+    }
+
+    fn replays(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.replays())
+    }
+
+    /// Tells again what who attached has not heard.
+    fn replay(&mut self, line: &mut Line<'_>) -> Step {
+        let left = self.allowance.left();
+        let kept = self.kept.as_mut().filter(|_| line.has_room() && left > 0);
+        let Some((stream, data, eof)) = kept.and_then(|kept| kept.again(left)) else {
+            return Step::On;
+        };
+        self.allowance.spend(data.len());
+        line.stream(output(stream, data, eof));
+        self.tell_end(line)
+    }
+
+    /// Tells something new of a stream.
+    fn tell(&mut self, stream: Stream, data: bytes::Bytes, eof: bool, line: &mut Line<'_>) {
+        if let Some(kept) = &mut self.kept {
+            kept.note(stream, &data, eof);
+        }
+        line.stream(output(stream, data, eof));
     }
 
     /// Hears the worker out, which may be at its end.
@@ -159,7 +196,7 @@ impl Exec {
         } else {
             self.pid = offer.start(word == Word::Declined, line.desk)?;
         }
-        self.started(line);
+        self.started([0; 2], line);
         if let Some(number) = signal {
             // It may be dead and not yet buried.
             let _ = to_group(self.pid, number);
@@ -184,6 +221,9 @@ impl Exec {
     }
 
     fn forward(&mut self, part: Part, line: &mut Line<'_>) -> Outcome {
+        if self.replays() {
+            return Ok(self.replay(line));
+        }
         let late = self.is_late();
         let left = self.allowance.left();
         let found = self
@@ -202,8 +242,10 @@ impl Exec {
                 if late {
                     outlet.late_bytes += data.len();
                 }
-                line.stream(output(outlet.stream, data, false));
-                late && outlet.late_bytes >= LATE_BYTES
+                let closes = late && outlet.late_bytes >= LATE_BYTES;
+                let stream = outlet.stream;
+                self.tell(stream, data, false, line);
+                closes
             }
             Piece::Empty => late,
             // A terminal says EIO when nobody has it open any more.
@@ -211,7 +253,7 @@ impl Exec {
         };
         if closes {
             let outlet = self.outlets.remove(at);
-            line.stream(output(outlet.stream, bytes::Bytes::new(), true));
+            self.tell(outlet.stream, bytes::Bytes::new(), true, line);
             if late && !self.tty {
                 line.desk.drains.push(outlet.from);
             }
@@ -221,7 +263,8 @@ impl Exec {
 
     /// The last word, once everything before it is said.
     fn tell_end(&self, line: &mut Line<'_>) -> Step {
-        let Some(ended) = self.ended.as_ref().filter(|_| self.outlets.is_empty()) else {
+        let all_told = self.outlets.is_empty() && !self.replays() && !self.is_parked();
+        let Some(ended) = self.ended.as_ref().filter(|_| all_told) else {
             return Step::On;
         };
         line.stream(Body::Exited(Exited {
@@ -244,6 +287,10 @@ impl Call for Exec {
         }
         self.stdin.wants(wants);
         if !wants.has_room || self.allowance.left() == 0 {
+            return;
+        }
+        if self.replays() {
+            wants.at_once(Part::Stdout);
             return;
         }
         let late = self.is_late();
@@ -279,16 +326,24 @@ impl Call for Exec {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        match &self.ended {
+        let own = match &self.ended {
             None => {
                 let offer = self.offer.as_ref().map(|offer| offer.until);
                 self.deadline.into_iter().chain(offer).min()
             }
             Some(ended) => ended.grace,
-        }
+        };
+        let kept = self.kept.as_ref().and_then(|kept| kept.until());
+        own.into_iter().chain(kept).min()
     }
 
     fn due(&mut self, line: &mut Line<'_>) -> Outcome {
+        let until = self.kept.as_ref().and_then(|kept| kept.until());
+        if until.is_some_and(|until| until <= line.desk.now) {
+            self.kept = None;
+            self.abandon(line.desk);
+            return Ok(Step::Over);
+        }
         if let Some(ended) = &mut self.ended {
             ended.grace = None;
             return Ok(Step::On);
@@ -314,7 +369,7 @@ impl Call for Exec {
     }
 
     fn is_of_process(&self) -> bool {
-        true
+        !self.is_parked()
     }
 
     fn ended(&mut self, status: ExitStatus, line: &mut Line<'_>) -> Outcome {
@@ -340,6 +395,29 @@ impl Call for Exec {
             // A terminal that hangs up in this moment needs no size.
             let _ = pty::resize(&outlet.from, rows, columns);
         }
+    }
+
+    fn kept(&self) -> Option<&Kept> {
+        self.kept.as_deref()
+    }
+
+    fn park(&mut self, now: Moment) -> bool {
+        let Some(kept) = &mut self.kept else {
+            return false;
+        };
+        kept.park(now);
+        self.allowance = Allowance::none();
+        true
+    }
+
+    fn attach(&mut self, attach: &Attach, line: &mut Line<'_>) -> Outcome {
+        let Some(kept) = &mut self.kept else {
+            return Ok(Step::Over);
+        };
+        let missed = kept.attach(attach)?;
+        self.allowance = Allowance::default();
+        self.started(missed, line);
+        Ok(self.tell_end(line))
     }
 
     fn abandon(&mut self, desk: &mut Desk) {

@@ -364,7 +364,18 @@ impl Init {
             ));
             return;
         }
-        let opened = self.calls.check_room().and_then(|()| self.opened(id, ask));
+        let room = self.calls.check_room();
+        let opened = room.and_then(|()| match &ask {
+            Ask::Attach(attach) => {
+                self.calls.attach(id, attach, &mut self.desk)?;
+                Ok(None)
+            }
+            Ask::Exec(exec) => {
+                self.calls.check_kept(&exec.key)?;
+                self.opened(id, ask)
+            }
+            _ => self.opened(id, ask),
+        });
         match opened {
             Ok(Some(call)) => self.calls.open(id, call),
             Ok(None) => {}

@@ -7,6 +7,14 @@ use std::time::Duration;
 pub const CALLS: usize = 256;
 /// Detached processes whose stream has ended, all sessions together.
 pub const STRAYS: usize = 128;
+/// Executions that are kept for who attaches to them again.
+pub const KEPT: usize = 16;
+/// The name of one (`rpc::bounds::EXEC_ID`).
+pub const KEY_BYTES: usize = 64;
+/// What is remembered of one's output: the last of it, for who was cut off. More than is ever on its way to a caller that reads.
+pub const HISTORY_BYTES: usize = 1 << 20;
+/// What each piece of it counts beside its bytes.
+pub const PIECE_COST: usize = 96;
 /// Pipes read to nowhere, so that a process that outlived its stream is not stopped by a full pipe or killed by a
 /// closed one. Beyond it the oldest is closed.
 pub const DRAINS: usize = 256;

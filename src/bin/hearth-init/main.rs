@@ -32,6 +32,7 @@ mod host;
 mod init;
 mod intake;
 mod interpreter;
+mod kept;
 mod limits;
 mod log;
 mod memory;

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, with its help. Decides nothing.
 
+use crate::exec::ExecArgs;
 use crate::output::Format;
 use crate::parse::{claim_id, duration};
 use clap::{Args, Parser, Subcommand};
@@ -334,22 +335,6 @@ pub struct ClaimArgs {
     /// Show the access token
     #[arg(long)]
     pub show_token: bool,
-}
-
-/// `exec`
-#[derive(Debug, Args)]
-pub struct ExecArgs {
-    /// How it runs
-    #[command(flatten)]
-    pub options: ExecOptions,
-    /// Leave it running and print its pid inside
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
-    pub detach: bool,
-    /// The claim
-    pub claim: String,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
 }
 
 /// `run`

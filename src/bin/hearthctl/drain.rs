@@ -93,7 +93,12 @@ pub async fn begin(app: &App, args: DrainArgs) -> Result<(), Failure> {
 /// `undrain`
 pub async fn undo(app: &App) -> Result<(), Failure> {
     let link = app.link().await?;
-    link.node().undrain(link.call(UndrainRequest {})).await?;
+    let undone = link.node().undrain(link.call(UndrainRequest {})).await?;
+    if let Some(status) = undone.into_inner().status {
+        let left = format!("the cluster drains this node: {}", line(&status));
+        return Err(Failure::new(Exit::Refused, left)
+            .hint("`kubectl annotate node NODE hearth.dev/drain-` ends that"));
+    }
     output::print(&match app.format() {
         Format::Table | Format::Name => "undrained\n".to_owned(),
         format => output::document(format, &serde_json::json!({ "state": "undrained" }))?,
@@ -126,6 +131,9 @@ pub fn line(status: &DrainStatus) -> String {
         parts.push(format!("deadline {when}"));
     }
     let mode = word(status.mode().as_str_name(), "DRAIN_MODE_");
+    if status.by_cluster {
+        parts.push("asked for by the cluster".to_owned());
+    }
     format!("{} ({mode}): {}", state(status), parts.join(", "))
 }
 
@@ -161,5 +169,6 @@ pub fn value(status: &DrainStatus) -> serde_json::Value {
         "unclaimed": status.unclaimed,
         "since": output::time(status.since.as_ref()).map(output::rfc3339),
         "deadline": output::time(status.deadline.as_ref()).map(output::rfc3339),
+        "by_cluster": status.by_cluster,
     })
 }

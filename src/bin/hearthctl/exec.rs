@@ -3,11 +3,14 @@
 //! Owns one Exec stream. The exit code is the command's own; 125, 126 and 127 as docker and the shells use them.
 
 use crate::App;
-use crate::cli::{ExecArgs, ExecOptions, RunArgs};
+use crate::cli::{ExecOptions, RunArgs};
 use crate::failure::{Exit, Failure};
+use crate::kept::{self, Heard};
 use crate::link::Link;
 use crate::output;
+use crate::parse::duration;
 use crate::terminal;
+use clap::Args;
 use hearth::api::exec_request::Request as Input;
 use hearth::api::exec_response::Response as Output;
 use hearth::api::{
@@ -26,17 +29,36 @@ use tonic::Streaming;
 /// Bytes of stdin in one message; hearth takes 64 KiB.
 const CHUNK: usize = 32 << 10;
 /// How long hearthd may take to begin, the sandbox's awakening included.
-const OPEN_DEADLINE: Duration = Duration::from_secs(60);
+pub const OPEN_DEADLINE: Duration = Duration::from_secs(60);
 /// A claim of `run` expires after this, whatever happens to us.
 const RUN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Signals that wait for room on their way in.
 const SIGNALS: usize = 8;
 /// Exit code of an interrupted command, as shells say it.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 /// Signals passed on; one more ends hearthctl.
 const INSIST: u32 = 3;
 /// Messages on their way in; then stdin waits.
-const QUEUE: usize = 8;
+pub const QUEUE: usize = 8;
+
+/// `exec`
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// How it runs
+    #[command(flatten)]
+    pub options: ExecOptions,
+    /// Leave it running and print its pid inside
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
+    /// Outlive a broken connection and a restart of hearthd: attach again to the command, for as long as this
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = ["interactive", "tty", "detach"])]
+    pub keep: Option<Duration>,
+    /// The claim
+    pub claim: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
 
 /// Exit code of a failed exec: not found and not runnable as a shell says them, else 125.
 pub fn code_of(failure: &Failure) -> u8 {
@@ -53,8 +75,13 @@ pub fn code_of(failure: &Failure) -> u8 {
 pub async fn run(app: &App, args: ExecArgs) -> Result<u8, Failure> {
     let link = app.link().await?;
     let claim_id = link.resolve(&args.claim).await?;
-    let start = start(claim_id, args.command, args.options, args.detach)?;
-    inside(&link, start).await
+    let mut start = start(claim_id, args.command, args.options, args.detach)?;
+    let Some(keep) = args.keep else {
+        return inside(&link, start).await;
+    };
+    start.exec_id = uuid::Uuid::new_v4().to_string();
+    start.keep = output::to_proto(keep);
+    Box::pin(kept::run(&link, start, keep)).await
 }
 
 /// `run` with code, or with a command: claim, exec, release, also when the exec fails or is interrupted.
@@ -145,12 +172,26 @@ async fn inside(link: &Link, start: ExecStart) -> Result<u8, Failure> {
         false => None,
     };
     let pump = stdin.then(|| tokio::spawn(pump_stdin(input.clone())));
-    let ended = Box::pin(follow(&mut answers, &input, &mut signals, tty, detach)).await;
+    let manner = Manner { tty, detach };
+    let mut heard = Heard::default();
+    let ended = Box::pin(follow(
+        &mut answers,
+        &input,
+        &mut signals,
+        &mut heard,
+        manner,
+    ))
+    .await;
     if let Some(pump) = pump {
         pump.abort();
     }
     drop(raw);
-    match ended? {
+    code(ended?)
+}
+
+/// The command's own.
+pub fn code(ended: End) -> Result<u8, Failure> {
+    match ended {
         End::Exited(exited) => {
             if exited.timed_out {
                 output::note("hearthctl: the command was killed: its --timeout ran out");
@@ -162,8 +203,15 @@ async fn inside(link: &Link, start: ExecStart) -> Result<u8, Failure> {
     }
 }
 
+/// How a process is joined to this one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    tty: bool,
+    detach: bool,
+}
+
 /// How following ended.
-enum End {
+pub enum End {
     Exited(Exited),
     Detached(u32),
     Interrupted,
@@ -197,11 +245,12 @@ fn start(
         stdin: options.interactive,
         timeout,
         detach,
+        ..ExecStart::default()
     })
 }
 
 /// A closed queue means that the stream has ended; its end is told by the answers.
-async fn send(input: &mpsc::Sender<ExecRequest>, request: Input) {
+pub async fn send(input: &mpsc::Sender<ExecRequest>, request: Input) {
     let _ = input
         .send(ExecRequest {
             request: Some(request),
@@ -224,12 +273,12 @@ async fn pump_stdin(input: mpsc::Sender<ExecRequest>) {
     }
 }
 
-async fn follow(
+pub async fn follow(
     answers: &mut Streaming<ExecResponse>,
     input: &mpsc::Sender<ExecRequest>,
     signals: &mut Signals,
-    tty: bool,
-    detach: bool,
+    heard: &mut Heard,
+    Manner { tty, detach }: Manner,
 ) -> Result<End, Failure> {
     let mut stdout = tokio::io::stdout();
     let mut stderr = tokio::io::stderr();
@@ -270,11 +319,14 @@ async fn follow(
         match answer.and_then(|answer| answer.response) {
             Some(Output::StartedPid(pid)) if detach => return Ok(End::Detached(pid)),
             Some(Output::StartedPid(_)) => {}
+            Some(Output::Attached(attached)) => heard.missed(&attached),
             Some(Output::Stdout(piece)) => {
+                heard.stdout += piece.len() as u64;
                 stdout.write_all(&piece).await?;
                 stdout.flush().await?;
             }
             Some(Output::Stderr(piece)) => {
+                heard.stderr += piece.len() as u64;
                 stderr.write_all(&piece).await?;
                 stderr.flush().await?;
             }
@@ -297,7 +349,7 @@ enum Caught {
 }
 
 /// The signals that are passed on, and the terminal's changes of size.
-struct Signals {
+pub struct Signals {
     resize: Signal,
     interrupt: Signal,
     terminate: Signal,
@@ -308,7 +360,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub fn new() -> Result<Self, Failure> {
         let catch = |kind| signal(kind).map_err(|e| Failure::local("catching signals", &e));
         Ok(Signals {
             resize: catch(SignalKind::window_change())?,
@@ -322,7 +374,7 @@ impl Signals {
     }
 
     /// Until somebody wants to end us.
-    async fn until_ended(&mut self) {
+    pub async fn until_ended(&mut self) {
         while let Caught::Resize = self.next().await {}
     }
 

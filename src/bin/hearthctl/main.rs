@@ -14,6 +14,7 @@ mod exec;
 mod failure;
 mod forward;
 mod image;
+mod kept;
 mod link;
 mod live;
 mod network;

@@ -274,6 +274,21 @@ impl Guest for FifoGuest {
         .await
     }
 
+    async fn attach(&self, attach: v1::Attach) -> Result<GuestStream, GuestError> {
+        let takes = Takes {
+            data: false,
+            size: false,
+            signals: true,
+        };
+        self.open(Opening {
+            kind: Kind::Exec,
+            body: Body::Attach(attach),
+            takes,
+            limit: u64::MAX,
+        })
+        .await
+    }
+
     async fn read_file(&self, request: v1::ReadFile) -> Result<GuestStream, GuestError> {
         let limit = match request.limit {
             0 => u64::MAX,

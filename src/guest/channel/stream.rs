@@ -108,7 +108,9 @@ impl Stream {
     fn receive_start(&mut self, body: Body) -> Result<Progress, Broken> {
         match (self.kind, body) {
             (Kind::Exec, Body::Started(started)) => {
-                self.outlet.start(StreamItem::Started { pid: started.pid });
+                let missed = [started.missed_stdout, started.missed_stderr];
+                let pid = started.pid;
+                self.outlet.start(StreamItem::Started { pid, missed });
             }
             (Kind::ReadFile, Body::FileInfo(info)) => self.outlet.start(answers::file_info(info)),
             (Kind::Connect, Body::Connected(_)) => self.outlet.start(StreamItem::Connected),

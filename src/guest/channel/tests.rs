@@ -116,7 +116,10 @@ fn pong() -> Says {
 }
 
 fn started() -> Says {
-    Says::Started(v1::Started { pid: 42 })
+    Says::Started(v1::Started {
+        pid: 42,
+        ..Default::default()
+    })
 }
 
 fn output(stream: v1::Stream, data: &[u8], eof: bool) -> Says {

@@ -73,6 +73,30 @@ fn a_cordon_ends_the_wait_of_who_has_no_sandbox() {
     assert_eq!(rig.notices.pop(), Some(Notice::Cordoned(false)));
 }
 
+/// The cluster may be away at the start, and what was cordoned for a reason must not take claims meanwhile.
+#[test]
+fn a_cordon_outlives_hearthd_until_the_cluster_says_otherwise() {
+    let mut rig = Rig::with(&[pool("py", 2, 4)]);
+    rig.send(CORDONED);
+    let before: Vec<_> = rig.store.sandboxes.keys().copied().collect();
+    for _ in 0..2 {
+        rig.restart();
+        rig.connect(&before);
+        assert!(rig.inspect().cordoned);
+        let refused = rig.claim(ask(2));
+        assert!(matches!(rig.refusal(refused), Refusal::NodeCordoned { .. }));
+        // Told again: nothing is new.
+        rig.send(CORDONED);
+        assert!(rig.persisted.is_empty());
+    }
+    rig.send(UNCORDONED);
+    rig.restart();
+    rig.connect(&before);
+    assert!(!rig.inspect().cordoned);
+    let waiting = rig.claim(waits(2));
+    assert!(rig.is_open(waiting), "it is taken");
+}
+
 #[test]
 fn a_claim_under_way_is_served_although_the_node_is_cordoned() {
     let mut rig = Rig::with(&[pool("py", 2, 4)]);

@@ -456,3 +456,84 @@ fn nothing_goes_to_the_disk_while_containerd_is_away() {
     let view = look(rig).unwrap();
     assert_eq!((view.state, view.kept.len()), (DrainState::Drained, 0));
 }
+
+fn cluster(rig: &mut Rig, asked: Option<(DrainMode, Option<u64>)>) {
+    let asked = asked.map(|(mode, deadline_ms)| DrainRequest { mode, deadline_ms });
+    rig.send(Event::ClusterDrain { asked });
+}
+
+#[test]
+fn the_cluster_drains_and_takes_back_its_own_drain_only() {
+    let rig = &mut served();
+    cluster(rig, Some((DrainMode::Hibernate, None)));
+    let begun = look(rig).unwrap();
+    assert_eq!((begun.mode, begun.by_cluster), (DrainMode::Hibernate, true));
+    assert_eq!(rig.destroying.len(), 2, "as every drain");
+    let refused = rig.claim(ask(2));
+    assert_eq!(rig.refusal(refused), REFUSED);
+    // Told again, as after every start and every change of the node: nothing is new.
+    rig.advance(5_000);
+    cluster(rig, Some((DrainMode::Hibernate, None)));
+    assert_eq!(look(rig).unwrap().since, begun.since);
+    assert!(rig.persisted.is_empty());
+
+    // Nobody undoes it over the API.
+    let undone = rig.call(Call::Undrain);
+    let Answer::Drain(Some(view)) = rig.ok(undone) else {
+        panic!("undone")
+    };
+    assert_eq!(view.since, begun.since);
+    cluster(rig, None);
+    assert_eq!(look(rig), None);
+    assert!(rig.notices.contains(&Notice::DrainEnded));
+
+    // And the cluster undoes none of the API's.
+    let theirs = drain(rig, DrainMode::Wait, None);
+    assert!(!theirs.by_cluster);
+    cluster(rig, None);
+    assert_eq!(look(rig).unwrap().since, theirs.since);
+}
+
+#[test]
+fn of_two_drains_the_stricter_one_is_in_force() {
+    use DrainMode::*;
+    let rig = &mut served();
+    let mode = |rig: &mut Rig| look(rig).map(|it| (it.mode, it.by_cluster));
+    drain(rig, Hibernate, None);
+    cluster(rig, Some((Wait, Some(1000))));
+    assert_eq!(mode(rig), Some((Hibernate, true)));
+    cluster(rig, Some((Evict, Some(60_000))));
+    assert_eq!(mode(rig), Some((Evict, true)));
+    // Over a restart, too.
+    let before: Vec<_> = rig.store.sandboxes.keys().copied().collect();
+    rig.restart();
+    rig.connect(&before);
+    assert_eq!(mode(rig), Some((Evict, true)));
+    // What was asked for beside it is still there.
+    cluster(rig, None);
+    assert_eq!(mode(rig), Some((Hibernate, false)));
+    assert_eq!(
+        rig.state(1),
+        Some(ClaimState::Claimed),
+        "nothing was evicted"
+    );
+    // Of the same mode the sooner deadline.
+    cluster(rig, Some((Hibernate, Some(0))));
+    rig.advance(0);
+    assert_eq!(rig.freezing.len(), 1);
+    cluster(rig, None);
+    undrain(rig);
+}
+
+#[test]
+fn an_eviction_that_the_cluster_takes_back_in_time_takes_no_claim() {
+    let rig = &mut served();
+    cluster(rig, Some((DrainMode::Evict, Some(1000))));
+    rig.advance(999);
+    cluster(rig, None);
+    rig.advance(10_000);
+    assert_eq!(rig.state(1), Some(ClaimState::Claimed));
+    cluster(rig, Some((DrainMode::Evict, Some(1000))));
+    rig.advance(1000);
+    assert_eq!(rig.state(1), None);
+}

@@ -89,6 +89,10 @@ enum Action {
         deadline_ms: u64,
     },
     Undrain,
+    /// Of the cluster; `None`: it takes it back.
+    ClusterDrain {
+        asked: Option<(DrainMode, u64)>,
+    },
     /// WarmPools of the cluster come, change and go.
     WarmPools {
         variant: u8,
@@ -97,6 +101,17 @@ enum Action {
     Judge {
         allowed: bool,
     },
+}
+
+fn mode_and_deadline() -> impl Strategy<Value = (DrainMode, u64)> {
+    (
+        prop::sample::select(vec![
+            DrainMode::Wait,
+            DrainMode::Hibernate,
+            DrainMode::Evict,
+        ]),
+        prop::sample::select(vec![0, 3_000, 30_000]),
+    )
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -129,11 +144,9 @@ fn action() -> impl Strategy<Value = Action> {
         20 => Just(Flush),
         20 => Just(Commit),
         2 => (0..4usize, any::<u8>()).prop_map(|(commits, fate)| Crash { commits, fate }),
-        1 => (
-            prop::sample::select(vec![DrainMode::Wait, DrainMode::Hibernate, DrainMode::Evict]),
-            prop::sample::select(vec![0, 3_000, 30_000]),
-        ).prop_map(|(mode, deadline_ms)| Drain { mode, deadline_ms }),
+        1 => mode_and_deadline().prop_map(|(mode, deadline_ms)| Drain { mode, deadline_ms }),
         2 => Just(Undrain),
+        1 => prop::option::weighted(0.4, mode_and_deadline()).prop_map(|asked| ClusterDrain { asked }),
         2 => any::<u8>().prop_map(|variant| WarmPools { variant }),
         3 => any::<bool>().prop_map(|allowed| Judge { allowed }),
         1 => prop::bool::weighted(0.1).prop_map(|down| if down { ShutDown } else { Flush }),
@@ -317,6 +330,12 @@ fn act(world: &mut World, action: Action) {
             world.call(Call::Drain(DrainRequest { mode, deadline_ms }));
         }
         Action::Undrain => world.call(Call::Undrain),
+        Action::ClusterDrain { asked } => {
+            world.cluster_drain(asked.map(|(mode, deadline_ms)| DrainRequest {
+                mode,
+                deadline_ms: Some(deadline_ms),
+            }));
+        }
         Action::WarmPools { variant } => world.call(Call::SetWarmPools(of_warm_pools(variant))),
         Action::Judge { allowed } => {
             let judged = judged(world, allowed);

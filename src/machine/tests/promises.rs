@@ -5,7 +5,7 @@ use crate::machine::event::Call;
 use crate::machine::ids::*;
 use crate::machine::network::NetworkPolicy;
 use crate::machine::node::Node;
-use crate::machine::record::Owner;
+use crate::machine::record::{DrainRecord, Owner};
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::{DrainMode, DrainRequest, OnDataLoss};
 use crate::machine::view::*;
@@ -55,8 +55,10 @@ pub struct Promises {
     now: u64,
     /// A drain was answered, and nobody has asked to undo it since.
     draining: bool,
-    /// The cluster has cordoned the node, and hearthd has not died since.
+    /// The cluster has cordoned the node. After a death of hearthd: and that was durable.
     pub cordoned: bool,
+    /// The cluster asks for a drain; likewise.
+    cluster: Option<DrainRecord>,
     /// Drains with mode Evict that may be in force, and the first moment at which each may take claims.
     evicting: BTreeMap<RequestId, Now>,
     /// Largest epoch a mutating call was answered under.
@@ -93,7 +95,7 @@ impl Promises {
                     if asked.on_data_loss != Some(OnDataLoss::Fail) {
                         self.may_start_cold.insert(asked.claim_id);
                     }
-                    first && (self.draining || self.cordoned)
+                    first && (self.draining || self.cluster.is_some() || self.cordoned)
                 }
                 _ => false,
             },
@@ -197,10 +199,22 @@ impl Promises {
         self.evicting.retain(|it, _| *it > request);
     }
 
+    /// What the cluster asks for from now on.
+    pub fn cluster_drain(&mut self, record: Option<DrainRecord>) {
+        self.evict_due(Now(self.now));
+        self.cluster = record;
+        self.evict_due(Now(self.now));
+    }
+
     /// A deadline that has passed may have taken any claim.
     pub fn evict_due(&mut self, now: Now) {
         self.now = now.0;
-        if self.evicting.values().any(|at| *at <= now) {
+        let cluster = self
+            .cluster
+            .filter(|it| it.asked.mode == DrainMode::Evict)
+            .and_then(|it| it.deadline());
+        let mut evicting = self.evicting.values().copied().chain(cluster);
+        if evicting.any(|at| at <= now) {
             self.let_go.extend(self.acknowledged.keys());
             // An acknowledgement that waits for its commit may be told after the claim was evicted.
             let open = self.open.values().filter_map(|sent| match &sent.call {

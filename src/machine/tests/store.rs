@@ -1,7 +1,7 @@
 //! What a journal holds, in memory.
 
 use crate::machine::ids::{ClaimId, Now, SandboxId};
-use crate::machine::record::{ClaimRecord, DrainRecord, Op, Records, SandboxRecord};
+use crate::machine::record::{ClaimRecord, Drains, Op, Records, SandboxRecord};
 use crate::machine::spec::{Fence, PoolSet};
 use std::collections::BTreeMap;
 
@@ -12,7 +12,8 @@ pub struct Store {
     pub tombstones: BTreeMap<ClaimId, Now>,
     pub pools: PoolSet,
     pub fence: Option<Fence>,
-    pub drain: Option<DrainRecord>,
+    pub drains: Drains,
+    pub cordoned: bool,
     pub next_sequence: u64,
 }
 
@@ -27,8 +28,9 @@ impl Store {
             Op::DeleteTombstone(id) => drop(self.tombstones.remove(&id)),
             Op::PutPools(set) => self.pools = set,
             Op::PutFence(fence) => self.fence = Some(fence),
-            Op::PutDrain(drain) => self.drain = Some(drain),
-            Op::DeleteDrain => self.drain = None,
+            Op::PutDrain(asker, drain) => self.drains.put(asker, Some(drain)),
+            Op::DeleteDrain(asker) => self.drains.put(asker, None),
+            Op::PutCordon(cordoned) => self.cordoned = cordoned,
             Op::PutSequence(next) => self.next_sequence = next,
         }
     }
@@ -40,7 +42,8 @@ impl Store {
             tombstones: self.tombstones.iter().map(|(id, at)| (*id, *at)).collect(),
             pools: self.pools.clone(),
             fence: self.fence.clone(),
-            drain: self.drain,
+            drains: self.drains,
+            cordoned: self.cordoned,
             next_sequence: self.next_sequence,
         }
     }

@@ -196,6 +196,14 @@ impl World {
         self.tell(Event::Cordon { cordoned });
     }
 
+    /// The cluster asks for a drain, or for none. A batch of its own, so that it is known what of it holds by when.
+    pub fn cluster_drain(&mut self, asked: Option<DrainRequest>) {
+        self.flush();
+        self.tell(Event::ClusterDrain { asked });
+        self.flush();
+        self.promises.cluster_drain(self.node.drains.cluster);
+    }
+
     /// The batch is handled: one time, one ticket, one commit.
     pub fn flush(&mut self) {
         if self.inbox.is_empty() {
@@ -855,7 +863,8 @@ impl World {
             }
         }
         self.promises.crash();
-        self.promises.cordoned = false;
+        self.promises.cordoned = self.store.cordoned;
+        self.promises.cluster_drain(self.store.drains.cluster);
         *self.heard.entry("(crash)".to_owned()).or_default() += 1;
         self.inbox.clear();
         self.batches.clear();
@@ -884,6 +893,7 @@ impl World {
             reserve_reached: false,
         });
         self.cordon(false);
+        self.cluster_drain(None);
         self.tell(classes(0));
         self.go_on_until(|world| world.node.phase() == Phase::Ready);
     }
@@ -991,7 +1001,10 @@ impl World {
             assert_eq!(durable, *there);
         }
         assert_eq!(records.tombstones.len(), self.node.tombstones.len());
-        assert_eq!(records.drain.is_some(), self.node.drain_view().is_some());
+        assert_eq!(records.drains, self.node.drains);
+        let in_force = records.drains.in_force().is_some();
+        assert_eq!(in_force, self.node.drain_view().is_some());
+        assert_eq!(records.cordoned, self.node.conditions.cordoned);
     }
 }
 

@@ -3,8 +3,8 @@
 use super::{Fields, bounds, value};
 use crate::api::exec_request::Request as ExecInput;
 use crate::api::{
-    ConnectStart, ExecRequest, ExecStart, ListFilesRequest, ReadFileRequest, StatsRequest,
-    TerminalSize, WriteFileStart,
+    ConnectStart, ExecAttach, ExecRequest, ExecStart, ListFilesRequest, ReadFileRequest,
+    StatsRequest, TerminalSize, WriteFileStart,
 };
 use crate::driver::{StreamInput, guest_v1};
 use crate::machine::ids::ClaimId;
@@ -27,6 +27,19 @@ pub struct ExecRules {
     pub stdin: bool,
     /// It has a terminal.
     pub tty: bool,
+    /// It was attached to, not started.
+    pub attached: bool,
+}
+
+impl ExecRules {
+    /// What is kept has neither.
+    pub fn of_attached() -> Self {
+        Self {
+            stdin: false,
+            tty: false,
+            attached: true,
+        }
+    }
 }
 
 /// A checked ExecStart.
@@ -82,16 +95,41 @@ pub fn exec_start(start: ExecStart) -> Result<StartExec, Refusal> {
             timeout
         }
     };
+    let keep_ms = match start.keep {
+        None => Some(0),
+        Some(keep) => {
+            let most = bounds::EXEC_KEEP_MAX_MS;
+            let keep = value::millis(&mut fields, "start.keep", keep, most);
+            let what = "must be positive; leave it out for none";
+            fields.need(keep != Some(0), "start.keep", what);
+            keep
+        }
+    };
+    match start.keep {
+        Some(_) => {
+            exec_id(&mut fields, "start.exec_id", &start.exec_id);
+            let plain = !start.tty && !start.stdin && !start.detach;
+            let what = "must not be set with tty, stdin or detach";
+            fields.need(plain, "start.keep", what);
+        }
+        None => fields.need(
+            start.exec_id.is_empty(),
+            "start.exec_id",
+            "belongs to keep only",
+        ),
+    }
     let rules = ExecRules {
         stdin: start.stdin,
         tty: start.tty,
+        attached: false,
     };
     let size = if start.tty {
         size
     } else {
         TerminalSize::default()
     };
-    let exec = timeout_ms.map(|timeout_ms| guest_v1::Exec {
+    let times = timeout_ms.zip(keep_ms);
+    let exec = times.map(|(timeout_ms, keep_ms)| guest_v1::Exec {
         command: start.command,
         env: start.env,
         working_dir: start.working_dir,
@@ -101,12 +139,37 @@ pub fn exec_start(start: ExecStart) -> Result<StartExec, Refusal> {
         stdin: start.stdin,
         timeout_ms,
         detach: start.detach,
+        key: start.exec_id,
+        keep_ms,
     });
     fields.give(
         claim
             .zip(exec)
             .map(|(claim, exec)| StartExec { claim, exec, rules }),
     )
+}
+
+/// The first message of Exec that takes up an execution.
+pub fn exec_attach(attach: ExecAttach) -> Result<(ClaimId, guest_v1::Attach), Refusal> {
+    let mut fields = Fields::default();
+    let claim = value::claim_id(&mut fields, "attach.claim_id", &attach.claim_id);
+    exec_id(&mut fields, "attach.exec_id", &attach.exec_id);
+    fields.give(claim.map(|claim| {
+        let attach = guest_v1::Attach {
+            key: attach.exec_id,
+            stdout_bytes: attach.stdout_bytes,
+            stderr_bytes: attach.stderr_bytes,
+        };
+        (claim, attach)
+    }))
+}
+
+fn exec_id(fields: &mut Fields, at: &str, id: &str) {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let good = !id.is_empty() && id.len() <= bounds::EXEC_ID && id.bytes().all(letter);
+    let most = bounds::EXEC_ID;
+    let what = format!("must be 1 to {most} letters, digits, \".\", \"_\" or \"-\"");
+    fields.need(good, at, what);
 }
 
 fn terminal(fields: &mut Fields, at: &str, size: TerminalSize) {
@@ -143,6 +206,10 @@ pub fn exec_input(request: ExecRequest, rules: ExecRules) -> Result<StreamInput,
         }
         Some(ExecInput::Start(_)) => {
             fields.wrong("start", "only the first message may be start");
+            None
+        }
+        Some(ExecInput::Attach(_)) => {
+            fields.wrong("attach", "only the first message may be attach");
             None
         }
         None => {

@@ -16,7 +16,8 @@ mod value;
 pub use claim::{Claim, batch, claim, claim_id, hibernate, listing, release, renew, resume, watch};
 pub use code::{interrupt_code, run_code};
 pub use inside::{
-    ExecRules, connect, exec_input, exec_start, list_files, piece, read_file, stats, write_file,
+    ExecRules, connect, exec_attach, exec_input, exec_start, list_files, piece, read_file, stats,
+    write_file,
 };
 pub use node::{archive_name, drain, image, orphans};
 pub use pool::{pool, set_pools};

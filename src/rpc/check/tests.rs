@@ -721,6 +721,24 @@ fn each_field_of_an_exec() {
             "start.detach",
             Box::new(|s| (s.tty, s.detach) = (true, true)),
         ),
+        ("start.exec_id", Box::new(|s| s.exec_id = "a".into())),
+        ("start.exec_id", Box::new(|s| s.keep = seconds(1))),
+        (
+            "start.exec_id",
+            Box::new(|s| (s.keep, s.exec_id) = (seconds(1), "a/b".into())),
+        ),
+        (
+            "start.keep",
+            Box::new(|s| (s.keep, s.exec_id) = (seconds(0), "a".into())),
+        ),
+        (
+            "start.keep",
+            Box::new(|s| (s.keep, s.exec_id) = (seconds(86_401), "a".into())),
+        ),
+        (
+            "start.keep",
+            Box::new(|s| (s.keep, s.exec_id, s.stdin) = (seconds(1), "a".into(), true)),
+        ),
     ];
     for (path, change) in rows {
         let mut start = a_start();
@@ -732,8 +750,14 @@ fn each_field_of_an_exec() {
 #[test]
 fn what_may_follow_the_start_of_an_exec() {
     use api::exec_request::Request as Input;
-    let of =
-        |request, stdin, tty| exec_input(api::ExecRequest { request }, ExecRules { stdin, tty });
+    let of = |request, stdin, tty| {
+        let rules = ExecRules {
+            stdin,
+            tty,
+            attached: false,
+        };
+        exec_input(api::ExecRequest { request }, rules)
+    };
     let piece = |bytes| Some(Input::Stdin(Bytes::from(vec![1; bytes])));
     assert!(matches!(
         of(piece(limits::CHUNK_BYTES), true, false),

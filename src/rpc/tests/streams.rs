@@ -27,6 +27,7 @@ impl Told {
             Down::Stdout(piece) => self.stdout.extend(piece),
             Down::Stderr(piece) => self.stderr.extend(piece),
             Down::Exited(exited) => self.exited = Some(exited),
+            Down::Attached(it) => self.pid = it.started_pid,
         }
     }
 

@@ -83,7 +83,10 @@ impl Act {
 }
 
 fn started() -> Body {
-    Body::Started(v1::Started { pid: 7 })
+    Body::Started(v1::Started {
+        pid: 7,
+        ..Default::default()
+    })
 }
 
 fn output(data: &[u8]) -> Body {

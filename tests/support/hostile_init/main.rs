@@ -117,7 +117,7 @@ impl Guest {
                     running: 0,
                 }),
             ),
-            Asked::Exec(_) => acts::at_exec(self, call),
+            Asked::Exec(_) | Asked::Attach(_) => acts::at_exec(self, call),
             Asked::ListFiles(_) => acts::at_list(self, call),
             Asked::ReadFile(_) => acts::at_read(self, call),
             Asked::Stats(_) => self.say(call, Body::Stats(v1::GuestStats::default())),

@@ -201,7 +201,13 @@ async fn exec_streams_both_ways() {
         .into_iter()
         .map(Result::unwrap)
         .collect();
-    assert_eq!(items[0], StreamItem::Started { pid: 42 });
+    assert_eq!(
+        items[0],
+        StreamItem::Started {
+            pid: 42,
+            missed: [0, 0]
+        }
+    );
     let of = |stderr: bool| {
         let data: Vec<u8> = items
             .iter()

@@ -258,9 +258,10 @@ fn other() -> impl Strategy<Value = Says> {
             claim_id,
             running: 1
         })),
-        small
-            .clone()
-            .prop_map(|pid| Says::Started(v1::Started { pid })),
+        small.clone().prop_map(|pid| Says::Started(v1::Started {
+            pid,
+            ..Default::default()
+        })),
         (0i32..256).prop_map(|code| Says::Exited(v1::Exited {
             code,
             ..Default::default()
