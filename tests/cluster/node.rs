@@ -75,7 +75,7 @@ fn class(cluster: &Cluster, name: &str, handler: &str, selector: Option<(&str, &
 }
 
 /// Events about the node with this reason: (note, how often).
-fn events(cluster: &Cluster, reason: &str) -> Vec<(String, u64)> {
+pub(super) fn events(cluster: &Cluster, reason: &str) -> Vec<(String, u64)> {
     let text = cluster.tool(
         "kubectl",
         &["get", "events.events.k8s.io", "-n", "default", "-o", "json"],
