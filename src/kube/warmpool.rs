@@ -349,8 +349,7 @@ pub struct WarmPoolStatus {
     /// The oldest generation of the object that a node has acted on.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Accepted, Admitted and Ready, and Reserved where nodes reserve: true if true on every node; else of the first node
-    /// where it is not.
+    /// Accepted, Admitted, Ready, and Reserved where asked for: true if true on every node; else of the first where it is not.
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,
@@ -378,7 +377,7 @@ pub struct NodeStatus {
     /// Sandboxes that belong to claims.
     #[serde(default)]
     pub claimed: u32,
-    /// Accepted, Admitted and Ready, and Reserved where the node reserves.
+    /// Accepted, Admitted, Ready, and Reserved where asked for.
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,

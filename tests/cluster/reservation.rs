@@ -300,7 +300,7 @@ fn of_the_own_node_only(cluster: &Cluster) {
 
 fn refused_by_a_quota(cluster: &Cluster) {
     step("a quota refuses it: it is told, and claims go on");
-    cluster.quota_of_accounts("400Mi");
+    cluster.quota_of_accounts("300Mi");
     cluster.reserve(4, MEMORY, None);
     cluster.told("ReservationShort", "exceeded quota: all");
     assert!(cluster.failures("quota") > 0);
