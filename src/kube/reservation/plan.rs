@@ -2,7 +2,7 @@
 //!
 //! What is too small grows at once. What is too large is made smaller when it was so for [`LESS_AFTER`], so that claims that
 //! come and go move nothing. A reservation that somebody else took away is made anew, ever more slowly, until it has held
-//! for [`WELL_AFTER`]; the same for what was refused.
+//! for [`WELL_AFTER`]. What was refused is tried again, ever more slowly, until it is granted.
 
 use crate::kube::Backoff;
 use crate::machine::ids::PoolName;
@@ -17,6 +17,8 @@ pub(super) const WELL_AFTER: Duration = Duration::from_secs(600);
 /// Between two attempts.
 pub(super) const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// The same where something was refused: a quota may be raised at any time.
+const LONGEST_REFUSED: Duration = Duration::from_secs(60);
 
 /// What keeps a reservation from being granted. The names are labels of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +135,8 @@ struct Later {
 /// What is remembered of a pool's reservation.
 #[derive(Debug)]
 struct Known {
-    backoff: Backoff,
+    creations: Backoff,
+    refusals: Backoff,
     not_before: Duration,
     /// Since when it is too large.
     less_since: Option<Duration>,
@@ -196,10 +199,19 @@ impl Plan {
         decided
     }
 
-    /// An attempt was made that must not be made again soon: a reservation was created, or a step refused.
-    pub(super) fn spent(&mut self, pool: &PoolName, now: Duration) {
+    /// A reservation was created.
+    pub(super) fn created(&mut self, pool: &PoolName, now: Duration) {
         if let Some(known) = self.known.get_mut(pool) {
-            known.not_before = now + known.backoff.failed();
+            let next = now + known.creations.failed();
+            known.not_before = known.not_before.max(next);
+        }
+    }
+
+    /// A step was refused.
+    pub(super) fn refused(&mut self, pool: &PoolName, now: Duration) {
+        if let Some(known) = self.known.get_mut(pool) {
+            let next = now + known.refusals.failed();
+            known.not_before = known.not_before.max(next);
         }
     }
 
@@ -216,7 +228,8 @@ impl Plan {
 impl Known {
     fn new(node: &str) -> Self {
         Self {
-            backoff: Backoff::new(node, FIRST_WAIT, LONGEST_WAIT),
+            creations: Backoff::new(node, FIRST_WAIT, LONGEST_WAIT),
+            refusals: Backoff::new(node, FIRST_WAIT, LONGEST_REFUSED),
             not_before: Duration::ZERO,
             less_since: None,
             held_since: None,
@@ -234,7 +247,7 @@ impl Known {
             Some(State::Held) => {
                 let since = *self.held_since.get_or_insert(now);
                 if now.saturating_sub(since) >= WELL_AFTER {
-                    self.backoff.worked();
+                    self.creations.worked();
                 }
             }
             Some(_) | None => self.held_since = None,
@@ -270,6 +283,7 @@ impl Known {
                 }
                 if *promised == seen.asked {
                     self.less_since = None;
+                    self.refusals.worked();
                     return Ok(None);
                 }
                 let at = *self.less_since.get_or_insert(now) + LESS_AFTER;

@@ -178,7 +178,7 @@ impl Keeper {
                 Ok(()) => {
                     self.refused.remove(pool);
                     match step {
-                        Step::Create(_) => self.plan.spent(pool, now),
+                        Step::Create(_) => self.plan.created(pool, now),
                         Step::Resize { .. } => {}
                         Step::Delete { uid } => self.plan.deleted(pool, uid.clone()),
                     }
@@ -193,7 +193,7 @@ impl Keeper {
                     debug!(%pool, %error, "a reservation has changed meanwhile");
                 }
                 Err(error) => {
-                    self.plan.spent(pool, now);
+                    self.plan.refused(pool, now);
                     let (why, what) = pod::refused(step, error.detail());
                     self.metrics.failed(why);
                     self.refused.insert(pool.clone(), (why, what));

@@ -123,7 +123,7 @@ fn one_that_somebody_takes_away_is_made_anew_ever_more_slowly() {
     let (mut at, mut made) = (0, Vec::new());
     while made.len() < 12 {
         if let (Some(Step::Create(_)), _) = decide(&mut plan, at, Some(sandboxes(1)), None) {
-            plan.spent(&pool("py"), Duration::from_secs(at));
+            plan.created(&pool("py"), Duration::from_secs(at));
             made.push(at);
             // It is there for a second, and evicted.
             let there = held(&at.to_string(), sandboxes(1));
@@ -151,9 +151,39 @@ fn one_that_somebody_takes_away_is_made_anew_ever_more_slowly() {
     }
     let (step, lost) = decide(&mut plan, at + 700, Some(sandboxes(1)), None);
     assert!(lost && step.is_some());
-    plan.spent(&pool("py"), Duration::from_secs(at + 700));
+    plan.created(&pool("py"), Duration::from_secs(at + 700));
     let (step, _) = decide(&mut plan, at + 705, Some(sandboxes(1)), None);
     assert!(step.is_some(), "within seconds");
+}
+
+/// A quota may be raised at any time, and its refusals are no reason to wait longer the next time.
+#[test]
+fn what_was_refused_is_tried_again_until_it_is_granted() {
+    let mut plan = Plan::new("node");
+    let mut tries = |from: u64, asked: u64| {
+        let mut tries = Vec::new();
+        for at in from..from + 600 {
+            let seen = held("a", sandboxes(asked));
+            if decide(&mut plan, at, Some(sandboxes(4)), Some(seen))
+                .0
+                .is_some()
+            {
+                plan.refused(&pool("py"), Duration::from_secs(at));
+                tries.push(at);
+            }
+        }
+        tries
+    };
+    let first = tries(0, 2);
+    let waits: Vec<_> = first.windows(2).map(|it| it[1] - it[0]).collect();
+    assert!(waits.is_sorted() && waits[0] < 5, "{waits:?}");
+    assert!(
+        waits.iter().all(|wait| *wait <= 90) && first.len() < 20,
+        "{waits:?}"
+    );
+    assert!(tries(600, 4).is_empty(), "granted");
+    let again = tries(1200, 2);
+    assert!(again[1] - again[0] < 5, "{again:?}");
 }
 
 #[test]
@@ -310,11 +340,11 @@ fn live(history: &[Happens]) {
             };
             match cluster.take(&of, &step) {
                 None => return,
-                Some(Err(())) => plan.spent(&of, now),
+                Some(Err(())) => plan.refused(&of, now),
                 Some(Ok(())) => {
                     if let Step::Create(to) = step {
                         assert_eq!(pools[&of], Some(to), "of another size");
-                        plan.spent(&of, now);
+                        plan.created(&of, now);
                     }
                     if let Step::Delete { uid } = step {
                         plan.deleted(&of, uid);
