@@ -26,6 +26,7 @@ mod programs;
 mod swap;
 mod uninstall;
 mod versions;
+mod wait;
 mod wiping;
 
 pub use dev::Dev;
@@ -33,6 +34,7 @@ pub use install::install;
 pub use log::LogError;
 pub use programs::MissingPrograms;
 pub use uninstall::uninstall;
+pub use wait::wait;
 pub use wiping::Wiping;
 
 use crate::cgroup::{CgroupError, CgroupTree, Version};

@@ -12,12 +12,14 @@ mod kata;
 mod kubernetes;
 mod memory;
 mod policy;
+mod reservation;
 pub use hibernation::Hibernation;
 pub use kata::{Kata, kata};
 pub use kubernetes::{Kubernetes, is_node_name};
 pub use memory::{Memory, Swap};
 pub use network::{Network, prefix, resolver};
 pub use policy::{Policy, PolicyMode};
+pub use reservation::{Reservation, ReservationMode};
 
 pub use load::{ConfigError, Problem, Sources, load};
 

@@ -14,6 +14,9 @@ mod certificates;
 use certificates::{Authority, Issued, Wanted};
 #[path = "cluster/pools.rs"]
 mod pools;
+// What the cluster counts for pools.
+#[path = "cluster/reservation.rs"]
+mod reservation;
 
 #[path = "cluster/drained.rs"]
 mod drained;

@@ -237,6 +237,57 @@ fn pools_of_the_cluster_need_rights_of_their_own() {
     assert!(render(&["kubernetes.admission=\"maybe\""]).is_err());
 }
 
+/// Rights for reservations are in their one namespace, and come with the policy that pins them to the own node.
+#[test]
+fn reservations_need_rights_in_one_namespace() {
+    let rendered = |values: &[&str]| {
+        let objects = render(&[&["kubernetes.enabled=true"], values].concat()).unwrap();
+        let named = objects.into_iter().filter(|object| {
+            let name = object["metadata"]["name"].as_str().unwrap();
+            name.ends_with("-reservation")
+        });
+        named.collect::<Vec<_>>()
+    };
+    assert!(rendered(&[]).is_empty());
+    let mode = "kubernetes.reservation.mode=\"pod\"";
+    for (values, namespace) in [
+        (&[mode][..], "hearth"),
+        (
+            &[mode, "kubernetes.reservation.namespace=\"accounts\""],
+            "accounts",
+        ),
+    ] {
+        let objects = rendered(values);
+        let kinds: Vec<_> = objects
+            .iter()
+            .map(|it| it["kind"].as_str().unwrap())
+            .collect();
+        let expected = [
+            "Role",
+            "RoleBinding",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+        ];
+        let mut sorted = kinds.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, expected);
+        for kind in ["Role", "RoleBinding"] {
+            assert_eq!(one(&objects, kind)["metadata"]["namespace"], namespace);
+        }
+        assert_eq!(
+            one(&objects, "Role")["rules"],
+            serde_json::json!([
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch", "create", "delete"]},
+                {"apiGroups": [""], "resources": ["pods/resize"], "verbs": ["patch"]},
+            ])
+        );
+        let policy = &one(&objects, "ValidatingAdmissionPolicy")["spec"];
+        assert_eq!(policy["failurePolicy"], "Fail");
+        assert!(policy.to_string().contains(namespace));
+    }
+    assert!(render(&["kubernetes.reservation.mode=\"maybe\""]).is_err());
+}
+
 #[test]
 fn calls_to_the_api_server_are_made_where_rights_are_given() {
     let config = |values: &[&str]| {
@@ -258,12 +309,13 @@ fn calls_to_the_api_server_are_made_where_rights_are_given() {
 /// hearthd itself reads what the chart renders, every kind of value among them.
 #[test]
 fn hearthd_takes_the_rendered_configuration() {
-    use hearth::config::{PolicyMode, Sources, load};
+    use hearth::config::{PolicyMode, ReservationMode, Sources, load};
     let tls = "api.tcp={\"enabled\":true,\"tlsSecret\":\"t\"}";
     let more = "config={\"limits\":{\"calls_per_second\":500},\"memory\":{\"swap\":\"none\"},\"api\":{\"connection_age_seconds\":60}}";
     let allocator = "api.roles.allocator=[\"spiffe://cluster.local/ns/agents/sa/allocator\"]";
-    let cluster = "kubernetes={\"enabled\":true,\"warmPools\":true,\"admission\":\"enforce\",\"tenantNamespace\":\"team\"}";
-    let objects = render(&[tls, more, allocator, cluster]).unwrap();
+    let cluster = "kubernetes={\"enabled\":true,\"warmPools\":true,\"admission\":\"enforce\",\"tenantNamespace\":\"team\",\"reservation\":{\"mode\":\"pod\",\"priorityClassName\":\"high\"}}";
+    let pulled = "imagePullSecrets=[{\"name\":\"of-the-registry\"}]";
+    let objects = render(&[tls, more, allocator, cluster, pulled]).unwrap();
     let text = one(&objects, "ConfigMap")["data"]["hearthd.toml"]
         .as_str()
         .unwrap();
@@ -284,6 +336,15 @@ fn hearthd_takes_the_rendered_configuration() {
     assert!(config.kubernetes.enabled && config.kubernetes.warm_pools);
     assert_eq!(config.kubernetes.admission, PolicyMode::Enforce);
     assert_eq!(config.kubernetes.tenant_namespace, "team");
+    let reservation = &config.kubernetes.reservation;
+    assert_eq!(reservation.mode, ReservationMode::Pod);
+    assert_eq!(reservation.namespace, "hearth");
+    assert_eq!(
+        Value::from(reservation.image.as_str()),
+        pod(&objects)["containers"][0]["image"]
+    );
+    assert_eq!(reservation.pull_secrets, ["of-the-registry"]);
+    assert_eq!(reservation.priority_class, "high");
     assert!(config.shim_is_named());
     // What it names is mounted at the same place.
     let pod = pod(&objects);

@@ -63,6 +63,7 @@ impl Kubernetes {
                 rules: super::policies::rules(config),
                 ask_again: std::time::Duration::from_secs(config.kubernetes.admission_seconds),
                 metrics: crate::kube::admission::Metrics::register(registry)?,
+                reservation: reservation(config, registry)?,
             };
             running.serve_pools(handle, pools);
         }
@@ -94,6 +95,32 @@ async fn connect(config: &Config, registry: &Registry) -> Result<crate::kube::Ru
     let kube = kube.map_err(|error| AppError::Kubernetes(error.to_string()))?;
     tracing::info!(node = %kube.node, namespace = %kube.namespace, "calls the Kubernetes API");
     Ok(Running::begin(kube))
+}
+
+/// What the cluster is to count for pools.
+#[cfg(feature = "kube")]
+fn reservation(
+    config: &Config,
+    registry: &Registry,
+) -> Result<
+    Option<(
+        crate::kube::reservation::Settings,
+        crate::kube::reservation::Metrics,
+    )>,
+    AppError,
+> {
+    use crate::kube::reservation::{Metrics, Settings};
+    let said = &config.kubernetes.reservation;
+    if said.mode == crate::config::ReservationMode::None {
+        return Ok(None);
+    }
+    let settings = Settings {
+        namespace: said.namespace.clone(),
+        image: said.image.clone(),
+        pull_secrets: said.pull_secrets.clone(),
+        priority_class: said.priority_class.clone(),
+    };
+    Ok(Some((settings, Metrics::register(registry)?)))
 }
 
 /// SetPools' rules for one pool.

@@ -67,6 +67,8 @@ enum Verb {
         #[arg(long)]
         with_runsc: bool,
     },
+    /// Do nothing until SIGTERM, and end: what runs in a reservation's Pod
+    Wait,
     /// Take hearth off this node, once hearthd has ended and no claim or sandbox is left, and end
     Uninstall {
         /// Configuration file (TOML) [default: /etc/hearth/hearthd.toml, where it exists]
@@ -122,6 +124,7 @@ fn once(verb: Verb) -> ExitCode {
             });
             ended("uninstall", removed)
         }
+        Verb::Wait => ended("wait", app::wait()),
     }
 }
 

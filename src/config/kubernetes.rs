@@ -1,6 +1,7 @@
 //! `[kubernetes]`: hearthd's own calls to the Kubernetes API.
 
 use super::policy::PolicyMode;
+use super::reservation::Reservation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Kubernetes {
     pub admission_seconds: u64,
     /// The tenant's namespace of pools that SetPools declares. Empty: they have none, and the cluster is not asked about them.
     pub tenant_namespace: String,
+    /// What scheduler and quotas of the cluster see of the sandboxes.
+    pub reservation: Reservation,
 }
 
 impl Default for Kubernetes {
@@ -39,6 +42,7 @@ impl Default for Kubernetes {
             admission: PolicyMode::Off,
             admission_seconds: 300,
             tenant_namespace: String::new(),
+            reservation: Reservation::default(),
         }
     }
 }
@@ -62,9 +66,7 @@ impl Kubernetes {
         if !(10..=86_400).contains(&self.admission_seconds) {
             found.push(("kubernetes.admission_seconds", "must be 10 to 86400".into()));
         }
-        let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        let tenant = &self.tenant_namespace;
-        if tenant.len() > 63 || !tenant.bytes().all(label) {
+        if !may_be_namespace(&self.tenant_namespace) {
             found.push((
                 "kubernetes.tenant_namespace",
                 "must be a namespace's name: at most 63 of a-z, 0-9 and '-'".into(),
@@ -76,6 +78,7 @@ impl Kubernetes {
                 "must be true for warm_pools and admission".into(),
             ));
         }
+        found.extend(self.reservation.problems(self.enabled));
         if self.enabled && cfg!(not(feature = "kube")) {
             found.push((
                 "kubernetes.enabled",
@@ -84,6 +87,12 @@ impl Kubernetes {
         }
         found
     }
+}
+
+/// Is it shaped as a namespace's name, or empty?
+pub(super) fn may_be_namespace(name: &str) -> bool {
+    let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    name.len() <= 63 && name.bytes().all(label)
 }
 
 /// Is it shaped as the name of a Node object is (an RFC 1123 subdomain)?

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::config::Api;
+use crate::config::{Api, ReservationMode};
 
 fn from_file(text: &str) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
@@ -178,4 +178,22 @@ fn claims_are_told_where_the_api_is() {
     assert!(told("", "node:1").is_empty() && told("0.0.0.0:9470", "").is_empty());
     assert_eq!(told("10.0.0.1:9470", ""), ["https://10.0.0.1:9470"]);
     assert_eq!(told("0.0.0.0:9470", "node:9470"), ["https://node:9470"]);
+}
+
+#[test]
+fn a_reservation_needs_an_image_and_the_api_server() {
+    let refused = |text: &str| from_file(text).unwrap_err().to_string();
+    let text = refused("[kubernetes.reservation]\nmode = \"pod\"\nnamespace = \"A\"\n");
+    for part in [
+        "kubernetes.enabled: must be true for kubernetes.reservation.mode",
+        "kubernetes.reservation.image: must be hearth's image",
+        "kubernetes.reservation.namespace: must be a namespace's name",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = refused("[kubernetes.reservation]\npull_secrets = [\"\"]\n");
+    assert!(text.contains("must be names"), "{text}");
+    let good = "[kubernetes]\nenabled = true\n[kubernetes.reservation]\nmode = \"pod\"\nimage = \"hearth:1\"\n";
+    let config = from_file(good).unwrap();
+    assert_eq!(config.kubernetes.reservation.mode, ReservationMode::Pod);
 }

@@ -92,7 +92,7 @@ fn is_about_hearth(message: &str) -> bool {
 }
 
 /// Whose rule it is, from the words of the API server's own plugins.
-fn rule(message: &str) -> String {
+pub(super) fn rule(message: &str) -> String {
     let between = |before: &str, after: char| {
         let (_, rest) = message.split_once(before)?;
         let (name, _) = rest.split_once(after)?;

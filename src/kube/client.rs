@@ -66,6 +66,14 @@ impl CallError {
         }
     }
 
+    /// What the API server said, or why it said nothing; bounded.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        match self {
+            Self::Unavailable { detail, .. } | Self::Refused { detail, .. } => detail,
+        }
+    }
+
     /// There is no such object.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

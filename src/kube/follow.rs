@@ -37,6 +37,8 @@ pub struct Follow<K> {
     pub what: &'static str,
     /// A field selector; `None`: all.
     pub fields: Option<String>,
+    /// A label selector; `None`: all.
+    pub labels: Option<String>,
     /// Objects kept; those beyond are left out, with a warning.
     pub most: usize,
 }
@@ -61,6 +63,7 @@ where
 {
     let config = watcher::Config {
         field_selector: what.fields.clone(),
+        label_selector: what.labels.clone(),
         timeout: Some(WATCH_SECONDS),
         page_size: Some(PAGE),
         ..watcher::Config::default()

@@ -3,6 +3,7 @@
 //! ```text
 //! client (deadlines) ─▶ follow (watch, kept while the server is away) ─▶ node, drain, runtimeclass ─▶ driver::Handle
 //! driver::Handle (phase, pools, notices) ─▶ node (label, taint), events
+//! driver::Handle (what pools promise) ─▶ reservation (Pods that request it)
 //! warmpool (objects ─▶ pools ─▶ status) ◀─▶ driver::Handle ◀─▶ admission (template ─▶ dry run ─▶ verdict)
 //! ```
 //! Nothing that a claim needs waits for it: the API server may be away at the start, at the end and for any time in
@@ -21,6 +22,7 @@ mod follow;
 mod ledger;
 mod metrics;
 mod node;
+pub mod reservation;
 mod runtimeclass;
 pub mod warmpool;
 
@@ -56,6 +58,8 @@ pub struct Pools {
     pub ask_again: Duration,
     /// Of asking.
     pub metrics: admission::Metrics,
+    /// What the cluster is to count for pools, with its metrics; `None`: nothing.
+    pub reservation: Option<(reservation::Settings, reservation::Metrics)>,
 }
 
 /// Everything of this room that runs. Built by `app`.
@@ -84,6 +88,7 @@ impl Running {
             api: kube.nodes(),
             what: "nodes",
             fields: Some(format!("metadata.name={}", kube.node)),
+            labels: None,
             most: 1,
         };
         let nodes = follow(&kube, own, stop.clone());
@@ -110,6 +115,7 @@ impl Running {
             api: self.kube.all::<RuntimeClass>(),
             what: "runtimeclasses",
             fields: None,
+            labels: None,
             most: CLASSES,
         };
         let classes = follow(&self.kube, classes, self.stop.clone());
@@ -125,7 +131,8 @@ impl Running {
         }
     }
 
-    /// Begins to keep the pools of WarmPool objects, and to ask the cluster about templates. Once, after the driver is there.
+    /// Begins to keep the pools of WarmPool objects, to ask the cluster about templates, and to reserve what pools promise.
+    /// Once, after the driver is there.
     pub fn serve_pools(&self, handle: &Handle, pools: Pools) {
         let (kube, stop) = (&self.kube, &self.stop);
         let unasked = admission::judge(
@@ -136,9 +143,14 @@ impl Running {
             pools.metrics,
             stop,
         );
+        let reserved = pools.reservation.map(|(settings, metrics)| {
+            let (nodes, reporter) = (self.nodes.clone(), self.reporter());
+            reservation::keep(kube, handle, nodes, settings, reporter, metrics, stop)
+        });
         if let Some(check) = pools.warm_pools {
             let nodes = self.nodes.clone();
-            warmpool::keep(kube, handle, nodes, check, unasked, stop);
+            let told = warmpool::Beside { unasked, reserved };
+            warmpool::keep(kube, handle, nodes, check, told, stop);
         }
     }
 

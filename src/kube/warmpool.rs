@@ -20,7 +20,7 @@ mod status;
 mod tests;
 
 pub use quantity::Quantity;
-pub use run::{Check, keep};
+pub use run::{Beside, Check, keep};
 
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -349,7 +349,7 @@ pub struct WarmPoolStatus {
     /// The oldest generation of the object that a node has acted on.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Accepted, Admitted and Ready: true if true on every node; else of the first node where it is not.
+    /// Accepted, Admitted, Ready, and Reserved where asked for: true if true on every node; else of the first where it is not.
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,
@@ -377,7 +377,7 @@ pub struct NodeStatus {
     /// Sandboxes that belong to claims.
     #[serde(default)]
     pub claimed: u32,
-    /// Accepted, Admitted and Ready.
+    /// Accepted, Admitted, Ready, and Reserved where asked for.
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     #[serde(default)]
     pub conditions: Vec<Condition>,
@@ -387,7 +387,7 @@ pub struct NodeStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Accepted, Admitted or Ready.
+    /// Accepted, Admitted, Ready or Reserved.
     pub r#type: String,
     /// True, False or Unknown.
     pub status: String,

@@ -4,7 +4,7 @@
 //! its class meant when it was declared: it lies with the pool's spec in the journal, so a start needs no cluster.
 
 use super::event::Notice;
-use super::handler::{self, Handler, Wants};
+use super::handler::{self, Handler, Overhead, Wants};
 use super::ids::PoolName;
 use super::limits::{CLASSES_RETRY_MS, UNSERVABLE_RETRY_MS};
 use super::node::Node;
@@ -48,6 +48,15 @@ pub struct Served<'a> {
     pub class: &'a RuntimeClass,
 }
 
+impl RuntimeClass {
+    fn overhead(&self) -> Overhead {
+        Overhead {
+            memory_bytes: self.overhead_memory_bytes,
+            cpu_millis: self.overhead_cpu_millis,
+        }
+    }
+}
+
 /// CRI's usual word for a handler, where hearth has another: gVisor's documentation names its handler after the program.
 const WORDS: [(&str, &str); 1] = [("runsc", "gvisor")];
 
@@ -83,6 +92,20 @@ impl Classes {
 }
 
 impl Pool {
+    /// What one of its sandboxes takes beside what the template promises: what its RuntimeClass says, also where this node
+    /// can't serve it; of a pool without one, what its handler is known for. What was told last stays.
+    pub(super) fn weigh(&mut self, classes: Option<&Classes>) {
+        let template = &self.spec.template;
+        let told = match template.runtime_class.as_str() {
+            "" => Some(Overhead::of(&template.runtime_handler).unwrap_or_default()),
+            class => {
+                let class = classes.and_then(|known| known.classes.get(class));
+                class.map(RuntimeClass::overhead)
+            }
+        };
+        self.overhead = told.or(self.overhead);
+    }
+
     /// Why this node can't serve it, going by what the cluster says.
     fn judged(&self, classes: &Classes) -> Option<String> {
         let template = &self.spec.template;
@@ -113,7 +136,13 @@ impl Node {
 
     /// Judges one pool anew; its refill rests while it is unservable, and cold claims that wait are told.
     pub(super) fn judge_class(&mut self, name: &PoolName, out: &mut Out<'_>) {
-        let (Some(classes), Some(pool)) = (&self.classes, self.pools.get_mut(name)) else {
+        let Some(pool) = self.pools.get_mut(name) else {
+            return;
+        };
+        let weighed = pool.overhead;
+        pool.weigh(self.classes.as_deref());
+        self.pools_changed |= pool.overhead != weighed;
+        let Some(classes) = &self.classes else {
             return;
         };
         let why = pool.judged(classes).map(bounded);

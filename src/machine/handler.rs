@@ -7,6 +7,8 @@
 //! | checkpoint (the disk tier, golden images) | yes | no: its shims have no Task.Checkpoint |
 //! | bound on what a sandbox writes to its root | yes | no: it writes through virtio-fs into the node's own file system |
 
+use serde::Serialize;
+
 /// gVisor's handler: always there.
 pub const GVISOR: &str = "gvisor";
 /// What RuntimeClass objects and containerd's configuration call gVisor's handler. A template may say either.
@@ -71,7 +73,7 @@ pub struct Capabilities {
 }
 
 /// What a sandbox takes beside what its template promises to the workload, as its RuntimeClass counts it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Overhead {
     /// Bytes.
     pub memory_bytes: u64,

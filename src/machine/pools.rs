@@ -3,6 +3,7 @@
 use super::admission::Rules;
 use super::breaker::Breaker;
 use super::classes::unservable;
+use super::handler::Overhead;
 use super::ids::Now;
 use super::limits::{DEFAULT_PARALLEL_REFILLS, REFILL_ESTIMATE_MS};
 use super::network::NetworkPolicy;
@@ -47,11 +48,13 @@ pub(super) struct Pool {
     pub(super) held: Option<Refusal>,
     /// Why this node can't serve its RuntimeClass; bounded.
     pub(super) unservable: Option<String>,
+    /// Of one sandbox, beside what the template promises. `None`: its RuntimeClass has not been told of yet.
+    pub(super) overhead: Option<Overhead>,
 }
 
 impl Pool {
     pub(super) fn declared(spec: PoolSpec) -> Self {
-        Self {
+        let mut pool = Self {
             template: Arc::new(spec.template.clone()),
             network: Arc::new(spec.template.network_policy.clone()),
             spec,
@@ -61,7 +64,10 @@ impl Pool {
             verdict: None,
             held: None,
             unservable: None,
-        }
+            overhead: None,
+        };
+        pool.weigh(None);
+        pool
     }
 
     /// Is a member made for that generation still wanted?
@@ -164,6 +170,7 @@ impl Pool {
                 .held
                 .as_ref()
                 .map_or_else(String::new, ToString::to_string),
+            overhead: self.overhead,
         }
     }
 }

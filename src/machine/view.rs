@@ -1,6 +1,7 @@
 //! What callers see: answers and views.
 
 use super::admission::Finding;
+use super::handler::Overhead;
 use super::ids::{ClaimId, Now, PoolName, SandboxId};
 use super::refusal::Refusal;
 use super::spec::{DrainMode, Holder, PoolSpec, Verdict};
@@ -128,6 +129,48 @@ pub struct PoolView {
     pub findings: Vec<Finding>,
     /// Why it gets no member that it does not have already; empty: it does.
     pub held: String,
+    /// What one of its sandboxes takes beside what the template promises. `None`: the pool names a RuntimeClass, and the
+    /// cluster has told of none since the start.
+    pub overhead: Option<Overhead>,
+}
+
+/// Memory and CPU of several sandboxes together, as templates and RuntimeClasses count them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Promised {
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// Thousandths of a core. A template without a CPU limit promises none.
+    pub cpu_millis: u64,
+}
+
+impl Promised {
+    /// For each the larger one.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            cpu_millis: self.cpu_millis.max(other.cpu_millis),
+        }
+    }
+}
+
+impl PoolView {
+    /// What its sandboxes were promised, with their overhead as far as it is known. All of them count: members that run or
+    /// are frozen or being made, claimed ones awake or asleep in whichever tier, those being destroyed. Who sleeps keeps
+    /// little, and wakes within milliseconds when its holder wants it, without asking anybody. Members of an older template
+    /// count as those of the present one.
+    #[must_use]
+    pub fn promised(&self) -> Promised {
+        let there = [self.warm, self.creating, self.claimed, self.releasing];
+        let there: u64 = there.into_iter().map(u64::from).sum();
+        let (template, overhead) = (&self.spec.template.resources, self.overhead);
+        let overhead = overhead.unwrap_or_default();
+        let of_all = |of_one: u64, more: u64| there.saturating_mul(of_one.saturating_add(more));
+        Promised {
+            memory_bytes: of_all(template.memory_bytes, overhead.memory_bytes),
+            cpu_millis: of_all(template.cpu_millis, overhead.cpu_millis),
+        }
+    }
 }
 
 /// A sandbox, for the state dump and for `top`.

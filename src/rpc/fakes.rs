@@ -344,6 +344,7 @@ impl State {
                 verdict: None,
                 findings: Vec::new(),
                 held: String::new(),
+                overhead: None,
             }
         };
         self.pools.pools.iter().map(view).collect()

@@ -16,13 +16,13 @@ const WITH_POOLS: &[&str] = &[
 
 impl Cluster {
     /// An object of any namespace.
-    fn put(&self, object: &Value) {
+    pub(super) fn put(&self, object: &Value) {
         let file = self.root.join("object.json");
         std::fs::write(&file, object.to_string()).unwrap();
         self.tool("kubectl", &["apply", "-f", file.to_str().unwrap()]);
     }
 
-    fn warm_pool(&self, namespace: &str, name: &str, spec: Value) -> Value {
+    pub(super) fn warm_pool(&self, namespace: &str, name: &str, spec: Value) -> Value {
         let object = json!({
             "apiVersion": "hearth.dev/v1alpha1", "kind": "WarmPool",
             "metadata": {"namespace": namespace, "name": name}, "spec": spec,
@@ -37,7 +37,12 @@ impl Cluster {
     }
 
     /// Waits until a condition of the object is as said; its message.
-    fn condition(&self, (namespace, name): (&str, &str), kind: &str, is: (&str, &str)) -> String {
+    pub(super) fn condition(
+        &self,
+        (namespace, name): (&str, &str),
+        kind: &str,
+        is: (&str, &str),
+    ) -> String {
         let mut seen = Value::Null;
         let mut found = String::new();
         let what = format!("{namespace}/{name} is {kind} {is:?}");
@@ -68,13 +73,13 @@ impl Cluster {
         });
     }
 
-    fn fails(&self, tool: &str, args: &[&str]) -> String {
+    pub(super) fn fails(&self, tool: &str, args: &[&str]) -> String {
         let output = self.try_tool(tool, args);
         assert!(!output.status.success(), "{args:?} succeeded");
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
-    fn namespace(&self, name: &str, labels: Value) {
+    pub(super) fn namespace(&self, name: &str, labels: Value) {
         self.put(&json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
         }));
@@ -101,12 +106,12 @@ impl Cluster {
         found.cloned().unwrap_or(Value::Null)
     }
 
-    fn metric(&self, line: &str) -> bool {
+    pub(super) fn metric(&self, line: &str) -> bool {
         self.page("/metrics")
             .is_ok_and(|page| page.lines().any(|it| it == line))
     }
 
-    fn claim(&self, pool: &str) -> String {
+    pub(super) fn claim(&self, pool: &str) -> String {
         let text = self.hearthctl(&["claim", pool, "--wait", "60s", "-o", "json"]);
         let claim: Value = serde_json::from_str(&text).unwrap();
         claim["claim_id"].as_str().unwrap().to_owned()

@@ -87,6 +87,33 @@ fn on_a_terminal(hearth: &Hearth, args: &[&str], typed: &[(&str, &str)]) -> (Str
     (shown, child.wait().unwrap().code().unwrap())
 }
 
+/// What runs in a reservation's Pod: nothing, and it ends when it is told to, also as process 1, for which no signal has a
+/// default action.
+#[test]
+fn hearthd_wait_does_nothing_until_sigterm() {
+    let mut waiting = Command::new(env!("CARGO_BIN_EXE_hearthd"))
+        .arg("wait")
+        .env_clear()
+        .spawn()
+        .unwrap();
+    let pid = waiting.id();
+    let blocks_sigterm = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let blocked = status.lines().find_map(|it| it.strip_prefix("SigBlk:"));
+        let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
+        blocked & 1 << 14 != 0
+    };
+    let began = std::time::Instant::now();
+    while !blocks_sigterm() {
+        assert!(began.elapsed() < crate::hearthd::patience());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(waiting.try_wait().unwrap().is_none());
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(waiting.wait().unwrap().success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_that_can_be_typed() {
     let hearth = Hearth::start().await;

@@ -43,6 +43,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where reservations live. */}}
+{{- define "hearth.reservations" -}}
+{{- default .Release.Namespace .Values.kubernetes.reservation.namespace -}}
+{{- end -}}
+
 {{- define "hearth.hostNetwork" -}}
 {{- if or .Values.hostNetwork .Values.network.enabled -}}true{{- end -}}
 {{- end -}}
@@ -77,6 +82,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $config "kubernetes" (dict
   "enabled" true "warm_pools" .Values.kubernetes.warmPools "admission" .Values.kubernetes.admission
   "tenant_namespace" .Values.kubernetes.tenantNamespace) -}}
+{{- $reservation := .Values.kubernetes.reservation -}}
+{{- if ne $reservation.mode "none" -}}
+{{- $secrets := list -}}
+{{- range .Values.imagePullSecrets }}{{ $secrets = append $secrets .name }}{{ end -}}
+{{- $_ := set $config.kubernetes "reservation" (dict
+  "mode" $reservation.mode "namespace" (include "hearth.reservations" .) "image" (include "hearth.image" .)
+  "pull_secrets" $secrets "priority_class" $reservation.priorityClassName) -}}
+{{- end -}}
 {{- end -}}
 {{- include "hearth.toml" (dict "at" "" "of" (mustMergeOverwrite $config (deepCopy .Values.config))) -}}
 {{- end -}}

@@ -3,7 +3,7 @@
 use crate::machine::admission::{Check, Finding};
 use crate::machine::spec::Verdict;
 use crate::machine::view::PoolView;
-use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// Made once a registry. Labels: pools, and closed lists.
 pub(super) struct Policies {
@@ -11,6 +11,7 @@ pub(super) struct Policies {
     denied: IntGaugeVec,
     findings: IntCounterVec,
     promised: IntGaugeVec,
+    promised_cpu: GaugeVec,
 }
 
 impl Policies {
@@ -37,6 +38,14 @@ impl Policies {
                 findings.with_label_values(&[check.name(), mode]);
             }
         }
+        let promised_cpu = GaugeVec::new(
+            Opts::new(
+                "hearth_pool_promised_cpu_cores",
+                "CPU that template and RuntimeClass count for a pool's sandboxes, all together",
+            ),
+            &["pool"],
+        )?;
+        registry.register(Box::new(promised_cpu.clone()))?;
         Ok(Self {
             held: gauges(
                 "hearth_pool_held",
@@ -49,8 +58,9 @@ impl Policies {
             findings,
             promised: gauges(
                 "hearth_pool_promised_memory_bytes",
-                "Memory that the template promises to a pool's sandboxes, all together",
+                "Memory that template and RuntimeClass count for a pool's sandboxes, all together",
             )?,
+            promised_cpu,
         })
     }
 
@@ -61,11 +71,11 @@ impl Policies {
         self.held.with_label_values(&pool).set(held.into());
         let denied = matches!(view.verdict, Some(Verdict::Denied { .. }));
         self.denied.with_label_values(&pool).set(denied.into());
-        let there = [view.warm, view.creating, view.claimed, view.releasing];
-        let there: u64 = there.into_iter().map(u64::from).sum();
-        let promised = there.saturating_mul(view.spec.template.resources.memory_bytes);
-        let promised = i64::try_from(promised).unwrap_or(i64::MAX);
-        self.promised.with_label_values(&pool).set(promised);
+        let promised = view.promised();
+        let memory = i64::try_from(promised.memory_bytes).unwrap_or(i64::MAX);
+        self.promised.with_label_values(&pool).set(memory);
+        let cores = promised.cpu_millis as f64 / 1000.0;
+        self.promised_cpu.with_label_values(&pool).set(cores);
     }
 
     /// A pool is gone.
@@ -73,6 +83,7 @@ impl Policies {
         for vec in [&self.held, &self.denied, &self.promised] {
             let _absent = vec.remove_label_values(&[pool]);
         }
+        let _absent = self.promised_cpu.remove_label_values(&[pool]);
     }
 
     /// A template that was declared does not pass a check.

@@ -5,6 +5,7 @@ use super::{WarmPool, status};
 use crate::api;
 use crate::driver::Handle;
 use crate::kube::admission::Unasked;
+use crate::kube::reservation::Standings;
 use crate::kube::{Backoff, CallError, Follow, Followed, Kube, follow};
 use crate::machine::event::Call;
 use crate::machine::refusal::Refusal;
@@ -33,19 +34,50 @@ const AGAIN: Duration = Duration::from_secs(60);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// What others of this room tell of pools, for the objects' status.
+pub struct Beside {
+    /// By the dry runs.
+    pub unasked: watch::Receiver<Unasked>,
+    /// By reservations, where they are made.
+    pub reserved: Option<watch::Receiver<Standings>>,
+}
+
+impl Beside {
+    fn mark_unchanged(&mut self) {
+        self.unasked.mark_unchanged();
+        if let Some(reserved) = &mut self.reserved {
+            reserved.mark_unchanged();
+        }
+    }
+
+    async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        let reserved = async {
+            match &mut self.reserved {
+                Some(reserved) => reserved.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = self.unasked.changed() => changed,
+            changed = reserved => changed,
+        }
+    }
+}
+
 /// Keeps pools and objects in step until `stop`; `nodes` is this node. Must be called inside the tokio runtime.
 pub fn keep(
     kube: &Kube,
     handle: &Handle,
     nodes: Followed<Node>,
     check: Check,
-    unasked: watch::Receiver<Unasked>,
+    beside: Beside,
     stop: &CancellationToken,
 ) {
     let objects = Follow {
         api: kube.all::<WarmPool>(),
         what: "warmpools",
         fields: None,
+        labels: None,
         most: OBJECTS,
     };
     let keeper = Keeper {
@@ -54,7 +86,7 @@ pub fn keep(
         kube: kube.clone(),
         handle: handle.clone(),
         check,
-        unasked,
+        beside,
         written: BTreeMap::new(),
         not_before: BTreeMap::new(),
         backoff: Backoff::new(&kube.node, FIRST_WAIT, LONGEST_WAIT),
@@ -71,7 +103,7 @@ struct Keeper {
     check: Check,
     objects: Followed<WarmPool>,
     nodes: Followed<Node>,
-    unasked: watch::Receiver<Unasked>,
+    beside: Beside,
     /// By object: the version that the watch had told of at this node's last write, and what came of that. The watch tells of
     /// it a moment later.
     written: BTreeMap<String, (Option<String>, WarmPool)>,
@@ -85,7 +117,7 @@ impl Keeper {
         loop {
             self.objects.mark_unchanged();
             self.nodes.mark_unchanged();
-            self.unasked.mark_unchanged();
+            self.beside.mark_unchanged();
             pools.mark_unchanged();
             let rest = match self.once().await {
                 Ok(rest) => {
@@ -104,7 +136,7 @@ impl Keeper {
                 tokio::select! {
                     changed = self.objects.changed() => changed,
                     changed = self.nodes.changed() => changed,
-                    changed = self.unasked.changed() => changed,
+                    changed = self.beside.changed() => changed,
                     changed = pools.changed() => changed,
                 }
             };
@@ -172,7 +204,8 @@ impl Keeper {
     ) -> Result<Duration, String> {
         self.written.retain(|key, _| objects.contains_key(key));
         self.not_before.retain(|key, _| objects.contains_key(key));
-        let unasked = self.unasked.borrow().clone();
+        let unasked = self.beside.unasked.borrow().clone();
+        let reserved = self.beside.reserved.as_ref().map(|it| it.borrow().clone());
         let now = now();
         let mut rest = AGAIN;
         for (key, followed) in objects {
@@ -182,8 +215,11 @@ impl Keeper {
             let view = views.iter().find(of_object);
             let own = told.get(key).map(|told| {
                 let unasked = view.and_then(|view| unasked.get(&view.spec.name));
-                let unasked = unasked.map(String::as_str);
-                status::of_node(&self.kube.node, &object, told, view, unasked, &now)
+                let beside = status::Beside {
+                    unasked: unasked.map(String::as_str),
+                    reserved: view.and_then(|view| reserved.as_ref()?.get(&view.spec.name)),
+                };
+                status::of_node(&self.kube.node, &object, told, view, beside, &now)
             });
             let status = status::whole(&object, &self.kube.node, own, &now);
             if !status::differs(&object, &status, &self.kube.node) {

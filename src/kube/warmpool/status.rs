@@ -6,6 +6,7 @@
 
 use super::plan::Told;
 use super::{Condition, NodeStatus, WarmPool, WarmPoolStatus};
+use crate::kube::reservation::Standing;
 use crate::machine::spec::Verdict;
 use crate::machine::view::{BreakerView, PoolView};
 use serde_json::{Value, json};
@@ -14,12 +15,20 @@ use serde_json::{Value, json};
 const ACCEPTED: &str = "Accepted";
 const ADMITTED: &str = "Admitted";
 const READY: &str = "Ready";
-const TYPES: [&str; 3] = [ACCEPTED, ADMITTED, READY];
+/// Only where reservations are made.
+const RESERVED: &str = "Reserved";
+const TYPES: [&str; 4] = [ACCEPTED, ADMITTED, READY, RESERVED];
 /// Bytes of a message. An object has one for each node: etcd's bound is 1.5 MB.
 const MESSAGE_BYTES: usize = 512;
 
-/// What the cluster was asked about a pool's template last, where it did not answer.
-pub(super) type Unasked<'a> = Option<&'a str>;
+/// What others of this room tell of a pool.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Beside<'a> {
+    /// What the cluster was asked about the template last, where it did not answer.
+    pub unasked: Option<&'a str>,
+    /// How the pool's reservation stands, where there is one.
+    pub reserved: Option<&'a Standing>,
+}
 
 /// One condition, as yet without its time.
 struct Said(&'static str, &'static str, &'static str, String);
@@ -30,14 +39,19 @@ pub(super) fn of_node(
     object: &WarmPool,
     told: &Told,
     view: Option<&PoolView>,
-    unasked: Unasked<'_>,
+    beside: Beside<'_>,
     now: &str,
 ) -> NodeStatus {
     let accepted = match told {
         Told::Declared => Said(ACCEPTED, "True", "Declared", String::new()),
         Told::Rejected(reason, what) => Said(ACCEPTED, "False", reason, what.clone()),
     };
-    let said = [accepted, admitted(view, unasked), ready(object, told, view)];
+    let said = [
+        Some(accepted),
+        Some(admitted(view, beside.unasked)),
+        Some(ready(object, told, view)),
+        beside.reserved.map(reserved),
+    ];
     let before = object.status.as_ref();
     let before = before.and_then(|status| status.nodes.iter().find(|it| it.node == node));
     let before = before.map_or(&[][..], |it| &it.conditions);
@@ -47,11 +61,23 @@ pub(super) fn of_node(
         warm: view.map_or(0, |view| view.warm),
         frozen: view.map_or(0, |view| view.frozen),
         claimed: view.map_or(0, |view| view.claimed),
-        conditions: said.map(|said| dated(said, before, now)).into(),
+        conditions: said
+            .into_iter()
+            .flatten()
+            .map(|said| dated(said, before, now))
+            .collect(),
     }
 }
 
-fn admitted(view: Option<&PoolView>, unasked: Unasked<'_>) -> Said {
+fn reserved(standing: &Standing) -> Said {
+    match standing {
+        Standing::Granted => Said(RESERVED, "True", "Granted", String::new()),
+        Standing::UnderWay => Said(RESERVED, "Unknown", "UnderWay", String::new()),
+        Standing::Short { reason, message } => Said(RESERVED, "False", reason, message.clone()),
+    }
+}
+
+fn admitted(view: Option<&PoolView>, unasked: Option<&str>) -> Said {
     let Some(view) = view else {
         return Said(ADMITTED, "Unknown", "NoPool", String::new());
     };
@@ -155,7 +181,11 @@ pub(super) fn whole(
     let sum = |of: fn(&NodeStatus) -> u32| nodes.iter().map(of).fold(0, u32::saturating_add);
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let ready = nodes.iter().filter(|it| is_true(it, READY));
-    let conditions = TYPES.map(|r#type| dated(of_all(r#type, &nodes), &before.conditions, now));
+    let is_told = |r#type: &&str| {
+        *r#type != RESERVED || nodes.iter().any(|node| of(node, RESERVED).is_some())
+    };
+    let types = TYPES.into_iter().filter(is_told);
+    let conditions = types.map(|r#type| dated(of_all(r#type, &nodes), &before.conditions, now));
     WarmPoolStatus {
         replicas: nodes.iter().map(|it| it.warm).min().unwrap_or(0),
         warm: sum(|it| it.warm),
@@ -168,7 +198,7 @@ pub(super) fn whole(
             .map(|it| it.observed_generation)
             .min()
             .unwrap_or(0),
-        conditions: conditions.into(),
+        conditions: conditions.collect(),
         nodes,
     }
 }
@@ -214,7 +244,7 @@ fn of_all(r#type: &'static str, nodes: &[NodeStatus]) -> Said {
 
 /// Reasons are a closed list; one of another version of hearthd is told as such.
 fn as_static(reason: &str) -> &'static str {
-    const REASONS: [&str; 13] = [
+    const REASONS: [&str; 19] = [
         "InvalidSpec",
         "Unservable",
         "NameTaken",
@@ -228,6 +258,12 @@ fn as_static(reason: &str) -> &'static str {
         "Held",
         "Failing",
         "Filling",
+        "QuotaExceeded",
+        "Refused",
+        "Unschedulable",
+        "Deferred",
+        "Infeasible",
+        "UnderWay",
     ];
     let known = REASONS.into_iter().find(|it| *it == reason);
     known.unwrap_or("Other")

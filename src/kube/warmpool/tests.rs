@@ -4,6 +4,7 @@ use super::plan::{self, Told};
 use super::run::{Check, field_manager};
 use super::status;
 use super::*;
+use crate::kube::reservation::Standing;
 use crate::machine::admission::{Check as Policy, Finding};
 use crate::machine::handler::Handler;
 use crate::machine::refusal::Refusal;
@@ -237,12 +238,14 @@ fn view(warm: u32) -> PoolView {
         verdict: None,
         findings: Vec::new(),
         held: String::new(),
+        overhead: None,
     }
 }
 
 /// What a node makes of an object that others have written to.
 fn told_by(node: &str, object: &WarmPool, view: &PoolView, now: &str) -> WarmPool {
-    let own = status::of_node(node, object, &Told::Declared, Some(view), None, now);
+    let beside = status::Beside::default();
+    let own = status::of_node(node, object, &Told::Declared, Some(view), beside, now);
     let status = status::whole(object, node, Some(own), now);
     let mut object = object.clone();
     object.status = Some(status);
@@ -303,10 +306,42 @@ fn sums_are_over_all_nodes_and_stable() {
 }
 
 #[test]
+fn a_reservation_is_told_where_there_is_one() {
+    let short = Standing::Short {
+        reason: "QuotaExceeded",
+        message: "exceeded quota: small".into(),
+    };
+    let object = object("t", "py", NOW, small());
+    for (standing, expected) in [
+        (&Standing::Granted, ["True Granted", "True OnAllNodes"]),
+        (&Standing::UnderWay, ["Unknown UnderWay"; 2]),
+        (&short, ["False QuotaExceeded"; 2]),
+    ] {
+        let beside = status::Beside {
+            unasked: None,
+            reserved: Some(standing),
+        };
+        let view = view(2);
+        let own = status::of_node("a", &object, &Told::Declared, Some(&view), beside, NOW);
+        let of_node = condition(&own.conditions, "Reserved").clone();
+        let whole = status::whole(&object, "a", Some(own), NOW);
+        let of_all = condition(&whole.conditions, "Reserved");
+        let said = [&of_node, of_all].map(|it| format!("{} {}", it.status, it.reason));
+        assert_eq!(said, expected);
+    }
+    let none = told_by("a", &object, &view(2), NOW).status.unwrap();
+    assert_eq!(none.conditions.len(), 3);
+}
+
+#[test]
 fn conditions_say_why() {
     let object = object("t", "py", NOW, small());
     let told = |told: &Told, view: Option<&PoolView>, unasked| {
-        status::of_node("a", &object, told, view, unasked, NOW).conditions
+        let beside = status::Beside {
+            unasked,
+            reserved: None,
+        };
+        status::of_node("a", &object, told, view, beside, NOW).conditions
     };
     let reasons = |conditions: &[Condition]| {
         let told = conditions.iter();

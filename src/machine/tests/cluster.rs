@@ -259,6 +259,46 @@ fn a_class_that_changes_rests_the_pools_refill_until_it_is_mended() {
 }
 
 #[test]
+fn a_pool_promises_what_its_class_takes_beside_the_template() {
+    let heavy = |memory_bytes, cpu_millis| {
+        let class = RuntimeClass {
+            overhead_cpu_millis: cpu_millis,
+            overhead_memory_bytes: memory_bytes,
+            ..class("runsc", &[])
+        };
+        told(&[("sandboxed", class)])
+    };
+    let mut rig = Rig::new();
+    rig.send(heavy(1000, 250));
+    let mut spec = of_class("sandboxed");
+    spec.template.resources.memory_bytes = 5000;
+    spec.template.resources.cpu_millis = 500;
+    declare(&mut rig, 1, spec).unwrap();
+    let promised = |rig: &mut Rig| {
+        let promised = rig.pool("py").promised();
+        (promised.memory_bytes, promised.cpu_millis)
+    };
+    // What is being made counts, and what is claimed; asleep as well.
+    assert_eq!(promised(&mut rig), (6000, 750));
+    rig.create_all();
+    rig.granted(ask(1));
+    rig.create_all();
+    assert_eq!(promised(&mut rig), (12_000, 1500));
+    rig.hibernate(1);
+    rig.freeze_all();
+    assert_eq!(promised(&mut rig), (12_000, 1500));
+    // A class may change, and go: what was told last stays.
+    rig.send(heavy(2000, 0));
+    assert_eq!(promised(&mut rig), (14_000, 1000));
+    rig.send(told(&[]));
+    assert_eq!(promised(&mut rig), (14_000, 1000));
+    rig.restart();
+    assert_eq!(rig.pool("py").overhead, None, "not told of since the start");
+    rig.send(heavy(2000, 0));
+    assert_eq!(promised(&mut rig), (14_000, 1000));
+}
+
+#[test]
 fn a_restart_needs_no_cluster_and_the_same_set_is_the_same() {
     let mut rig = Rig::new();
     rig.send(told(&[("sandboxed", class("runsc", &[]))]));
