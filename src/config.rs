@@ -12,12 +12,14 @@ mod kata;
 mod kubernetes;
 mod memory;
 mod policy;
+mod tokens;
 pub use hibernation::Hibernation;
 pub use kata::{Kata, kata};
 pub use kubernetes::{Kubernetes, is_node_name};
 pub use memory::{Memory, Swap};
 pub use network::{Network, prefix, resolver};
 pub use policy::{Policy, PolicyMode};
+pub use tokens::Tokens;
 
 pub use load::{ConfigError, Problem, Sources, load};
 
@@ -310,6 +312,7 @@ impl Config {
         found.extend(self.hibernation.problems());
         found.extend(self.network.problems());
         found.extend(self.kubernetes.problems());
+        found.extend(self.kubernetes.tokens.problems(self));
         found.extend(self.policy.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));

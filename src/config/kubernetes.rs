@@ -1,5 +1,6 @@
 //! `[kubernetes]`: hearthd's own calls to the Kubernetes API.
 
+use super::Tokens;
 use super::policy::PolicyMode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Kubernetes {
     pub admission_seconds: u64,
     /// The tenant's namespace of pools that SetPools declares. Empty: they have none, and the cluster is not asked about them.
     pub tenant_namespace: String,
+    /// Callers with a ServiceAccount token.
+    pub tokens: Tokens,
 }
 
 impl Default for Kubernetes {
@@ -39,6 +42,7 @@ impl Default for Kubernetes {
             admission: PolicyMode::Off,
             admission_seconds: 300,
             tenant_namespace: String::new(),
+            tokens: Tokens::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ const WITH_POOLS: &[&str] = &[
 
 impl Cluster {
     /// An object of any namespace.
-    fn put(&self, object: &Value) {
+    pub(super) fn put(&self, object: &Value) {
         let file = self.root.join("object.json");
         std::fs::write(&file, object.to_string()).unwrap();
         self.tool("kubectl", &["apply", "-f", file.to_str().unwrap()]);
@@ -74,7 +74,7 @@ impl Cluster {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
-    fn namespace(&self, name: &str, labels: Value) {
+    pub(super) fn namespace(&self, name: &str, labels: Value) {
         self.put(&json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
         }));

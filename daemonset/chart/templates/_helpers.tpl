@@ -71,12 +71,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $config.api "tcp" (printf "0.0.0.0:%d" (int .Values.api.tcp.port)) -}}
 {{- $_ := set $config.api "tls" (dict
   "certificate" "/etc/hearth-tls/tls.crt" "key" "/etc/hearth-tls/tls.key" "client_ca" "/etc/hearth-tls/ca.crt"
-  "client_certificate" .Values.api.tcp.clientCertificate) -}}
+  "client_certificate" (ternary "optional" .Values.api.tcp.clientCertificate .Values.kubernetes.tokens.enabled)) -}}
 {{- end -}}
 {{- if .Values.kubernetes.enabled -}}
 {{- $_ := set $config "kubernetes" (dict
   "enabled" true "warm_pools" .Values.kubernetes.warmPools "admission" .Values.kubernetes.admission
   "tenant_namespace" .Values.kubernetes.tenantNamespace) -}}
+{{- if .Values.kubernetes.tokens.enabled -}}
+{{- $_ := set $config.kubernetes "tokens" (dict "enabled" true "audiences" .Values.kubernetes.tokens.audiences) -}}
+{{- end -}}
 {{- end -}}
 {{- include "hearth.toml" (dict "at" "" "of" (mustMergeOverwrite $config (deepCopy .Values.config))) -}}
 {{- end -}}
