@@ -221,7 +221,8 @@ async fn start(
     failpoint!("start.journal");
     metrics::register(registry, config)?;
 
-    let (listeners, guard) = Box::pin(callers::listen(config, registry)).await?;
+    let reviewer = kubernetes.reviewer(config, registry)?;
+    let (listeners, guard) = Box::pin(callers::listen(config, registry, reviewer)).await?;
     let ports = pages::Ports::bind(config).await?;
 
     let metrics = RuntimeMetrics::register(registry)?;

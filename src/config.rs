@@ -13,6 +13,7 @@ mod kubernetes;
 mod memory;
 mod policy;
 mod reservation;
+mod tokens;
 pub use hibernation::Hibernation;
 pub use kata::{Kata, kata};
 pub use kubernetes::{Kubernetes, is_node_name};
@@ -20,6 +21,7 @@ pub use memory::{Memory, Swap};
 pub use network::{Network, prefix, resolver};
 pub use policy::{Policy, PolicyMode};
 pub use reservation::{Reservation, ReservationMode};
+pub use tokens::Tokens;
 
 pub use load::{ConfigError, Problem, Sources, load};
 
@@ -312,6 +314,7 @@ impl Config {
         found.extend(self.hibernation.problems());
         found.extend(self.network.problems());
         found.extend(self.kubernetes.problems());
+        found.extend(self.kubernetes.tokens.problems(self));
         found.extend(self.policy.problems());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.push(("log.level", error.to_string()));

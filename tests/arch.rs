@@ -35,7 +35,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rpc", &["machine", "driver", "identity", "api"]),
     ("admin", &["machine", "driver"]),
     // `api`: a WarmPool is read as the message that SetPools takes, so that one set of rules checks both.
-    ("kube", &["machine", "driver", "api"]),
+    // `identity`: the trait of who vouches for tokens.
+    ("kube", &["machine", "driver", "identity", "api"]),
     // Only tests: all above the adapters, on fakes of what is below.
     (
         "sim",

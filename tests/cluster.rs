@@ -24,6 +24,9 @@ mod drained;
 #[path = "cluster/node.rs"]
 mod node;
 
+#[path = "cluster/tokens.rs"]
+mod tokens;
+
 /// How long anything that must come may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POOL: &str = "python";

@@ -288,6 +288,42 @@ fn reservations_need_rights_in_one_namespace() {
     assert!(render(&["kubernetes.reservation.mode=\"maybe\""]).is_err());
 }
 
+/// The right to ask whose a token is comes with what asks it; the Role for controllers is bound to nobody.
+#[test]
+fn tokens_need_two_rights_and_a_way_in() {
+    let tcp = "api.tcp={\"enabled\":true,\"tlsSecret\":\"hearth-tls\"}";
+    let (cluster, tokens) = ("kubernetes.enabled=true", "kubernetes.tokens.enabled=true");
+    for wrong in [&[tokens][..], &[tokens, tcp], &[tokens, cluster]] {
+        let error = render(wrong).expect_err("tokens without what they need");
+        assert!(error.contains("kubernetes.tokens.enabled needs"), "{error}");
+    }
+    assert!(render(&[tcp, cluster, tokens, "kubernetes.tokens.audiences=[]"]).is_err());
+    let named = |objects: &[Value], kind: &str, name: &str| {
+        let found = objects
+            .iter()
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+        found.cloned().unwrap_or(Value::Null)
+    };
+    let off = render(&[tcp, cluster]).unwrap();
+    let on = render(&[tcp, cluster, tokens]).unwrap();
+    assert_eq!(named(&off, "ClusterRole", "hearth-tokens"), Value::Null);
+    let role = named(&on, "ClusterRole", "hearth-tokens");
+    assert_eq!(
+        role["rules"],
+        serde_json::json!([
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+            {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+        ])
+    );
+    let bound = named(&on, "ClusterRoleBinding", "hearth-tokens");
+    assert_eq!(bound["subjects"][0]["name"], "hearth");
+    let claimer = named(&on, "Role", "hearth-claimer");
+    assert_eq!(claimer["metadata"]["namespace"], "hearth");
+    let bindings = |object: &&Value| object["kind"].as_str().unwrap().ends_with("RoleBinding");
+    let binds = |object: &Value| object["roleRef"]["name"] == "hearth-claimer";
+    assert!(!on.iter().filter(bindings).any(binds));
+}
+
 #[test]
 fn calls_to_the_api_server_are_made_where_rights_are_given() {
     let config = |values: &[&str]| {
@@ -313,7 +349,7 @@ fn hearthd_takes_the_rendered_configuration() {
     let tls = "api.tcp={\"enabled\":true,\"tlsSecret\":\"t\"}";
     let more = "config={\"limits\":{\"calls_per_second\":500},\"memory\":{\"swap\":\"none\"},\"api\":{\"connection_age_seconds\":60}}";
     let allocator = "api.roles.allocator=[\"spiffe://cluster.local/ns/agents/sa/allocator\"]";
-    let cluster = "kubernetes={\"enabled\":true,\"warmPools\":true,\"admission\":\"enforce\",\"tenantNamespace\":\"team\",\"reservation\":{\"mode\":\"pod\",\"priorityClassName\":\"high\"}}";
+    let cluster = "kubernetes={\"enabled\":true,\"warmPools\":true,\"admission\":\"enforce\",\"tenantNamespace\":\"team\",\"reservation\":{\"mode\":\"pod\",\"priorityClassName\":\"high\"},\"tokens\":{\"enabled\":true,\"audiences\":[\"hearth\",\"node\"]}}";
     let pulled = "imagePullSecrets=[{\"name\":\"of-the-registry\"}]";
     let objects = render(&[tls, more, allocator, cluster, pulled]).unwrap();
     let text = one(&objects, "ConfigMap")["data"]["hearthd.toml"]
@@ -345,6 +381,8 @@ fn hearthd_takes_the_rendered_configuration() {
     );
     assert_eq!(reservation.pull_secrets, ["of-the-registry"]);
     assert_eq!(reservation.priority_class, "high");
+    assert!(config.kubernetes.tokens.enabled);
+    assert_eq!(config.kubernetes.tokens.audiences, ["hearth", "node"]);
     assert!(config.shim_is_named());
     // What it names is mounted at the same place.
     let pod = pod(&objects);

@@ -2,7 +2,7 @@
 
 use super::{AppError, host};
 use crate::config::{ClientCertificate, Config};
-use crate::identity::{self, Audit, AuditConfig, Limiter, Reloader, TlsFiles};
+use crate::identity::{self, Audit, AuditConfig, Limiter, Reloader, Reviewer, TlsFiles};
 use crate::rpc::{self, Guard, Listeners, Tcp};
 use prometheus::Registry;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 pub(super) async fn listen(
     config: &Config,
     registry: &Registry,
+    reviewer: Option<Arc<Reviewer>>,
 ) -> Result<(Listeners, Guard), AppError> {
     let metrics = identity::Metrics::register(registry)?;
     let unix = rpc::bind(&config.api.socket, config.socket_mode().unwrap_or(0o660)).await?;
@@ -30,6 +31,7 @@ pub(super) async fn listen(
         policy: Arc::new(config.api.roles.policy()),
         audit,
         limiter: Arc::new(Limiter::new(config.limits.calls_per_second)),
+        reviewer,
         metrics,
     };
     Ok((Listeners { unix, tcp }, guard))

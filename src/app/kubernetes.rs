@@ -3,7 +3,9 @@
 use super::AppError;
 use crate::config::Config;
 use crate::driver::Handle;
+use crate::identity::Reviewer;
 use prometheus::Registry;
+use std::sync::Arc;
 
 /// What calls the API server; nothing where it is off. Nothing of hearthd waits for it, except [`Kubernetes::stop`], which
 /// has a bound.
@@ -32,6 +34,26 @@ impl Kubernetes {
             let (_, _) = (config, registry);
             Ok(Self {})
         }
+    }
+
+    /// Who reviews callers' tokens; `None`: they are not taken.
+    ///
+    /// # Errors
+    /// A metric was registered twice: a bug.
+    pub(super) fn reviewer(
+        &self,
+        config: &Config,
+        registry: &Registry,
+    ) -> Result<Option<Arc<Reviewer>>, AppError> {
+        #[cfg(feature = "kube")]
+        if let Some(running) = &self.running
+            && config.kubernetes.tokens.enabled
+        {
+            return Ok(Some(reviewer(running, config, registry)?));
+        }
+        #[cfg(not(feature = "kube"))]
+        let (_, _) = (config, registry);
+        Ok(None)
     }
 
     /// The driver is there: from now on the node tells what it does, and hears what the cluster wants. Where no cluster is
@@ -82,6 +104,30 @@ impl Kubernetes {
 }
 
 #[cfg(feature = "kube")]
+fn reviewer(
+    running: &crate::kube::Running,
+    config: &Config,
+    registry: &Registry,
+) -> Result<Arc<Reviewer>, AppError> {
+    use crate::identity::{ReviewMetrics, ReviewSettings};
+    use std::time::Duration;
+    let said = &config.kubernetes.tokens;
+    let settings = ReviewSettings {
+        audiences: said.audiences.clone(),
+        namespace: running.namespace().to_owned(),
+        entries: usize::try_from(said.entries).unwrap_or(usize::MAX),
+        good: Duration::from_secs(said.allowed_seconds),
+        refused: Duration::from_secs(said.refused_seconds),
+        // A little more than the client's own: its error says more.
+        deadline: Duration::from_secs(config.kubernetes.call_seconds + 1),
+    };
+    let authority = Arc::new(running.reviews());
+    let metrics = ReviewMetrics::register(registry)?;
+    tracing::info!(audiences = ?said.audiences, namespace = %settings.namespace, "takes ServiceAccount tokens");
+    Ok(Arc::new(Reviewer::new(authority, &settings, metrics)))
+}
+
+#[cfg(feature = "kube")]
 async fn connect(config: &Config, registry: &Registry) -> Result<crate::kube::Running, AppError> {
     use crate::kube::{Kube, Metrics, Running, Settings};
     use std::time::Duration;
@@ -128,7 +174,7 @@ fn reservation(
 fn check(handle: &Handle) -> crate::kube::warmpool::Check {
     use crate::machine::refusal::Refusal;
     let handle = handle.clone();
-    std::sync::Arc::new(move |pool| {
+    Arc::new(move |pool| {
         let spec = crate::rpc::check_pool(pool, &handle.handlers())?;
         match handle.network() {
             Err(detail) if spec.template.network_policy.needs_interface() => {

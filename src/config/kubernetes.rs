@@ -1,5 +1,6 @@
 //! `[kubernetes]`: hearthd's own calls to the Kubernetes API.
 
+use super::Tokens;
 use super::policy::PolicyMode;
 use super::reservation::Reservation;
 use schemars::JsonSchema;
@@ -29,6 +30,8 @@ pub struct Kubernetes {
     pub tenant_namespace: String,
     /// What scheduler and quotas of the cluster see of the sandboxes.
     pub reservation: Reservation,
+    /// Callers with a ServiceAccount token.
+    pub tokens: Tokens,
 }
 
 impl Default for Kubernetes {
@@ -43,6 +46,7 @@ impl Default for Kubernetes {
             admission_seconds: 300,
             tenant_namespace: String::new(),
             reservation: Reservation::default(),
+            tokens: Tokens::default(),
         }
     }
 }

@@ -166,6 +166,42 @@ fn tcp_needs_tls_and_every_name_must_be_one() {
 }
 
 #[test]
+fn tokens_need_somebody_to_review_them_and_a_way_in() {
+    let told = |text: &str| {
+        let error = from_file(text).unwrap_err();
+        let of_tokens = |key: &str| key.starts_with("kubernetes.tokens.");
+        let found = error.0.iter().filter(|problem| of_tokens(&problem.key));
+        let mut found: Vec<_> = found.map(|it| format!("{} {}", it.key, it.what)).collect();
+        found.sort_unstable();
+        found
+    };
+    let on = "[kubernetes.tokens]\nenabled = true\n";
+    let all = told(on);
+    assert_eq!(all.len(), 3, "{all:?}");
+    for (problem, word) in all
+        .iter()
+        .zip(["api.tcp", "client_certificate", "kubernetes.enabled"])
+    {
+        assert!(problem.contains(word), "{all:?}");
+    }
+    let served = "[api]\ntcp = \"0.0.0.0:9470\"\n[api.tls]\ncertificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"\n";
+    let optional = "client_certificate = \"optional\"\n";
+    let cluster = "[kubernetes]\nenabled = true\n";
+    let required = told(&format!("{served}{cluster}{on}"));
+    assert!(
+        required.len() == 1 && required[0].contains("client_certificate"),
+        "{required:?}"
+    );
+    let wrong = "audiences = []\nentries = 1\nallowed_seconds = 0\nrefused_seconds = 301\n";
+    let wrong = told(&format!("{served}{optional}{cluster}{on}{wrong}"));
+    assert_eq!(wrong.len(), 4, "{wrong:?}");
+    let good = from_file(&format!("{served}{optional}{cluster}{on}"));
+    if cfg!(feature = "kube") {
+        assert!(good.unwrap().kubernetes.tokens.enabled);
+    }
+}
+
+#[test]
 fn claims_are_told_where_the_api_is() {
     let told = |tcp: &str, advertised: &str| {
         let api = Api {

@@ -49,12 +49,28 @@ pub struct Identity {
     pub name: Arc<str>,
     /// From where: "unix", or the address.
     pub from: Arc<str>,
+    /// Over TCP, and so over TLS.
+    pub remote: bool,
     /// Whether the name is proven; it is only an address otherwise.
     pub known: bool,
     /// Its roles.
     pub roles: Roles,
     /// No call is taken after this: the certificate has expired by then.
     pub valid_until: Option<SystemTime>,
+}
+
+impl Identity {
+    /// The owner of a token that this peer has shown, on the same connection: a caller without a role, whom an authority
+    /// vouches for.
+    #[must_use]
+    pub fn vouched(&self, caller: &Arc<str>) -> Self {
+        Self {
+            name: Arc::clone(caller),
+            known: true,
+            roles: Roles::NONE,
+            ..self.clone()
+        }
+    }
 }
 
 /// Who has which role.
@@ -93,6 +109,7 @@ impl Policy {
                 .map_or_else(|| "unknown".to_owned(), |uid| format!("uid:{uid}"))
                 .into(),
             from: "unix".into(),
+            remote: false,
             known: uid.is_some(),
             roles: uid.map_or(Roles::NONE, |uid| self.roles(|rule| rule.is_user(uid))),
             valid_until: None,
@@ -118,6 +135,7 @@ impl Policy {
         Identity {
             name: name.into(),
             from: from.to_string().into(),
+            remote: true,
             known: certificate.names != Names::Unnamed,
             roles,
             valid_until: Some(certificate.not_after),
@@ -131,6 +149,7 @@ impl Policy {
             // Without its port: one caller, however often it connects.
             name: format!("address:{}", from.ip()).into(),
             from: from.to_string().into(),
+            remote: true,
             known: false,
             roles: Roles::NONE,
             valid_until: None,

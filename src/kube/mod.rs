@@ -5,9 +5,10 @@
 //! driver::Handle (phase, pools, notices) ─▶ node (label, taint), events
 //! driver::Handle (what pools promise) ─▶ reservation (Pods that request it)
 //! warmpool (objects ─▶ pools ─▶ status) ◀─▶ driver::Handle ◀─▶ admission (template ─▶ dry run ─▶ verdict)
+//! rpc ─▶ identity (memory, budgets) ─▶ review (whose a token is, what its owner may do)
 //! ```
-//! Nothing that a claim needs waits for it: the API server may be away at the start, at the end and for any time in
-//! between. What was known last stays in force, and is brought up to date when it is back.
+//! Nothing that a claim needs waits for it, but for who shows a token that nothing is known of: the API server may be away at
+//! the start, at the end and for any time in between. What was known last stays in force, and is brought up to date when it is back.
 //!
 //! `client` and `follow` are the foundation; a room of its own is each thing that is built on them.
 
@@ -23,6 +24,7 @@ mod ledger;
 mod metrics;
 mod node;
 pub mod reservation;
+mod review;
 mod runtimeclass;
 pub mod warmpool;
 
@@ -31,6 +33,7 @@ pub use client::{CallError, ClientError, Kube, Settings};
 pub use events::{Report, Reporter};
 pub use follow::{Follow, Followed, Objects, follow};
 pub use metrics::Metrics;
+pub use review::Reviews;
 pub use runtimeclass::amount;
 
 use crate::driver::Handle;
@@ -107,6 +110,18 @@ impl Running {
     #[must_use]
     pub fn reporter(&self) -> Reporter {
         self.reporter.clone()
+    }
+
+    /// For who reviews callers' tokens.
+    #[must_use]
+    pub fn reviews(&self) -> Reviews {
+        Reviews::new(self.kube.clone())
+    }
+
+    /// hearthd's own namespace, which rights are asked about in.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.kube.namespace
     }
 
     /// Begins all the rest: the driver is there. Once.

@@ -359,6 +359,36 @@ pub enum Refusal {
         /// What is missing.
         detail: &'static str,
     },
+    /// A ServiceAccount token that is not good.
+    #[error("the token is refused: {detail}")]
+    TokenRefused {
+        /// Why.
+        detail: &'static str,
+        /// The audiences that are taken, with commas.
+        audiences: String,
+    },
+    /// The cluster gives the owner of a ServiceAccount token no right to this call.
+    #[error("{caller} may not {verb} {resource} of {group} in namespace {namespace}")]
+    NotGranted {
+        /// Who, as hearth names it.
+        caller: String,
+        /// RBAC's verb.
+        verb: &'static str,
+        /// RBAC's resource, with a subresource perhaps.
+        resource: &'static str,
+        /// RBAC's API group.
+        group: &'static str,
+        /// Where a Role would give it.
+        namespace: String,
+    },
+    /// Whose a token is or what its owner may do is not known, and nobody could be asked.
+    #[error("the token can't be reviewed: {detail}")]
+    AuthorityUnavailable {
+        /// Why.
+        detail: &'static str,
+        /// Milliseconds.
+        retry_ms: u64,
+    },
     /// Not allowed.
     #[error("not allowed: {detail}")]
     NotAllowed {

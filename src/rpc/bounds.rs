@@ -63,6 +63,8 @@ pub const IMAGE_TRANSFERS: usize = 2;
 
 /// Retry delay told with QUEUE_FULL where nothing better is known.
 pub const BUSY_RETRY_MS: u64 = 100;
+/// Retry delay told where a token can't be reviewed.
+pub const REVIEW_RETRY_MS: u64 = 1000;
 /// Retry delay told where a stream's room is full: streams end when their owners want.
 pub const STREAM_RETRY_MS: u64 = 1000;
 /// Retry delay told when a guest does not answer.

@@ -5,6 +5,7 @@
 //! token may call Sandboxes for that claim; a token that is presented is checked, whoever presents it, so that a proxy
 //! with rights of its own may pass on the tokens of others without lending them its rights.
 
+use super::key;
 use super::method::{Access, Method};
 use crate::identity::{Identity, Policy, Roles, Trail};
 use crate::machine::refusal::Refusal;
@@ -80,14 +81,7 @@ pub fn identity(extensions: &Extensions) -> Identity {
 
 /// Admits a call, or says why not.
 pub fn admit(method: &Method, identity: &Identity, headers: &HeaderMap) -> Result<Right, Refusal> {
-    if identity
-        .valid_until
-        .is_some_and(|until| until <= SystemTime::now())
-    {
-        return Err(Refusal::Unauthenticated {
-            detail: "the certificate of this connection has expired: connect anew",
-        });
-    }
+    in_time(identity)?;
     let role = |roles: Roles| {
         let fits = identity.roles.meets(roles);
         fits.then_some(Right::Role(identity.roles))
@@ -105,6 +99,17 @@ pub fn admit(method: &Method, identity: &Identity, headers: &HeaderMap) -> Resul
     }
 }
 
+/// A certificate that has expired lets nobody in, whatever else is shown.
+pub fn in_time(identity: &Identity) -> Result<(), Refusal> {
+    let expired = |until| until <= SystemTime::now();
+    match identity.valid_until.is_some_and(expired) {
+        true => Err(Refusal::Unauthenticated {
+            detail: "the certificate of this connection has expired: connect anew",
+        }),
+        false => Ok(()),
+    }
+}
+
 fn denied(identity: &Identity, detail: &'static str) -> Refusal {
     if identity.known {
         Refusal::NotAllowed { detail }
@@ -115,11 +120,26 @@ fn denied(identity: &Identity, detail: &'static str) -> Refusal {
     }
 }
 
-/// The bearer token (RFC 6750, §2.1), if one is presented.
+const FORM: Refusal = Refusal::NotAllowed {
+    detail: "the authorization metadata is not one bearer token",
+};
+
+/// A claim's access token, if one is presented.
 fn token(headers: &HeaderMap) -> Result<Option<Arc<str>>, Refusal> {
-    const FORM: Refusal = Refusal::NotAllowed {
-        detail: "the authorization metadata is not one bearer token",
-    };
+    match bearer(headers)? {
+        Some(token) if token.len() > TOKEN_BYTES => Err(FORM),
+        token => Ok(token.map(Arc::from)),
+    }
+}
+
+/// The token of another authority, if one is presented: a bearer token that does not begin as hearth's own do.
+pub fn foreign(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let token = bearer(headers)?;
+    Ok(token.filter(|token| !token.starts_with(key::TOKEN_PREFIX)))
+}
+
+/// The bearer token (RFC 6750, §2.1), if one is presented.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut told = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = told.next() else {
         return Ok(None);
@@ -133,9 +153,8 @@ fn token(headers: &HeaderMap) -> Result<Option<Arc<str>>, Refusal> {
         .and_then(|text| text.split_once(' '))
         .ok_or(FORM)?;
     let token = token.trim();
-    let good = scheme.eq_ignore_ascii_case("bearer") && (1..=TOKEN_BYTES).contains(&token.len());
-    if good {
-        Ok(Some(token.into()))
+    if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() {
+        Ok(Some(token))
     } else {
         Err(FORM)
     }
@@ -254,6 +273,24 @@ mod tests {
             asked(CLAIM, &peer(Roles::NONE, true), &["Bearer hearth_x"]),
             Err("NOT_ALLOWED")
         );
+    }
+
+    #[test]
+    fn tokens_of_two_kinds_are_told_apart() {
+        let told = |values: &[&str]| {
+            let headers = headers(values);
+            foreign(&headers).map(|token| token.map(str::to_owned))
+        };
+        assert_eq!(told(&[]), Ok(None));
+        assert_eq!(told(&["Bearer hearth_x"]), Ok(None));
+        let long = "x".repeat(4096);
+        for token in ["a.b.c", "Hearth_x", &long] {
+            let value = format!("Bearer {token}");
+            assert_eq!(told(&[&value]), Ok(Some(token.to_owned())));
+        }
+        for wrong in [&["Basic x"][..], &["Bearer "], &["Bearer a", "Bearer b"]] {
+            assert_eq!(told(wrong), Err(FORM), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct Guard {
     pub audit: identity::Audit,
     /// Bound of calls per caller.
     pub limiter: Arc<identity::Limiter>,
+    /// Who says whose a ServiceAccount token is and what its owner may do; `None`: such tokens are not taken.
+    pub reviewer: Option<Arc<identity::Reviewer>>,
     /// Identity's metrics.
     pub metrics: identity::Metrics,
 }

@@ -10,7 +10,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 /// Begins every access token, so that a leaked one is recognized in logs and repositories.
-const TOKEN_PREFIX: &str = "hearth_";
+pub const TOKEN_PREFIX: &str = "hearth_";
 /// Bytes of a MAC that authenticate a page token: it protects against confusion, not against an attacker.
 const PAGE_MAC_BYTES: usize = 8;
 /// HMAC-SHA256's block: a shorter key is padded with zeros to it (RFC 2104).

@@ -1,8 +1,8 @@
-//! Every method that is served: who may call it, which room it takes, how long it may take, how it is logged and how
-//! it ends at a shutdown. A path that is not here is refused to everybody but admins.
+//! Every method that is served: who may call it, by role or by a right of the cluster, which room it takes, how long it may
+//! take, how it is logged and how it ends at a shutdown. A path that is not here is refused to everybody but admins.
 
 use super::bounds;
-use crate::identity::Roles;
+use crate::identity::{Deed, Roles};
 use std::time::Duration;
 
 /// Who may call.
@@ -58,6 +58,8 @@ pub struct Method {
     pub name: &'static str,
     /// Who may call.
     pub access: Access,
+    /// What it is in the words of the cluster's RBAC, for callers with a ServiceAccount token. `None`: not for them, or open.
+    pub deed: Option<Deed>,
     /// Which bound.
     pub lane: Lane,
     /// Server-side bound; `None` for streams, which have bounds of their own inside.
@@ -76,12 +78,19 @@ impl Method {
             path,
             name: short(path),
             access,
+            deed: None,
             lane,
             bound: Some(bounds::CALL_BOUND),
             ends: Ends::AtDeadline,
             loud: false,
             changes: false,
         }
+    }
+
+    /// Callers with a ServiceAccount token need this right.
+    const fn is(mut self, verb: &'static str, resource: &'static str) -> Self {
+        self.deed = Some(Deed { verb, resource });
+        self
     }
 
     const fn within(mut self, bound: Duration) -> Self {
@@ -130,39 +139,53 @@ pub static UNKNOWN: Method = Method {
 /// All of them.
 #[rustfmt::skip] // A table.
 pub static METHODS: [Method; 32] = [
-    Method::new("/hearth.v1.Claims/Claim", ALLOCATOR, Lane::Claims).within(bounds::CLAIM_BOUND).loud().changes(),
-    Method::new("/hearth.v1.Claims/ClaimBatch", ALLOCATOR, Lane::Claims).within(bounds::CLAIM_BOUND).loud().changes(),
-    Method::new("/hearth.v1.Claims/Release", ALLOCATOR, Lane::Returns).loud().changes(),
-    Method::new("/hearth.v1.Claims/Renew", ALLOCATOR, Lane::Returns).changes(),
-    Method::new("/hearth.v1.Claims/Get", VIEWER, Lane::Reads),
-    Method::new("/hearth.v1.Claims/List", VIEWER, Lane::Reads),
-    Method::new("/hearth.v1.Claims/Watch", VIEWER, Lane::Watches).endless(),
-    Method::new("/hearth.v1.Claims/Hibernate", ALLOCATOR, Lane::Reads).changes(),
-    Method::new("/hearth.v1.Claims/Resume", ALLOCATOR, Lane::Reads).changes(),
-    Method::new("/hearth.v1.Sandboxes/Exec", Access::Holder, Lane::Streams).unbounded().changes(),
-    Method::new("/hearth.v1.Sandboxes/RunCode", Access::Holder, Lane::Streams).unbounded().changes(),
-    Method::new("/hearth.v1.Sandboxes/InterruptCode", Access::Holder, Lane::Streams).changes(),
-    Method::new("/hearth.v1.Sandboxes/ReadFile", Access::Holder, Lane::Streams).unbounded(),
-    Method::new("/hearth.v1.Sandboxes/WriteFile", Access::Holder, Lane::Streams).unbounded().changes(),
-    Method::new("/hearth.v1.Sandboxes/ListFiles", Access::Holder, Lane::Streams).unbounded(),
-    Method::new("/hearth.v1.Sandboxes/Connect", Access::Holder, Lane::Streams).unbounded().changes(),
-    Method::new("/hearth.v1.Sandboxes/Stats", Access::Holder, Lane::Streams),
-    Method::new("/hearth.v1.Sandboxes/GetNetwork", Access::Holder, Lane::Streams),
-    Method::new("/hearth.v1.Pools/SetPools", ADMIN, Lane::Reads).loud().changes(),
-    Method::new("/hearth.v1.Pools/GetPools", VIEWER, Lane::Reads),
-    Method::new("/hearth.v1.Pools/WatchPools", VIEWER, Lane::Watches).endless(),
-    Method::new("/hearth.v1.Node/Info", VIEWER, Lane::Reads),
-    Method::new("/hearth.v1.Node/Drain", ADMIN, Lane::Watches).endless().loud().changes(),
-    Method::new("/hearth.v1.Node/Undrain", ADMIN, Lane::Reads).loud().changes(),
-    Method::new("/hearth.v1.Node/Orphans", ADMIN, Lane::Reads).changes(),
-    Method::new("/hearth.v1.Node/ListImages", VIEWER, Lane::Reads),
-    Method::new("/hearth.v1.Node/ImportImage", ADMIN, Lane::Streams).unbounded().loud().changes(),
-    Method::new("/hearth.v1.Node/PullImage", ADMIN, Lane::Streams).unbounded().loud().changes(),
-    Method::new("/hearth.v1.Node/RemoveImage", ADMIN, Lane::Reads).loud().changes(),
+    Method::new("/hearth.v1.Claims/Claim", ALLOCATOR, Lane::Claims).is("create", "claims").within(bounds::CLAIM_BOUND).loud().changes(),
+    Method::new("/hearth.v1.Claims/ClaimBatch", ALLOCATOR, Lane::Claims).is("create", "claims").within(bounds::CLAIM_BOUND).loud().changes(),
+    Method::new("/hearth.v1.Claims/Release", ALLOCATOR, Lane::Returns).is("delete", "claims").loud().changes(),
+    Method::new("/hearth.v1.Claims/Renew", ALLOCATOR, Lane::Returns).is("update", "claims").changes(),
+    Method::new("/hearth.v1.Claims/Get", VIEWER, Lane::Reads).is("get", "claims"),
+    Method::new("/hearth.v1.Claims/List", VIEWER, Lane::Reads).is("list", "claims"),
+    Method::new("/hearth.v1.Claims/Watch", VIEWER, Lane::Watches).is("watch", "claims").endless(),
+    Method::new("/hearth.v1.Claims/Hibernate", ALLOCATOR, Lane::Reads).is("update", "claims").changes(),
+    Method::new("/hearth.v1.Claims/Resume", ALLOCATOR, Lane::Reads).is("update", "claims").changes(),
+    Method::new("/hearth.v1.Sandboxes/Exec", Access::Holder, Lane::Streams).is("create", "claims/exec").unbounded().changes(),
+    Method::new("/hearth.v1.Sandboxes/RunCode", Access::Holder, Lane::Streams).is("create", "claims/exec").unbounded().changes(),
+    Method::new("/hearth.v1.Sandboxes/InterruptCode", Access::Holder, Lane::Streams).is("create", "claims/exec").changes(),
+    Method::new("/hearth.v1.Sandboxes/ReadFile", Access::Holder, Lane::Streams).is("get", "claims/files").unbounded(),
+    Method::new("/hearth.v1.Sandboxes/WriteFile", Access::Holder, Lane::Streams).is("update", "claims/files").unbounded().changes(),
+    Method::new("/hearth.v1.Sandboxes/ListFiles", Access::Holder, Lane::Streams).is("get", "claims/files").unbounded(),
+    Method::new("/hearth.v1.Sandboxes/Connect", Access::Holder, Lane::Streams).is("create", "claims/connect").unbounded().changes(),
+    Method::new("/hearth.v1.Sandboxes/Stats", Access::Holder, Lane::Streams).is("get", "claims/stats"),
+    Method::new("/hearth.v1.Sandboxes/GetNetwork", Access::Holder, Lane::Streams).is("get", "claims/stats"),
+    Method::new("/hearth.v1.Pools/SetPools", ADMIN, Lane::Reads).is("update", "pools").loud().changes(),
+    Method::new("/hearth.v1.Pools/GetPools", VIEWER, Lane::Reads).is("get", "pools"),
+    Method::new("/hearth.v1.Pools/WatchPools", VIEWER, Lane::Watches).is("watch", "pools").endless(),
+    Method::new("/hearth.v1.Node/Info", VIEWER, Lane::Reads).is("get", "nodes"),
+    Method::new("/hearth.v1.Node/Drain", ADMIN, Lane::Watches).is("update", "nodes/drain").endless().loud().changes(),
+    Method::new("/hearth.v1.Node/Undrain", ADMIN, Lane::Reads).is("update", "nodes/drain").loud().changes(),
+    Method::new("/hearth.v1.Node/Orphans", ADMIN, Lane::Reads).is("update", "nodes/orphans").changes(),
+    Method::new("/hearth.v1.Node/ListImages", VIEWER, Lane::Reads).is("get", "images"),
+    Method::new("/hearth.v1.Node/ImportImage", ADMIN, Lane::Streams).is("create", "images").unbounded().loud().changes(),
+    Method::new("/hearth.v1.Node/PullImage", ADMIN, Lane::Streams).is("create", "images").unbounded().loud().changes(),
+    Method::new("/hearth.v1.Node/RemoveImage", ADMIN, Lane::Reads).is("delete", "images").loud().changes(),
     Method::new("/grpc.health.v1.Health/Check", Access::Anyone, Lane::Open),
     Method::new("/grpc.health.v1.Health/Watch", Access::Anyone, Lane::Open).endless(),
     Method::new("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Anyone, Lane::Open).endless(),
 ];
+
+impl Method {
+    /// The role whose part a caller plays that has this method's right from the cluster: the least one that may call it, in
+    /// claims an allocator's.
+    #[must_use]
+    pub const fn part(&self) -> Roles {
+        match self.access {
+            Access::Roles(roles) if roles.meets(Roles::VIEWER) => Roles::VIEWER,
+            Access::Roles(roles) if roles.meets(Roles::ALLOCATOR) => Roles::ALLOCATOR,
+            Access::Roles(_) | Access::Holder => Roles::ADMIN,
+            Access::Anyone => Roles::NONE,
+        }
+    }
+}
 
 /// The method of a path.
 #[must_use]
@@ -215,13 +238,52 @@ mod tests {
             ];
             let quiet = row.access == VIEWER || reads.contains(&row.name);
             assert_eq!(row.changes, !quiet, "{path}");
+            // Whoever may only read is never asked for a right that changes something, and the other way round.
+            let deed = row.deed.unwrap_or_else(|| panic!("{path}: no right"));
+            let reads = ["get", "list", "watch"].contains(&deed.verb);
+            assert_eq!(reads, quiet, "{path}");
+            let words = |c: char| c.is_ascii_lowercase() || c == '/';
+            assert!(deed.resource.chars().all(words) && !deed.resource.is_empty());
+            assert!(deed.resource.matches('/').count() <= 1, "{path}");
+            let claims = [
+                "claims",
+                "claims/exec",
+                "claims/files",
+                "claims/connect",
+                "claims/stats",
+            ];
+            assert_eq!(inside, claims[1..].contains(&deed.resource), "{path}");
+            let of_claims = path.starts_with("/hearth.v1.Claims/");
+            assert_eq!(of_claims, deed.resource == claims[0], "{path}");
+            assert_ne!(row.part(), Roles::NONE, "{path}");
         }
+        for row in METHODS
+            .iter()
+            .filter(|row| !row.path.starts_with("/hearth.v1."))
+        {
+            assert_eq!(
+                (row.access, row.deed),
+                (Access::Anyone, None),
+                "{}",
+                row.path
+            );
+        }
+        assert_eq!(UNKNOWN.deed, None);
+    }
+
+    #[test]
+    fn a_right_of_the_cluster_plays_the_least_part() {
+        let part = |path| find(path).part();
+        assert_eq!(part("/hearth.v1.Claims/Get"), Roles::VIEWER);
+        assert_eq!(part("/hearth.v1.Claims/Claim"), Roles::ALLOCATOR);
+        assert_eq!(part("/hearth.v1.Pools/SetPools"), Roles::ADMIN);
+        assert_eq!(part("/hearth.v1.Sandboxes/Exec"), Roles::ADMIN);
     }
 
     /// The table of docs/security.md.
     fn document() -> String {
         let mut out = String::from(
-            "| method | viewer | allocator | admin | access token |\n|---|---|---|---|---|\n",
+            "| method | viewer | allocator | admin | access token | right of a ServiceAccount |\n|---|---|---|---|---|---|\n",
         );
         for method in &METHODS {
             let yes = match method.access {
@@ -237,7 +299,12 @@ mod tests {
                     ]
                 }
             };
-            out.push_str(&format!("| `{}` | {} |\n", method.name, yes.join(" | ")));
+            let right = match method.deed {
+                Some(deed) => format!("{} `{}`", deed.verb, deed.resource),
+                None => "not asked for".to_owned(),
+            };
+            let (name, yes) = (method.name, yes.join(" | "));
+            out.push_str(&format!("| `{name}` | {yes} | {right} |\n"));
         }
         out
     }

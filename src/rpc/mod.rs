@@ -5,7 +5,7 @@
 //! driver's). What a caller sees of a refusal is one table, `status.rs`.
 //!
 //! ```text
-//! socket ─▶ Acceptor ┬▶ CallLayer: span · who (caller) · room (lanes) · deadline (until) · metrics, log line
+//! socket ─▶ Acceptor ┬▶ CallLayer: span · who (caller, reviewed) · room (lanes) · deadline (until) · metrics, log line
 //! TCP ─▶ TLS ─▶ Tcp ─┘      │                                              ▲ the answer's body, to its end
 //!                           ▼                                              │
 //!             services: check ─▶ Call ─▶ driver::Handle ─▶ Answer ─▶ view ─┤
@@ -44,6 +44,7 @@ mod metrics;
 mod node;
 mod places;
 mod pools;
+mod reviewed;
 mod sandboxes;
 mod serve;
 mod socket;

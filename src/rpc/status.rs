@@ -191,7 +191,16 @@ pub fn entry(refusal: &Refusal) -> Entry {
             Entry::new(FailedPrecondition, "INSIDE_REFUSED", "the sandbox's own system said no: see its words")
                 .precondition("SANDBOX", "guest"),
         Refusal::Unauthenticated { detail: _ } =>
-            Entry::new(Unauthenticated, "UNAUTHENTICATED", "connect with a certificate that is valid, over the Unix socket, or give the claim's access token"),
+            Entry::new(Unauthenticated, "UNAUTHENTICATED", "connect with a certificate that is valid, over the Unix socket, or give the claim's access token; where they are taken, a ServiceAccount token"),
+        Refusal::TokenRefused { detail: _, audiences } =>
+            Entry::new(Unauthenticated, "TOKEN_REFUSED", "give a token of a ServiceAccount that is made for one of the audiences, as a projected volume or kubectl create token makes it, before it expires")
+                .with("audiences", audiences),
+        Refusal::NotGranted { caller, verb, resource, group, namespace } =>
+            Entry::new(PermissionDenied, "NOT_GRANTED", "have who administers the cluster grant it, with a Role in that namespace (docs/kubernetes.md), or give the claim's access token to Sandboxes")
+                .with("caller", caller).with("verb", verb).with("resource", resource).with("group", group).with("namespace", namespace),
+        Refusal::AuthorityUnavailable { detail: _, retry_ms } =>
+            Entry::new(Unavailable, "AUTHORITY_UNAVAILABLE", "retry: hearthd can't ask the API server just now, and goes on with what it knows; callers with a certificate go on")
+                .retry(*retry_ms),
         Refusal::NotAllowed { detail: _ } =>
             Entry::new(PermissionDenied, "NOT_ALLOWED", "call as an identity that api.roles lets call this, or give the claim's access token to Sandboxes"),
         Refusal::RateLimited { retry_ms } =>

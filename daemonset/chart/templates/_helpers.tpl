@@ -76,7 +76,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $config.api "tcp" (printf "0.0.0.0:%d" (int .Values.api.tcp.port)) -}}
 {{- $_ := set $config.api "tls" (dict
   "certificate" "/etc/hearth-tls/tls.crt" "key" "/etc/hearth-tls/tls.key" "client_ca" "/etc/hearth-tls/ca.crt"
-  "client_certificate" .Values.api.tcp.clientCertificate) -}}
+  "client_certificate" (ternary "optional" .Values.api.tcp.clientCertificate .Values.kubernetes.tokens.enabled)) -}}
 {{- end -}}
 {{- if .Values.kubernetes.enabled -}}
 {{- $_ := set $config "kubernetes" (dict
@@ -89,6 +89,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $config.kubernetes "reservation" (dict
   "mode" $reservation.mode "namespace" (include "hearth.reservations" .) "image" (include "hearth.image" .)
   "pull_secrets" $secrets "priority_class" $reservation.priorityClassName) -}}
+{{- end -}}
+{{- if .Values.kubernetes.tokens.enabled -}}
+{{- $_ := set $config.kubernetes "tokens" (dict "enabled" true "audiences" .Values.kubernetes.tokens.audiences) -}}
 {{- end -}}
 {{- end -}}
 {{- include "hearth.toml" (dict "at" "" "of" (mustMergeOverwrite $config (deepCopy .Values.config))) -}}

@@ -104,6 +104,8 @@ pub struct Common {
         value_name = "NAME"
     )]
     pub server_name: Option<String>,
+    #[command(flatten)]
+    pub account: crate::secure::Account,
     /// hearthd's admin port (only `doctor` asks it)
     #[arg(
         long,

@@ -294,6 +294,11 @@ fn hint_of_reason(reason: &str) -> Option<&'static str> {
         }
         "IMAGE_IN_USE" => "set the pools without it first",
         "RUNTIME_UNAVAILABLE" => "containerd does not answer: `hearthctl doctor`",
+        "TOKEN_REFUSED" => "`kubectl create token NAME --audience=hearth` makes one; --token-file",
+        "NOT_GRANTED" => {
+            "a Role on hearth.dev and its RoleBinding in that namespace give the right"
+        }
+        "AUTHORITY_UNAVAILABLE" => "hearthd can't ask the API server; try again in a moment",
         "UNAUTHENTICATED" | "NOT_ALLOWED" => {
             "call as an identity of api.roles (root by default), or give the claim's token with --token"
         }

@@ -3,6 +3,7 @@
 //! Owns the connection. Never prints.
 
 use crate::failure::{Exit, Failure};
+use crate::secure::TokenFile;
 use hearth::api::claims_client::ClaimsClient;
 use hearth::api::node_client::NodeClient;
 use hearth::api::pools_client::PoolsClient;
@@ -28,8 +29,18 @@ const LOOKUP_PAGES: usize = 100;
 #[derive(Clone)]
 pub struct Link {
     channel: Channel,
-    token: Option<MetadataValue<Ascii>>,
+    shown: Shown,
     epoch: Option<u64>,
+}
+
+/// What is shown with every call.
+#[derive(Clone)]
+enum Shown {
+    Nothing,
+    /// A claim's access token.
+    Token(MetadataValue<Ascii>),
+    /// A ServiceAccount's.
+    File(TokenFile),
 }
 
 impl Link {
@@ -61,10 +72,19 @@ impl Link {
         }
     }
 
+    /// The same connection, as a ServiceAccount.
+    pub fn as_account(mut self, file: TokenFile) -> Self {
+        self.shown = Shown::File(file);
+        self
+    }
+
     fn with(channel: Channel, token: Option<&str>, epoch: Option<u64>) -> Result<Self, Failure> {
         Ok(Link {
             channel,
-            token: token.map(bearer).transpose()?,
+            shown: match token {
+                Some(token) => Shown::Token(bearer(token)?),
+                None => Shown::Nothing,
+            },
             epoch,
         })
     }
@@ -109,11 +129,12 @@ impl Link {
     /// A stream, which lasts as long as the user wants.
     pub fn stream<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        if let Some(token) = &self.token {
-            request
-                .metadata_mut()
-                .insert("authorization", token.clone());
-        }
+        let token = match &self.shown {
+            Shown::Nothing => return request,
+            Shown::Token(token) => token.clone(),
+            Shown::File(file) => file.now(),
+        };
+        request.metadata_mut().insert("authorization", token);
         request
     }
 
@@ -220,9 +241,10 @@ pub fn socket_path(socket: &str) -> Result<String, Failure> {
     }
 }
 
-fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Failure> {
+/// As the authorization metadata has it.
+pub fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Failure> {
     let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim()))
-        .map_err(|_| Failure::usage("--token has characters that no token has"))?;
+        .map_err(|_| Failure::usage("the token has characters that no token has"))?;
     value.set_sensitive(true);
     Ok(value)
 }

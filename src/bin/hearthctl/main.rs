@@ -52,8 +52,17 @@ impl App {
         match &common.server {
             Some(server) => {
                 let secure = secure::endpoint(server, common)?;
-                Link::over_tls(server, secure, token, epoch).await
+                let account = common.account.token_file.as_deref();
+                let account = account.map(secure::TokenFile::open).transpose()?;
+                let link = Link::over_tls(server, secure, token, epoch).await?;
+                Ok(match account {
+                    Some(file) => link.as_account(file),
+                    None => link,
+                })
             }
+            None if common.account.token_file.is_some() => Err(Failure::usage(
+                "--token-file needs --server: on the socket callers are users of this host",
+            )),
             None => Link::open(&common.socket, token, epoch).await,
         }
     }

@@ -1,10 +1,74 @@
-//! hearthd over TCP: which certificate we show, which we take.
+//! hearthd over TCP: which certificate or token we show, which certificate we take.
 
 use crate::cli::Common;
 use crate::failure::{Exit, Failure};
+use clap::Args;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+/// Longest token file that is read, bytes: longer than any token.
+const TOKEN_FILE_BYTES: u64 = 64 * 1024;
+
+/// Who we are by the cluster's word.
+#[derive(Debug, Args)]
+pub struct Account {
+    /// With --server: a file with a Kubernetes ServiceAccount token made for hearth, such as a projected volume's; it is
+    /// read again for each call
+    #[arg(
+        long,
+        global = true,
+        env = "HEARTH_TOKEN_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        conflicts_with = "token"
+    )]
+    pub token_file: Option<PathBuf>,
+}
+
+/// A token in a file, which somebody replaces from time to time.
+#[derive(Clone)]
+pub struct TokenFile {
+    path: Arc<Path>,
+    last: Arc<Mutex<MetadataValue<Ascii>>>,
+}
+
+impl TokenFile {
+    /// Reads it for the first time.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let first = Self::read(path)?;
+        Ok(Self {
+            path: path.into(),
+            last: Arc::new(Mutex::new(first)),
+        })
+    }
+
+    fn read(path: &Path) -> Result<MetadataValue<Ascii>, Failure> {
+        use std::io::Read;
+        let wrong = |error: &std::io::Error| Failure::local(path.display().to_string(), error);
+        let file = std::fs::File::open(path).map_err(|error| wrong(&error))?;
+        let mut text = String::new();
+        let mut bounded = file.take(TOKEN_FILE_BYTES);
+        bounded
+            .read_to_string(&mut text)
+            .map_err(|error| wrong(&error))?;
+        match text.trim() {
+            "" => Err(Failure::usage(format!("{}: it is empty", path.display()))),
+            token => crate::link::bearer(token),
+        }
+    }
+
+    /// What is in it now; the last good one if it can't be read at this moment.
+    pub fn now(&self) -> MetadataValue<Ascii> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(fresh) = Self::read(&self.path) {
+            *last = fresh;
+        }
+        last.clone()
+    }
+}
 
 /// Where to connect, with its TLS. Reads the files.
 pub fn endpoint(server: &str, common: &Common) -> Result<Endpoint, Failure> {

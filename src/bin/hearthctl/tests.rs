@@ -64,6 +64,7 @@ fn wrong_command_lines_are_refused() {
         vec!["port-forward", "7f9c"],
         vec!["pools", "--watch", "export"],
         vec!["-o", "xml", "pools"],
+        vec!["--token", "hearth_x", "--token-file", "/t", "pools"],
     ] {
         let words = std::iter::once("hearthctl").chain(line.iter().copied());
         assert!(Cli::try_parse_from(words).is_err(), "{line:?} was taken");
@@ -134,6 +135,23 @@ fn sockets() {
         Exit::Usage
     );
     assert_eq!(socket_path("unix://").unwrap_err().exit, Exit::Usage);
+}
+
+#[test]
+fn a_token_file_is_read_again_and_a_bad_moment_is_lived_through() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("token");
+    assert!(crate::secure::TokenFile::open(&path).is_err());
+    std::fs::write(&path, "\n").unwrap();
+    assert!(crate::secure::TokenFile::open(&path).is_err());
+    std::fs::write(&path, "first\n").unwrap();
+    let file = crate::secure::TokenFile::open(&path).unwrap();
+    assert_eq!(file.now(), "Bearer first");
+    std::fs::write(&path, "second").unwrap();
+    assert_eq!(file.now(), "Bearer second");
+    assert!(file.now().is_sensitive());
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(file.now(), "Bearer second");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod sanity;
 mod shutdown;
 mod streams;
 mod tls;
+mod tokens;
 
 use super::config::{Guard, Listeners, RpcConfig, RpcLimits};
 use super::fakes::{FakeDriver, HANDLER, TAG};
@@ -74,6 +75,7 @@ fn guard_of(
         policy: policy.into(),
         audit,
         limiter: Limiter::new(calls_per_second).into(),
+        reviewer: None,
         metrics,
     }
 }

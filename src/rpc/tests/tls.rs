@@ -1,7 +1,7 @@
 //! TCP: who gets through the handshake, as whom, and for how long. Real sockets, certificates made on the spot.
 
 use super::*;
-use crate::identity::certificates::{Authority, Issued, Volume, Wanted};
+pub(super) use crate::identity::certificates::{Authority, Issued, Volume, Wanted};
 use crate::identity::{ClientCertificate, Reloader, Tls, TlsFiles};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use tonic::Request;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-const ADMIN: &str = "spiffe://td/ns/hearth/sa/admin";
-const ALLOCATOR: &str = "spiffe://td/ns/a/sa/allocator";
-const VIEWER: &str = "viewer.example";
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const ADMIN: &str = "spiffe://td/ns/hearth/sa/admin";
+pub(super) const ALLOCATOR: &str = "spiffe://td/ns/a/sa/allocator";
+pub(super) const VIEWER: &str = "viewer.example";
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 fn policy() -> Policy {
     let lists: [(Roles, &[String]); 3] = [
@@ -30,19 +30,21 @@ fn policy() -> Policy {
 }
 
 /// A server over TCP.
-struct Secure {
-    bench: Bench,
-    authority: Authority,
+pub(super) struct Secure {
+    pub(super) bench: Bench,
+    pub(super) authority: Authority,
     volume: Volume,
     address: SocketAddr,
 }
 
 /// How a [`Secure`] differs from the usual one.
-struct Ways {
-    client: ClientCertificate,
-    age: Duration,
-    grace: Duration,
-    per_second: u32,
+pub(super) struct Ways {
+    pub(super) client: ClientCertificate,
+    pub(super) age: Duration,
+    pub(super) grace: Duration,
+    pub(super) per_second: u32,
+    /// Who reviews tokens.
+    pub(super) reviews: Option<(Arc<dyn identity::Authority>, identity::ReviewSettings)>,
 }
 
 impl Default for Ways {
@@ -52,6 +54,7 @@ impl Default for Ways {
             age: HOUR,
             grace: HOUR,
             per_second: 1_000_000,
+            reviews: None,
         }
     }
 }
@@ -65,7 +68,7 @@ impl Secure {
         Self::with(Ways::default()).await
     }
 
-    async fn with(ways: Ways) -> Self {
+    pub(super) async fn with(ways: Ways) -> Self {
         let (authority, volume) = (Authority::new("ours"), Volume::new());
         volume.swap(&authority.issue(&node()), &authority.pem());
         let (tls, _reloader) = Self::tls(&volume, ways.client);
@@ -78,7 +81,14 @@ impl Secure {
             grace: ways.grace,
         };
         let guard = |registry: &prometheus::Registry, audit: &Path| {
-            guard_of(registry, policy(), ways.per_second, audit)
+            let reviewer = ways.reviews.map(|(authority, settings)| {
+                let metrics = identity::ReviewMetrics::register(registry).unwrap();
+                Arc::new(identity::Reviewer::new(authority, &settings, metrics))
+            });
+            Guard {
+                reviewer,
+                ..guard_of(registry, policy(), ways.per_second, audit)
+            }
         };
         let bench = Bench::guarded(guard, Some(tcp), |_| ()).await;
         Self {
@@ -102,7 +112,7 @@ impl Secure {
         (tls, tokio::spawn(reloader.run()))
     }
 
-    fn endpoint(&self, shown: Option<&Issued>) -> Endpoint {
+    pub(super) fn endpoint(&self, shown: Option<&Issued>) -> Endpoint {
         let ca = Certificate::from_pem(self.authority.pem());
         let tls = ClientTlsConfig::new().ca_certificate(ca);
         let tls = match shown {
@@ -114,13 +124,13 @@ impl Secure {
     }
 
     /// A channel with this certificate of our CA.
-    async fn of(&self, wanted: &Wanted) -> Channel {
+    pub(super) async fn of(&self, wanted: &Wanted) -> Channel {
         let issued = self.authority.issue(wanted);
         self.endpoint(Some(&issued)).connect().await.unwrap()
     }
 
     /// Nothing of hearth is answered; the handshake counts as failed.
-    async fn closed_to(&self, endpoint: Endpoint, case: &str) {
+    pub(super) async fn closed_to(&self, endpoint: Endpoint, case: &str) {
         let failed = "hearth_tls_handshakes_failed_total";
         let before = self.bench.number(failed);
         if let Ok(channel) = endpoint.connect().await {
@@ -133,13 +143,13 @@ impl Secure {
 }
 
 impl Bench {
-    fn number(&self, metric: &str) -> u64 {
+    pub(super) fn number(&self, metric: &str) -> u64 {
         let text = self.metrics();
         let line = text.lines().find_map(|line| line.strip_prefix(metric));
         line.map_or(0, |number| number.trim().parse().unwrap())
     }
 
-    fn audited(&self) -> Vec<serde_json::Value> {
+    pub(super) fn audited(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.dir.path().join("audit.log")).unwrap();
         let whole = text
             .lines()
@@ -148,7 +158,7 @@ impl Bench {
     }
 }
 
-fn with_token<T>(message: T, token: &str) -> Request<T> {
+pub(super) fn with_token<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     let value = MetadataValue::try_from(format!("Bearer {token}")).unwrap();
     request.metadata_mut().insert("authorization", value);
