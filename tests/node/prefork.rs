@@ -117,12 +117,15 @@ async fn a_worker_in_gvisor_does_as_python_does() {
     hearth.finish().await;
 }
 
+/// Generators that have drawn before the image is taken.
+const PRELOAD: &str = "import random, ssl; random.random(); ssl.RAND_bytes(8)";
+
 const DRAWN: Line = Line {
     command: &[
         "python3",
         "-c",
-        "import os, random, uuid; print(b'def ' + b'worker' in open('/proc/self/cmdline', 'rb').read()); \
-         print(os.urandom(8).hex(), random.random(), uuid.uuid4())",
+        "import os, random, ssl, uuid; print(b'def ' + b'worker' in open('/proc/self/cmdline', 'rb').read()); \
+         print(os.urandom(8).hex(), random.random(), uuid.uuid4(), ssl.RAND_bytes(8).hex())",
     ],
     env: &[],
     dir: "",
@@ -145,7 +148,7 @@ async fn workers_of_clones_and_of_sleepers_serve_and_draw_their_own() {
     // What takes its time when a member is made: a clone has it done.
     let warm = ["python3", "-c", "import time; time.sleep(1)"];
     template.warm_command = warm.map(str::to_owned).to_vec();
-    template.env = [("HEARTH_PRELOAD".to_owned(), "import random".to_owned())].into();
+    template.env = [("HEARTH_PRELOAD".to_owned(), PRELOAD.to_owned())].into();
     hearth.set_pools(vec![python]).await;
     hearth.warm("python", 4).await;
     eventually("two sleep", || async {
@@ -163,7 +166,7 @@ async fn workers_of_clones_and_of_sleepers_serve_and_draw_their_own() {
             assert!(drawn.insert(word.to_owned()), "{word} was drawn twice");
         }
     }
-    assert_eq!(drawn.len(), 4 * 3);
+    assert_eq!(drawn.len(), 4 * 4);
     let (_, metrics) = hearth.admin_page("/metrics");
     let clones = metrics
         .lines()

@@ -58,6 +58,8 @@ def claim(data):
         sys.modules["random"].seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
+    if "_ssl" in sys.modules:  # OpenSSL's generator is in our memory; its second level follows the first.
+        sys.modules["_ssl"].RAND_add(os.urandom(32), 32)
     for hook in hooks:
         hook()
 

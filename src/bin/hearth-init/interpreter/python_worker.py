@@ -107,6 +107,8 @@ def worker():
     for module in ("random", "numpy.random"):
         if module in sys.modules:
             sys.modules[module].seed()
+    if "_ssl" in sys.modules:  # OpenSSL's generator is in our memory; its second level follows the first.
+        sys.modules["_ssl"].RAND_add(os.urandom(32), 32)
     for hook in hooks:
         hook()
     if sys.modules.get("hearth") is stand_in:
