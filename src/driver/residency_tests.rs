@@ -10,8 +10,8 @@ use crate::runtime::{
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
-/// Fake: a runtime that notes freezes and thaws and can do nothing else. Reality can't be made to run a freeze's worker
-/// after the machine has decided on the next one.
+/// Fake: a runtime that notes freezes, thaws and reclaims and can do nothing else. Reality can't be made to run a freeze's
+/// worker after the machine has decided on the next one, nor to want a sandbox just between two passes.
 #[derive(Default)]
 struct Noting {
     said: Mutex<Vec<&'static str>>,
@@ -53,7 +53,12 @@ impl Runtime for Noting {
         _: SandboxId,
         _: &CancellationToken,
     ) -> Result<crate::cgroup::Reclaimed, RuntimeError> {
-        unimplemented!()
+        self.note("reclaim")?;
+        Ok(crate::cgroup::Reclaimed {
+            bytes: 0,
+            took: Duration::ZERO,
+            complete: true,
+        })
     }
     async fn checkpoint(
         &self,
@@ -131,21 +136,30 @@ impl GuestConnector for Unreachable {
     }
 }
 
+/// Residencies of that runtime; events go nowhere as long as the receiver is kept.
+fn residencies(
+    runtime: &Arc<Noting>,
+    reclaims: bool,
+) -> (Residencies, mpsc::Receiver<crate::machine::event::Event>) {
+    let (events, kept) = mpsc::channel(16);
+    let guests = Guests::new(runtime.clone(), Arc::new(Unreachable), events);
+    let residencies = Residencies::new(
+        runtime.clone(),
+        Arc::new(guests),
+        Networks::new(Err("no network here".to_owned())),
+        reclaims,
+        ResidencyMetrics::register(&prometheus::Registry::new()).unwrap(),
+    );
+    (residencies, kept)
+}
+
 /// A random history (`HEARTH_SEED=14546612740389556436`, 900 histories, as they were generated then) found that the worker
 /// of a freeze which had been overtaken ran when the next freeze of the same sandbox was decided already: ahead of that
 /// one's commit, and its end was taken for that one's.
 #[tokio::test]
 async fn a_freeze_that_was_overtaken_never_begins_although_a_second_one_was_decided() {
     let runtime = Arc::new(Noting::default());
-    let (events, _kept) = mpsc::channel(16);
-    let guests = Guests::new(runtime.clone(), Arc::new(Unreachable), events);
-    let residencies = Residencies::new(
-        runtime.clone(),
-        Arc::new(guests),
-        Networks::new(Err("no network here".to_owned())),
-        false,
-        ResidencyMetrics::register(&prometheus::Registry::new()).unwrap(),
-    );
+    let (residencies, _kept) = residencies(&runtime, false);
     let sandbox = SandboxId::new(NodeTag(7), 1).unwrap();
     let freeze = |ticket| Effect::Freeze {
         sandbox,
@@ -163,4 +177,43 @@ async fn a_freeze_that_was_overtaken_never_begins_although_a_second_one_was_deci
     // Durable: now the second one's own worker comes.
     assert_eq!(residencies.freeze(sandbox, Ticket(3)).await, Some(Ok(())));
     assert_eq!(said(), ["freeze"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_is_taken_in_two_passes_and_never_from_one_that_is_wanted() {
+    let runtime = Arc::new(Noting::default());
+    let (residencies, _kept) = residencies(&runtime, true);
+    let sandbox = SandboxId::new(NodeTag(7), 1).unwrap();
+    let passes = || {
+        let said = runtime.said.lock().unwrap();
+        said.iter().filter(|it| **it == "reclaim").count()
+    };
+    let freeze = async |ticket| {
+        let after = Ticket(ticket);
+        residencies.note(&Effect::Freeze { sandbox, after });
+        assert_eq!(residencies.freeze(sandbox, after).await, Some(Ok(())));
+    };
+
+    freeze(1).await;
+    residencies.reclaim(sandbox).await;
+    assert_eq!(passes(), 2);
+    // Wanted again between the two.
+    freeze(2).await;
+    let wanted = async {
+        sleep(FIRST_PASS + SECOND_PASS / 2).await;
+        assert_eq!(passes(), 3);
+        residencies.note(&Effect::Thaw { sandbox });
+    };
+    tokio::join!(residencies.reclaim(sandbox), wanted);
+    assert_eq!(passes(), 3);
+    // While a guest is told its claim none begins.
+    freeze(3).await;
+    let claiming = residencies.claiming();
+    let told = async {
+        sleep(SECOND_PASS * 10).await;
+        assert_eq!(passes(), 3);
+        drop(claiming);
+    };
+    tokio::join!(residencies.reclaim(sandbox), told);
+    assert_eq!(passes(), 5);
 }
