@@ -450,6 +450,25 @@ fn tests() -> BTreeMap<String, Vec<PathBuf>> {
     names
 }
 
+/// What is wrong with a row of figures: `number | goal | who prints it | latest`.
+fn wrong_figure(cells: &[&str], tests: &BTreeMap<String, Vec<PathBuf>>) -> Option<String> {
+    let [_, _, printer, latest] = cells else {
+        return Some(format!("{} cells", cells.len()));
+    };
+    let name = printer.trim_matches('`');
+    let bench = std::fs::read_to_string(path("benches/node.rs")).unwrap();
+    let makefile = std::fs::read_to_string(path("Makefile")).unwrap();
+    let known = match name.strip_prefix("make ") {
+        Some(target) => makefile.contains(&format!("\n{target}: ")),
+        None => tests.contains_key(name) || bench.contains(&format!("wanted(\"{name}\")")),
+    };
+    if !known {
+        return Some(format!("nothing prints {name}"));
+    }
+    let empty = latest.trim_end_matches('|').trim().is_empty();
+    empty.then(|| "no latest figure".to_owned())
+}
+
 #[test]
 fn the_specification_names_tests_that_exist() {
     let tests = tests();
@@ -465,8 +484,11 @@ fn the_specification_names_tests_that_exist() {
         if !promises.insert(number.to_owned()) {
             wrong.push(format!("{number} is there twice"));
         }
-        // The last table names sections of the bench.
+        // The last tables name sections of the bench, targets and tests that print, and say what came of the goal.
         if number.starts_with('F') {
+            if let Some(what) = wrong_figure(&cells, &tests) {
+                wrong.push(format!("{number}: {what}"));
+            }
             continue;
         }
         let cell = cells[2..].concat();
