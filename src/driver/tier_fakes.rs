@@ -272,6 +272,9 @@ impl Guest for Quiet {
     async fn read_file(&self, _: v1::ReadFile) -> Result<GuestStream, GuestError> {
         unimplemented!()
     }
+    async fn attach(&self, _: v1::Attach) -> Result<GuestStream, GuestError> {
+        unimplemented!()
+    }
     async fn write_file(&self, _: v1::WriteFile) -> Result<GuestStream, GuestError> {
         unimplemented!()
     }
