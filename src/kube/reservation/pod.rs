@@ -236,9 +236,13 @@ fn read_amounts(amounts: Option<&BTreeMap<String, Quantity>>) -> Promised {
 /// What an attempt that the API server refused means.
 pub(super) fn refused(step: &Step, detail: &str) -> (Why, String) {
     let rule = crate::kube::admission::rule(detail);
-    let why = match rule.starts_with("ResourceQuota/") {
-        true => Why::Quota,
-        false => Why::Refused,
+    let why = if rule.starts_with("ResourceQuota/") {
+        Why::Quota
+    } else if detail.contains("enough allocatable resources") {
+        // Kubernetes 1.36 says so when it is asked; before, the kubelet said it afterwards.
+        Why::Infeasible
+    } else {
+        Why::Refused
     };
     let what = match step {
         Step::Create(_) => "it can't be made",

@@ -301,7 +301,7 @@ impl Keeper {
     }
 
     fn falls_short(&self, pool: &PoolName, why: Why, what: &str) {
-        if !matches!(why, Why::Quota | Why::Refused) {
+        if !self.refused.contains_key(pool) {
             // Calls that were refused have been counted, each.
             self.metrics.failed(why);
         }

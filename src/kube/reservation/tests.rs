@@ -549,6 +549,8 @@ fn a_refusal_says_whether_it_is_the_quotas() {
     let step = Step::Create(sandboxes(1));
     let quota = "pods \"x\" is forbidden: exceeded quota: small, requested: requests.memory=1Gi";
     assert_eq!(pod::refused(&step, quota).0, Why::Quota);
+    let room = "pods \"x\" is forbidden: node didn't have enough allocatable resources: memory, requested: 2, allocatable: 1";
+    assert_eq!(pod::refused(&step, room).0, Why::Infeasible);
     let other = pod::refused(&step, "pods \"x\" already exists");
     assert_eq!(other.0, Why::Refused);
     assert!(other.1.contains("already exists"));
