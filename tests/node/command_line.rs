@@ -97,14 +97,13 @@ fn hearthd_wait_does_nothing_until_sigterm() {
         .spawn()
         .unwrap();
     let pid = waiting.id();
-    let blocks_sigterm = || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let blocked = status.lines().find_map(|it| it.strip_prefix("SigBlk:"));
-        let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
-        blocked & 1 << 14 != 0
+    // proc_pid_syscall(5): the call that it is in comes first. `SigBlk` would not tell: who waits for a signal has it unblocked.
+    let waits_for_signals = || {
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+        call.split(' ').next() == Some(nix::libc::SYS_rt_sigtimedwait.to_string().as_str())
     };
     let began = std::time::Instant::now();
-    while !blocks_sigterm() {
+    while !waits_for_signals() {
         assert!(began.elapsed() < crate::hearthd::patience());
         std::thread::sleep(Duration::from_millis(20));
     }
