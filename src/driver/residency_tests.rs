@@ -5,7 +5,7 @@ use crate::guest::{Guest, GuestConnector};
 use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{NodeTag, PoolName};
 use crate::runtime::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, SandboxNetwork, StdioPaths, Versions,
+    CreateSpec, Fit, Handler, ImageInfo, ImageProgress, SandboxNetwork, StdioPaths, Versions,
 };
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
@@ -79,15 +79,16 @@ impl Runtime for Noting {
     async fn keep_images(&self, _: Vec<SandboxId>) -> Result<(), RuntimeError> {
         unimplemented!()
     }
-    async fn take_golden(
-        &self,
-        _: SandboxId,
-        _: &PoolName,
-        _: u64,
-    ) -> Result<(), CheckpointFailure> {
+    async fn take_golden(&self, _: &CreateSpec) -> Result<(), CheckpointFailure> {
         unimplemented!()
     }
-    async fn create_clone(&self, _: &CreateSpec) -> Result<(), RuntimeError> {
+    async fn golden_fits(&self, _: SandboxId, _: &CreateSpec) -> Fit {
+        unimplemented!()
+    }
+    async fn create_clone(&self, _: &CreateSpec, _: SandboxId) -> Result<(), RuntimeError> {
+        unimplemented!()
+    }
+    async fn drop_golden(&self, _: &PoolName, _: SandboxId) -> Result<(), RuntimeError> {
         unimplemented!()
     }
     async fn usage(&self, _: SandboxId) -> Result<crate::cgroup::Usage, RuntimeError> {

@@ -143,6 +143,8 @@ pub enum Effect {
         generation: u64,
         /// What it is.
         template: Arc<Template>,
+        /// Its owner is a claim from the beginning: no golden image is taken of it.
+        claimed: bool,
         /// When: the intent is durable.
         after: Ticket,
     },

@@ -88,9 +88,9 @@ impl Tier {
         self.staging.clone().try_acquire_many_owned(units).ok()
     }
 
-    /// Where the golden image of a pool's generation is.
-    pub(super) fn golden_path(&self, pool: &PoolName, generation: u64) -> PathBuf {
-        self.vault.beside(&format!("golden-{pool}-{generation}"))
+    /// Where the golden image of this original is.
+    pub(super) fn golden_path(&self, original: SandboxId) -> PathBuf {
+        self.vault.beside(&format!("golden-{original}"))
     }
 
     /// Waits for staging memory; who wants more than there is gets all of it, and is refused by the vault.

@@ -1,4 +1,4 @@
-//! Golden images: in staging memory, in plain, one for each pool's generation; clones are restored from them.
+//! Golden images: in staging memory, in plain, one for each pool; clones are restored from them.
 
 use std::{
     collections::BTreeMap,
@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     ContainerdRuntime, blocking,
     checkpoint::{CHECKPOINT, failed},
+    made_with::comes_back,
     proto::{CheckpointOptions, any},
 };
 use crate::{
@@ -19,18 +20,29 @@ use crate::{
         event::CheckpointFailure,
         ids::{PoolName, SandboxId},
     },
-    runtime::{CreateSpec, RuntimeError},
+    runtime::{CreateSpec, Fit, RuntimeError},
     vault::Fingerprint,
 };
 
 /// One image.
 #[derive(Debug)]
 struct Golden {
-    generation: u64,
+    original: SandboxId,
     path: PathBuf,
     fingerprint: Fingerprint,
     /// Its part of the staging memory.
-    _staged: OwnedSemaphorePermit,
+    staged: OwnedSemaphorePermit,
+}
+
+impl Golden {
+    /// Removes it. What could not be removed keeps its part of the staging memory.
+    async fn discard(self) -> Result<(), RuntimeError> {
+        let removed = remove(self.path).await;
+        if removed.is_err() {
+            self.staged.forget();
+        }
+        removed
+    }
 }
 
 /// All of them.
@@ -44,9 +56,9 @@ impl Goldens {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, pool: &PoolName, generation: u64) -> Option<(PathBuf, Fingerprint)> {
+    fn find(&self, pool: &PoolName, original: SandboxId) -> Option<(PathBuf, Fingerprint)> {
         let all = self.lock();
-        let golden = all.get(pool).filter(|it| it.generation == generation)?;
+        let golden = all.get(pool).filter(|it| it.original == original)?;
         Some((golden.path.clone(), golden.fingerprint.clone()))
     }
 }
@@ -57,7 +69,6 @@ impl ContainerdRuntime {
         &self,
         id: SandboxId,
         pool: &PoolName,
-        generation: u64,
     ) -> Result<(), CheckpointFailure> {
         let Some(tier) = self.tier.get() else {
             return Err(CheckpointFailure::Failed("there is no disk tier".into()));
@@ -65,13 +76,14 @@ impl ContainerdRuntime {
         self.can_freeze(id).map_err(CheckpointFailure::Failed)?;
         let container = self.container(id).await.map_err(failed)?;
         let fingerprint = self.fingerprint(&container).await.map_err(failed)?;
+        comes_back(&container.labels, &fingerprint).map_err(CheckpointFailure::Mismatch)?;
         let rootfs = self.rootfs(id).await.map_err(failed)?;
         let about_bytes = self.about_bytes(id, &rootfs).await.map_err(failed)?;
         // Images in the making go before: these only save time.
         let staged = tier
             .try_stage(about_bytes)
             .ok_or_else(|| CheckpointFailure::NoRoom("staging memory is taken".into()))?;
-        let path = tier.golden_path(pool, generation);
+        let path = tier.golden_path(id);
         // Its pages stay charged to this member's cgroup, as long as it lives: so does the higher bound.
         let bound = self.bound_of(id).await.map_err(failed)?;
         let with_image = bound.map(|bound| bound.saturating_add(about_bytes));
@@ -93,36 +105,79 @@ impl ContainerdRuntime {
             return Err(failed(error));
         }
         let golden = Golden {
-            generation,
+            original: id,
             path,
             fingerprint,
-            _staged: staged,
+            staged,
         };
         let before = tier.goldens.lock().insert(pool.clone(), golden);
-        if let Some(before) = before {
-            remove(before.path).await.map_err(failed)?;
+        if let Some(before) = before
+            && let Err(error) = before.discard().await
+        {
+            tracing::warn!(%pool, %error, "the golden image before was not removed");
         }
         Ok(())
     }
 
-    /// See the trait.
-    pub(super) async fn make_clone(&self, sandbox: &CreateSpec) -> Result<(), RuntimeError> {
-        let refused = |detail: String| RuntimeError::Refused {
-            what: "clone",
-            detail,
-        };
+    /// Where the image is. `Err`: why no clone can be made of it, as the trait tells it. All that restoring demands is
+    /// compared, but for what its template says: whoever asks has compared that.
+    pub(super) async fn fitting(
+        &self,
+        original: SandboxId,
+        sandbox: &CreateSpec,
+    ) -> Result<PathBuf, Fit> {
         let tier = self.tier.get();
-        let golden = tier.and_then(|tier| tier.goldens.find(&sandbox.pool, sandbox.generation));
-        let (path, then) = golden.ok_or_else(|| refused("there is no golden image".into()))?;
-        let image = self.images.of(sandbox).await?;
-        if image.chain_id != then.chain {
-            return Err(refused("the image's layers have changed".into()));
+        let golden = tier.and_then(|tier| tier.goldens.find(&sandbox.pool, original));
+        let (path, then) = golden.ok_or(Fit::Gone)?;
+        let unknown = |error: RuntimeError| Fit::Differs(error.to_string());
+        let image = self.images.of(sandbox).await.map_err(unknown)?;
+        let runsc = self.runsc.get().await.map_err(unknown)?;
+        let flags = self.flags_and_init(&self.config.init).await;
+        let flags = flags.map_err(unknown)?;
+        for (what, now, then) in [
+            ("the image's layers are", &image.chain_id, &then.chain),
+            ("runsc is", &runsc, &then.runsc),
+            ("flags and hearth-init are", &flags, &then.flags),
+        ] {
+            if now != then {
+                return Err(Fit::Differs(format!("{what} {now} now, and were {then}")));
+            }
         }
-        let runsc = self.runsc.get().await?;
-        if runsc != then.runsc {
-            return Err(refused(format!("runsc is {runsc} now")));
-        }
+        Ok(path)
+    }
+
+    /// See the trait.
+    pub(super) async fn make_clone(
+        &self,
+        sandbox: &CreateSpec,
+        original: SandboxId,
+    ) -> Result<(), RuntimeError> {
+        let fitting = self.fitting(original, sandbox).await;
+        let path = fitting.map_err(|why| RuntimeError::Refused {
+            what: "clone",
+            detail: format!("{why:?}"),
+        })?;
         self.make_from(sandbox, Some(&path)).await
+    }
+
+    /// See the trait.
+    pub(super) async fn forget_golden(
+        &self,
+        pool: &PoolName,
+        original: SandboxId,
+    ) -> Result<(), RuntimeError> {
+        let Some(tier) = self.tier.get() else {
+            return Ok(());
+        };
+        let golden = {
+            let mut all = tier.goldens.lock();
+            let is_it = all.get(pool).is_some_and(|it| it.original == original);
+            is_it.then(|| all.remove(pool)).flatten()
+        };
+        match golden {
+            Some(golden) => golden.discard().await,
+            None => Ok(()),
+        }
     }
 }
 
