@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("vault", &["machine", "failpoint"]),
     ("journal", &["machine", "failpoint"]),
-    ("net", &["machine"]),
+    ("net", &["machine", "failpoint"]),
     (
         "driver",
         &[
