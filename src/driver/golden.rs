@@ -1,31 +1,36 @@
-//! Golden images: of each pool's generation one image of a member that was proved ready and that nobody has claimed; its
+//! Golden images: of each pool's template one image of a member that was proved ready and that nobody has claimed; its
 //! next members are clones of it, where that is faster than making them anew.
 //!
 //! ```text
-//! Create ─▶ there is an image, and clones were faster? ─ yes ─▶ clone ─▶ its guest answers, proved ready ─▶ Created
-//!                        │ no                                      └ failed: counted, destroyed ─┐
-//!                        └▶ made and proved ready ◀──────────────────────────────────────────────┘
-//!                               └ no image of this generation yet ─▶ its image is taken ─▶ Created
+//! Create ─▶ there is an image that fits, and clones were faster? ─ yes ─▶ clone ─▶ its guest answers, proved ready ─▶ Created
+//!                        │ no: counted, with the reason             └ failed: counted, destroyed ─┐
+//!                        └▶ made and proved ready ◀───────────────────────────────────────────────┘
+//!                               └ for the pool, and no image of this template yet ─▶ its image is taken ─▶ Created
 //! ```
-//! The image is taken before the machine knows the member, so nobody can have claimed it. It stays in staging memory, in
-//! plain: nothing of any caller is in it. It goes with the generation, with hearthd, and when a sandbox's image needs its
-//! staging memory; then it is taken anew, of the next member that is made.
+//! The image is taken before the machine knows that the member is ready, so nobody can have claimed it; what is made for a
+//! claim is a claim's from its first record on, and none is taken of that. It stays in staging memory, in plain: nothing of
+//! any caller is in it. It goes with its pool, with the pool's template, when it could not be restored any more, with
+//! hearthd, and when a sandbox's image needs its staging memory; then another one is taken, of the next member that is
+//! made. What is decided is in `book`.
 
+mod book;
 mod metrics;
 
 use super::guests::Guests;
 use super::network::Networks;
 use super::ready;
 use super::work::bounded;
-use crate::guest::{Personalization, Silence};
-use crate::machine::event::{CheckpointFailure, CreateFailure, Event};
+use crate::guest::{GuestError, Personalization, Silence};
+use crate::machine::event::{CheckpointFailure, CreateFailure, Effect, Event};
 use crate::machine::handler::Family;
-use crate::machine::ids::{PoolName, SandboxId};
-use crate::runtime::{CreateSpec, Runtime};
+use crate::machine::ids::SandboxId;
+use crate::machine::record::Op;
+use crate::machine::spec::PoolSpec;
+use crate::runtime::{CreateSpec, Fit, Runtime};
+use book::{Book, Miss};
 use metrics::GoldenMetrics;
 use prometheus::Registry;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -33,50 +38,6 @@ use tracing::{info, warn};
 
 /// The guest's word that everybody inside waits, before its image is taken.
 const QUIESCE: Duration = Duration::from_secs(5);
-/// Clones that fail in a row until the image is given up for its generation.
-const SPOILT_AFTER: u32 = 3;
-
-/// How far the image of a generation has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    None,
-    Making,
-    There,
-    /// It could not be taken, or does not come to life: not tried again.
-    Spoilt,
-}
-
-/// A pool's generation.
-#[derive(Debug, Clone, Copy)]
-struct Known {
-    generation: u64,
-    stage: Stage,
-    /// Of the latest creation of each kind, until it was proved ready.
-    cold: Option<Duration>,
-    clone: Option<Duration>,
-    failures: u32,
-}
-
-impl Known {
-    fn new(generation: u64) -> Self {
-        Self {
-            generation,
-            stage: Stage::None,
-            cold: None,
-            clone: None,
-            failures: 0,
-        }
-    }
-
-    /// Clones are tried once, and stay where they were faster.
-    fn prefers_clone(&self) -> bool {
-        let faster = match (self.clone, self.cold) {
-            (Some(clone), Some(cold)) => clone < cold,
-            _ => true,
-        };
-        self.stage == Stage::There && faster
-    }
-}
 
 /// Of the whole node.
 pub(super) struct Goldens {
@@ -85,7 +46,7 @@ pub(super) struct Goldens {
     guests: Arc<Guests>,
     networks: Arc<Networks>,
     events: mpsc::Sender<Event>,
-    known: Mutex<BTreeMap<PoolName, Known>>,
+    book: Mutex<Book>,
     metrics: GoldenMetrics,
 }
 
@@ -104,81 +65,95 @@ impl Goldens {
             guests,
             networks,
             events,
-            known: Mutex::default(),
+            book: Mutex::default(),
             metrics: GoldenMetrics::register(registry)?,
         })
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<PoolName, Known>> {
-        // Values are copied in whole.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Asks the book, or tells it something.
+    fn book<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+        // Nothing in between panics.
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = work(&mut book);
+        let images = i64::try_from(book.images()).unwrap_or(i64::MAX);
+        self.metrics.images.set(images);
+        answer
     }
 
-    /// Changes what is known of a generation. What is known of an older one is forgotten; of a newer one it stays.
-    fn change<T>(&self, spec: &CreateSpec, change: impl FnOnce(&mut Known) -> T) -> Option<T> {
-        let mut all = self.known();
-        let known = all
-            .entry(spec.pool.clone())
-            .or_insert_with(|| Known::new(spec.generation));
-        if known.generation < spec.generation {
-            *known = Known::new(spec.generation);
+    /// Sees every effect in the machine's order, so it knows of a set of pools before anything is made of it.
+    pub(super) fn note(&self, effect: &Effect) {
+        if let Effect::Persist(Op::PutPools(set)) = effect {
+            self.declared(&set.pools);
         }
-        let changed = (known.generation == spec.generation).then(|| change(known));
-        let there = all.values().filter(|it| it.stage == Stage::There).count();
-        self.metrics
-            .images
-            .set(i64::try_from(there).unwrap_or(i64::MAX));
-        changed
     }
 
-    /// Makes a member in the faster way. Its network is furnished.
-    pub(super) async fn make(&self, spec: &mut CreateSpec) -> Result<(), CreateFailure> {
+    /// These pools are in force, and no others.
+    pub(super) fn declared<'a>(&self, pools: impl IntoIterator<Item = &'a PoolSpec>) {
+        if !self.enabled {
+            return;
+        }
+        for (pool, original) in self.book(|book| book.declared(pools)) {
+            info!(%pool, "golden image is not needed any more");
+            let runtime = self.runtime.clone();
+            tokio::spawn(async move { runtime.drop_golden(&pool, original).await });
+        }
+    }
+
+    /// Makes a sandbox in the faster way; `claimed`: for a claim that it belongs to. Its network is furnished.
+    pub(super) async fn make(
+        &self,
+        spec: &mut CreateSpec,
+        claimed: bool,
+    ) -> Result<(), CreateFailure> {
         let checkpoints = Family::of(&spec.template.runtime_handler).capabilities(true);
         if !self.enabled || !checkpoints.checkpoint {
             return ready::make(self.runtime.as_ref(), &self.guests, spec).await;
         }
-        let clone = self.change(spec, |known| {
-            let there = || self.runtime.has_golden(&spec.pool, spec.generation);
-            if known.stage == Stage::There && !there() {
-                // It made way for a sandbox's image: it is taken anew, of the next member that is made.
-                known.stage = Stage::None;
+        let miss = match self.way(spec).await {
+            Ok(original) => {
+                if self.cloned(spec, original).await? {
+                    return Ok(());
+                }
+                // gVisor has taken the addresses off the link.
+                let policy = &spec.template.network_policy;
+                let furnished = self.networks.furnish(spec.id, &spec.pool, policy).await;
+                spec.network = furnished
+                    .map_err(|why| CreateFailure::Template(bounded(format!("network: {why}"))))?;
+                Miss::Failed
             }
-            known.prefers_clone()
-        });
-        if clone == Some(true) {
-            if self.cloned(spec).await? {
-                return Ok(());
-            }
-            // gVisor has taken the addresses off the link.
-            let policy = &spec.template.network_policy;
-            let furnished = self.networks.furnish(spec.id, &spec.pool, policy).await;
-            spec.network = furnished
-                .map_err(|why| CreateFailure::Template(bounded(format!("network: {why}"))))?;
-        }
+            Err(miss) => miss,
+        };
+        self.metrics.missed(miss);
         let began = Instant::now();
         ready::make(self.runtime.as_ref(), &self.guests, spec).await?;
-        let wanted = self.change(spec, |known| {
-            known.cold = Some(began.elapsed());
-            let wanted = known.stage == Stage::None;
-            if wanted {
-                known.stage = Stage::Making;
-            }
-            wanted
-        });
-        if wanted == Some(true) {
+        if self.book(|book| book.made(spec, began.elapsed(), claimed)) {
             self.take(spec).await;
         }
         Ok(())
     }
 
+    /// The original to clone it of, or why it is made anew. An image that does not fit any more goes.
+    async fn way(&self, spec: &CreateSpec) -> Result<SandboxId, Miss> {
+        let original = self.book(|book| book.way(spec))?;
+        let miss = match self.runtime.golden_fits(original, spec).await {
+            Fit::Fits => return Ok(original),
+            Fit::Gone => Miss::NoImage,
+            Fit::Differs(what) => {
+                info!(pool = %spec.pool, what, "golden image could not be restored any more");
+                Miss::NotRestorable
+            }
+        };
+        self.book(|book| book.lost(spec, original));
+        self.runtime.drop_golden(&spec.pool, original).await;
+        Err(miss)
+    }
+
     /// Whether it is a clone now. One that fails leaves nothing.
-    async fn cloned(&self, spec: &CreateSpec) -> Result<bool, CreateFailure> {
+    async fn cloned(&self, spec: &CreateSpec, original: SandboxId) -> Result<bool, CreateFailure> {
         let began = Instant::now();
-        let Err(failure) = ready::clone(self.runtime.as_ref(), &self.guests, spec).await else {
-            self.change(spec, |known| {
-                known.clone = Some(began.elapsed());
-                known.failures = 0;
-            });
+        let made = ready::clone(self.runtime.as_ref(), &self.guests, spec, original).await;
+        let Err(failure) = made else {
+            self.book(|book| book.cloned(spec, began.elapsed()));
             self.metrics.clones.observe(began.elapsed().as_secs_f64());
             // The driver is gone only when hearthd ends.
             let _ended = self.events.send(Event::Cloned(spec.id)).await;
@@ -186,12 +161,10 @@ impl Goldens {
         };
         warn!(sandbox = %spec.id, ?failure, "a clone failed: it is made anew");
         self.metrics.failures.inc();
-        self.change(spec, |known| {
-            known.failures += 1;
-            if known.failures >= SPOILT_AFTER {
-                known.stage = Stage::Spoilt;
-            }
-        });
+        if self.book(|book| book.clone_failed(spec, original)) {
+            warn!(pool = %spec.pool, "clones keep failing: no more of this template");
+            self.runtime.drop_golden(&spec.pool, original).await;
+        }
         self.guests.close(spec.id);
         let gone = self.runtime.destroy(spec.id).await;
         gone.map_err(|error| super::work::create_failure(&error))?;
@@ -202,37 +175,35 @@ impl Goldens {
     async fn take(&self, spec: &CreateSpec) {
         let began = Instant::now();
         let taken = self.try_take(spec).await;
-        let stage = match &taken {
-            Ok(()) => {
-                info!(pool = %spec.pool, generation = spec.generation, took = ?began.elapsed(), "golden image taken");
-                Stage::There
+        let kept = self.book(|book| book.taken(spec, taken.as_ref().map(|&()| ())));
+        match taken {
+            Ok(()) if kept => {
+                let (pool, generation) = (&spec.pool, spec.generation);
+                info!(%pool, generation, took = ?began.elapsed(), "golden image taken");
             }
-            // Of staging memory: it may be free when the next member is made.
-            Err(CheckpointFailure::NoRoom(what)) => {
-                info!(pool = %spec.pool, what, "no golden image yet");
-                Stage::None
+            // Its pool is gone meanwhile, or has another template.
+            Ok(()) => self.runtime.drop_golden(&spec.pool, spec.id).await,
+            Err(failure @ (CheckpointFailure::NoRoom(_) | CheckpointFailure::Mismatch(_))) => {
+                info!(pool = %spec.pool, ?failure, "no golden image yet");
             }
-            Err(what) => {
-                warn!(pool = %spec.pool, ?what, "no golden image of this generation");
-                Stage::Spoilt
-            }
-        };
-        self.change(spec, |known| known.stage = stage);
+            Err(failure) => warn!(pool = %spec.pool, ?failure, "no golden image of this template"),
+        }
     }
 
     async fn try_take(&self, spec: &CreateSpec) -> Result<(), CheckpointFailure> {
-        let failed = |error: String| CheckpointFailure::Failed(bounded(error));
+        let failed = |error: GuestError| CheckpointFailure::Failed(bounded(error.to_string()));
         let guest = self.guests.open(spec.id);
-        let guest = guest.map_err(|error| failed(error.to_string()))?;
+        let guest = guest.map_err(|error| CheckpointFailure::Failed(bounded(error.to_string())))?;
         let quiet = guest.quiesce(Silence::Image, QUIESCE).await;
-        quiet.map_err(|error| failed(error.to_string()))?;
-        let taken = self
-            .runtime
-            .take_golden(spec.id, &spec.pool, spec.generation)
-            .await;
+        quiet.map_err(failed)?;
+        let taken = self.runtime.take_golden(spec).await;
         let goes_on = guest.ping(QUIESCE).await;
         taken?;
-        goes_on.map(drop).map_err(|error| failed(error.to_string()))
+        if let Err(error) = goes_on {
+            self.runtime.drop_golden(&spec.pool, spec.id).await;
+            return Err(failed(error));
+        }
+        Ok(())
     }
 
     /// Clones are born with their original's name: a claim that brings none gets the sandbox's id.

@@ -4,6 +4,7 @@ use super::guests::Guests;
 use super::work::{bounded, create_failure};
 use crate::guest::{Guest, GuestError, StreamItem, v1};
 use crate::machine::event::CreateFailure;
+use crate::machine::ids::SandboxId;
 use crate::runtime::{CreateSpec, Runtime};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -28,13 +29,14 @@ pub(super) async fn make(
     proved(guests, spec, &spec.template.warm_command).await
 }
 
-/// Clones, connects, proves that it is ready. What its original did before is done.
+/// Clones it of that original, connects, proves that it is ready. What its original did before is done.
 pub(super) async fn clone(
     runtime: &dyn Runtime,
     guests: &Guests,
     spec: &CreateSpec,
+    original: SandboxId,
 ) -> Result<(), CreateFailure> {
-    let created = runtime.create_clone(spec).await;
+    let created = runtime.create_clone(spec, original).await;
     created.map_err(|error| create_failure(&error))?;
     proved(guests, spec, &[]).await
 }

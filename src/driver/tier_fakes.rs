@@ -11,8 +11,8 @@ use crate::guest::{Guest, GuestConnector, GuestError, GuestStream, Personalizati
 use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{NodeTag, PoolName, SandboxId};
 use crate::runtime::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, Quieting, Runtime, RuntimeError, SandboxNetwork,
-    StdioPaths, Versions,
+    CreateSpec, Fit, Handler, ImageInfo, ImageProgress, Quieting, Runtime, RuntimeError,
+    SandboxNetwork, StdioPaths, Versions,
 };
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -156,18 +156,16 @@ impl Runtime for Noting {
     async fn keep_images(&self, _: Vec<SandboxId>) -> Result<(), RuntimeError> {
         unimplemented!()
     }
-    async fn take_golden(
-        &self,
-        _: SandboxId,
-        _: &PoolName,
-        _: u64,
-    ) -> Result<(), CheckpointFailure> {
+    async fn take_golden(&self, _: &CreateSpec) -> Result<(), CheckpointFailure> {
         unimplemented!()
     }
-    fn has_golden(&self, _: &PoolName, _: u64) -> bool {
+    async fn golden_fits(&self, _: SandboxId, _: &CreateSpec) -> Fit {
         unimplemented!()
     }
-    async fn create_clone(&self, _: &CreateSpec) -> Result<(), RuntimeError> {
+    async fn create_clone(&self, _: &CreateSpec, _: SandboxId) -> Result<(), RuntimeError> {
+        unimplemented!()
+    }
+    async fn drop_golden(&self, _: &PoolName, _: SandboxId) {
         unimplemented!()
     }
     async fn usage(&self, _: SandboxId) -> Result<Usage, RuntimeError> {

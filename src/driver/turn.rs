@@ -101,6 +101,7 @@ pub(super) fn build(
         events_in.clone(),
         registry,
     )?);
+    goldens.declared(parts.node.pool_views().iter().map(|view| &view.spec));
     let watches = Arc::new(ClaimWatches::new(
         parts.start_nonce,
         parts.node.claim_views(),
@@ -300,7 +301,7 @@ impl Driver {
         let mut rest = Vec::with_capacity(effects.len());
         for effect in effects {
             // In the machine's order, before what follows changes it.
-            self.workers.residencies.note(&effect);
+            self.workers.note(&effect);
             match effect {
                 Effect::Persist(op) => {
                     self.lazy.push(op);
@@ -357,13 +358,7 @@ impl Driver {
     fn run(&mut self, effect: Effect) {
         match effect {
             Effect::Reply { to, answer, .. } => self.flights.answer(to, answer),
-            Effect::Create {
-                sandbox,
-                pool,
-                generation,
-                template,
-                ..
-            } => self.workers.create(sandbox, pool, generation, template),
+            effect @ Effect::Create { .. } => self.workers.create(effect),
             Effect::Destroy { sandbox, .. } => self.workers.destroy(sandbox),
             Effect::Personalize {
                 sandbox,

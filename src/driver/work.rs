@@ -7,11 +7,10 @@ use super::residency::Residencies;
 use super::visits::Visits;
 use crate::failpoint::failpoint;
 use crate::guest::{GuestError, Personalization, v1};
-use crate::machine::event::{CreateFailure, Event, ExitCause, GuestFailure, Held};
+use crate::machine::event::{CreateFailure, Effect, Event, ExitCause, GuestFailure, Held};
 use crate::machine::ids::{ClaimId, PoolName, SandboxId};
 use crate::machine::limits;
 use crate::machine::network::NetworkPolicy;
-use crate::machine::spec::Template;
 use crate::runtime::{CreateSpec, Runtime, RuntimeError};
 use futures::FutureExt;
 use std::future::Future;
@@ -111,13 +110,25 @@ impl Workers {
         tokio::spawn(task.instrument(span));
     }
 
-    pub(super) fn create(
-        &self,
-        id: SandboxId,
-        pool: PoolName,
-        generation: u64,
-        template: Arc<Template>,
-    ) {
+    /// Sees every effect in the machine's order.
+    pub(super) fn note(&self, effect: &Effect) {
+        self.residencies.note(effect);
+        self.goldens.note(effect);
+    }
+
+    /// `Effect::Create`; the driver hands over no other.
+    pub(super) fn create(&self, effect: Effect) {
+        let Effect::Create {
+            sandbox: id,
+            pool,
+            generation,
+            template,
+            claimed,
+            ..
+        } = effect
+        else {
+            return;
+        };
         let mut spec = CreateSpec {
             id,
             pool,
@@ -135,7 +146,7 @@ impl Workers {
             let made = match furnished {
                 Ok(network) => {
                     spec.network = network;
-                    goldens.make(&mut spec).await
+                    goldens.make(&mut spec, claimed).await
                 }
                 Err(why) => Err(CreateFailure::Template(bounded(format!("network: {why}")))),
             };

@@ -128,8 +128,7 @@ pub enum Event {
 pub enum Effect {
     /// Make durable, in this batch's commit.
     Persist(Op),
-    /// Make durable with the next commit there is, in order with what is persisted before and after; nothing waits
-    /// for it.
+    /// Make durable with the next commit there is, in order with what else is persisted; nothing waits for it.
     PersistLazily(Op),
     /// Answer a request.
     Reply {
@@ -150,6 +149,8 @@ pub enum Effect {
         generation: u64,
         /// What it is.
         template: Arc<Template>,
+        /// Its owner is a claim from the beginning: no golden image is taken of it.
+        claimed: bool,
         /// When: the intent is durable.
         after: Ticket,
     },
@@ -321,8 +322,7 @@ pub enum Notice {
     DrainEnded,
     /// The cluster has cordoned the node (true), or undone that.
     Cordoned(bool),
-    /// A wedged shim was killed, so that its sandbox could be removed. The driver's own: the machine has asked for the
-    /// destruction.
+    /// A wedged shim was killed, so that its sandbox could be removed, as the machine has asked. The driver's own.
     ShimKilled {
         /// Sandbox.
         sandbox: SandboxId,

@@ -104,6 +104,7 @@ impl Node {
             pool: name.clone(),
             generation: pool.spec.generation,
             template: pool.template.clone(),
+            claimed: cold.is_some(),
             after: out.ticket(),
         });
         self.sandboxes.insert(sandbox);

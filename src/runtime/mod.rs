@@ -146,6 +146,17 @@ pub struct Versions {
 /// Brings a sandbox to silence; why that failed.
 pub type Quieting<'a> = BoxFuture<'a, Result<(), String>>;
 
+/// Whether a golden image could be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// It could.
+    Fits,
+    /// There is no such image (any more).
+    Gone,
+    /// It could not: in words, what differs from the time when it was taken, or what can't be told now.
+    Differs(String),
+}
+
 /// What hearth needs of a container runtime. Every call has a deadline of its own inside.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
@@ -201,18 +212,20 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes every image that was there at the start and is not of these.
     async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError>;
 
-    /// Takes the golden image of a pool's generation from a sandbox that runs, whose guest has quiesced, and that nobody
-    /// has claimed; it runs on. The image of an older generation goes.
-    async fn take_golden(
+    /// Takes a pool's golden image from this sandbox, which runs, whose guest has quiesced, and which nobody has claimed; it
+    /// runs on. The pool's image before, if there is one, goes.
+    async fn take_golden(&self, spec: &CreateSpec) -> Result<(), CheckpointFailure>;
+    /// Could the golden image of this original be restored as that sandbox now? Asked before `create_clone`.
+    async fn golden_fits(&self, original: SandboxId, spec: &CreateSpec) -> Fit;
+    /// Makes a sandbox as `create` does, from the golden image of this original. On error whatever was made stays.
+    async fn create_clone(
         &self,
-        id: SandboxId,
-        pool: &PoolName,
-        generation: u64,
-    ) -> Result<(), CheckpointFailure>;
-    /// Is there one of that generation? It goes when a sandbox's image needs its staging memory.
-    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool;
-    /// Makes a sandbox as `create` does, from its generation's golden image. On error whatever was made stays.
-    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError>;
+        spec: &CreateSpec,
+        original: SandboxId,
+    ) -> Result<(), RuntimeError>;
+    /// Removes a pool's golden image if it is that of this original; one that a clone is just made from goes after that.
+    /// Idempotent. What could not be removed is told in the log, and the next start removes it.
+    async fn drop_golden(&self, pool: &PoolName, original: SandboxId);
 
     /// Resident use of a sandbox, from its cgroup.
     async fn usage(&self, id: SandboxId) -> Result<crate::cgroup::Usage, RuntimeError>;

@@ -11,6 +11,7 @@ use crate::journal::{BATCHES_IN_FLIGHT, JournalEvent};
 use crate::machine::event::Call;
 use crate::machine::ids::{NodeTag, Now};
 use crate::machine::node::{DiskPolicy, MemoryPolicy, Node, Settings};
+use crate::machine::spec::Template;
 use crate::machine::view::{Answer, NodeView};
 use crate::rpc::unguarded::Services;
 use crate::rpc::{RpcConfig, RpcLimits};
@@ -214,10 +215,15 @@ impl Hearth {
         let stray = wired.iter().any(|id| !known.contains(id));
         // hearthd has not heard of all that ended.
         let dead = site.look().into_iter().filter(|it| !it.alive).count();
-        match known == there && images.is_empty() && !stray && dead == 0 {
+        let declared = |template: &Template| {
+            let mut pools = view.pools.iter();
+            pools.any(|pool| pool.spec.template == *template)
+        };
+        let unneeded = site.goldens().iter().any(|it| !declared(it));
+        match known == there && images.is_empty() && !stray && !unneeded && dead == 0 {
             true => Ok(()),
             false => Err(format!(
-                "known {known:?}, there {there:?}, images {images:?}, interfaces {wired:?}"
+                "known {known:?}, there {there:?}, images {images:?}, interfaces {wired:?}, unneeded golden images: {unneeded}"
             )),
         }
     }

@@ -7,8 +7,8 @@ use crate::machine::event::{CheckpointFailure, Observed, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::record::{Owner, Residency};
 use crate::runtime::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, Quieting, Runtime, RuntimeError, SandboxNetwork,
-    StdioPaths, Versions,
+    CreateSpec, Fit, Handler, ImageInfo, ImageProgress, Quieting, Runtime, RuntimeError,
+    SandboxNetwork, StdioPaths, Versions,
 };
 use async_trait::async_trait;
 use std::path::Path;
@@ -322,16 +322,14 @@ impl Runtime for SimRuntime {
         Ok(())
     }
 
-    async fn take_golden(
-        &self,
-        id: SandboxId,
-        pool: &PoolName,
-        generation: u64,
-    ) -> Result<(), CheckpointFailure> {
+    async fn take_golden(&self, spec: &CreateSpec) -> Result<(), CheckpointFailure> {
+        let id = spec.id;
         let failed = |error: RuntimeError| CheckpointFailure::Failed(error.to_string());
         let (site, world) = (&self.0, &self.0.world);
         let record = site.disk.sandbox(id);
-        let unknown = record.is_some_and(|it| it.residency == Residency::Creating);
+        let unknown = record.is_some_and(|it| {
+            it.residency == Residency::Creating && !matches!(it.owner, Owner::Claimed(_))
+        });
         let used = site.real(id).is_some_and(|real| real.held.is_some());
         world.ensure(unknown && !used, || {
             format!("{id} becomes a golden image, and may be somebody's")
@@ -341,22 +339,38 @@ impl Runtime for SimRuntime {
         if !world.is_healed() && world.once_in(30) {
             return Err(CheckpointFailure::NoRoom("full".to_owned()));
         }
-        site.choose_original((pool.clone(), generation), id);
+        site.choose_original(id, &spec.template);
         self.act("golden", Deed::Golden(id), 20..80)
             .await
             .map_err(failed)
     }
 
-    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool {
-        self.0.has_golden(&(pool.clone(), generation))
+    async fn golden_fits(&self, original: SandboxId, _: &CreateSpec) -> Fit {
+        let (site, world) = (&self.0, &self.0.world);
+        world.pause("golden_fits", 0..5).await;
+        match site.has_golden(original) {
+            false => Fit::Gone,
+            true if !world.is_healed() && world.once_in(30) => Fit::Differs("runsc".to_owned()),
+            true => Fit::Fits,
+        }
     }
 
-    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {
+    async fn create_clone(
+        &self,
+        spec: &CreateSpec,
+        original: SandboxId,
+    ) -> Result<(), RuntimeError> {
         let (id, world) = (spec.id, &self.0.world);
         self.0.clone_one(id);
-        let there = self.0.has_golden(&(spec.pool.clone(), spec.generation));
-        world.ensure(there, || format!("{id} is to be cloned of nothing"));
+        let same = self
+            .0
+            .original(original)
+            .is_some_and(|it| it == spec.template);
+        world.ensure(same, || format!("{id} is to be cloned of another template"));
         self.begins(id)?;
+        if !self.0.has_golden(original) {
+            return Err(refused("clone"));
+        }
         let corpse = !world.is_healed() && world.once_in(20);
         self.act("clone", Deed::Create(id, !corpse), 20..100)
             .await?;
@@ -364,6 +378,11 @@ impl Runtime for SimRuntime {
             true => Ok(()),
             false => Err(refused("clone")),
         }
+    }
+
+    async fn drop_golden(&self, _: &PoolName, original: SandboxId) {
+        self.0.world.pause("drop_golden", 0..5).await;
+        self.0.drop_golden(original);
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {

@@ -7,8 +7,9 @@ use super::network::SimNetwork;
 use super::world::World;
 use crate::journal::disk_fakes::TornDisk;
 use crate::machine::event::Observed;
-use crate::machine::ids::{PoolName, SandboxId};
+use crate::machine::ids::SandboxId;
 use crate::machine::record::Residency;
+use crate::machine::spec::Template;
 use crate::net::fakes::PaperNetwork;
 use crate::runtime::RuntimeEvent;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,8 +49,8 @@ struct State {
     clones: BTreeSet<SandboxId>,
     /// Ended by themselves.
     ended: BTreeSet<SandboxId>,
-    /// What was, or is to be, the original of each generation's golden image; gone with hearthd.
-    originals: BTreeMap<(PoolName, u64), SandboxId>,
+    /// What golden images were taken of, or are to be, and of which template that is; gone with hearthd.
+    originals: BTreeMap<SandboxId, Arc<Template>>,
     goldens: BTreeSet<SandboxId>,
     /// How often each execution was started.
     executions: BTreeMap<String, u32>,
@@ -222,9 +223,9 @@ impl Site {
         self.state().clones.contains(&id)
     }
 
-    /// The golden image of this generation will be of `id`.
-    pub fn choose_original(&self, of: (PoolName, u64), id: SandboxId) {
-        self.state().originals.insert(of, id);
+    /// A golden image of `id` is to be taken.
+    pub fn choose_original(&self, id: SandboxId, template: &Arc<Template>) {
+        self.state().originals.insert(id, Arc::clone(template));
     }
 
     /// A golden image makes way for a sandbox's image.
@@ -232,11 +233,27 @@ impl Site {
         self.state().goldens.pop_first();
     }
 
-    /// Is there a golden image of this generation?
-    pub fn has_golden(&self, of: &(PoolName, u64)) -> bool {
+    /// What an original's template was.
+    pub fn original(&self, id: SandboxId) -> Option<Arc<Template>> {
+        self.state().originals.get(&id).cloned()
+    }
+
+    /// Is there a golden image of it?
+    pub fn has_golden(&self, original: SandboxId) -> bool {
+        self.state().goldens.contains(&original)
+    }
+
+    /// What golden images are of.
+    pub fn goldens(&self) -> Vec<Arc<Template>> {
         let state = self.state();
-        let original = state.originals.get(of);
-        original.is_some_and(|id| state.goldens.contains(id))
+        let originals = state.originals.iter();
+        let there = originals.filter(|(id, _)| state.goldens.contains(id));
+        there.map(|(_, template)| Arc::clone(template)).collect()
+    }
+
+    /// It goes.
+    pub fn drop_golden(&self, original: SandboxId) {
+        self.state().goldens.remove(&original);
     }
 
     /// A process is started inside: how often that has happened now.

@@ -1,10 +1,14 @@
 //! Golden images on a real node: members that are clones, what two clones do not share, clones that fail.
 
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
+use crate::network::{allow, network, node_with, reaches, to};
+use crate::outside::{self, Outside};
 use hearth::api::run_code_response::Response as Told;
 use hearth::api::{HibernateRequest, OnEmpty, Pool, RunCodeRequest, Source, Tier};
 use hearth::cgroup::CgroupTree;
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::time::{Duration, SystemTime};
 
 /// And leaves a machine id, as images of whole systems do.
 const WARM: &str = "import decimal, json, time; time.sleep(1)\nopen('/etc/machine-id', 'w').write('0' * 32 + '\\n')";
@@ -35,6 +39,32 @@ fn figure(hearth: &Hearth, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("{name} is not in\n{metrics}"))
         .parse()
         .unwrap()
+}
+
+/// Older than that images are when their clones' clocks are looked at.
+const AGE: Duration = Duration::from_secs(5);
+
+/// Sandboxes that were made anew, for this reason.
+fn missed(hearth: &Hearth, reason: &str) -> u64 {
+    let name = format!("hearth_golden_misses_total{{reason=\"{reason}\"}}");
+    figure(hearth, &name)
+}
+
+/// Claims from the pool, or what is made where that is dry: the claim, and how its sandbox came.
+async fn claim_cold(hearth: &Hearth) -> (String, Source) {
+    let mut request = claim_request(&fresh_id(), "python");
+    request.on_empty = OnEmpty::Cold.into();
+    let claim = request.claim_id.clone();
+    let answer = hearth.claims().await.claim(request).await.unwrap();
+    (claim, answer.into_inner().source())
+}
+
+/// The originals of the images that are in staging memory.
+fn originals(hearth: &Hearth) -> Vec<String> {
+    let staging = std::fs::read_dir(hearth.path("run/images")).unwrap();
+    let names = staging.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let originals = names.filter_map(|name| Some(name.strip_prefix("golden-")?.to_owned()));
+    originals.collect()
 }
 
 /// What the resident interpreter prints.
@@ -84,13 +114,6 @@ async fn clones_are_ready_and_share_no_randomness_and_no_name() {
         let made = machine.len() == 33 && machine.trim().chars().all(|c| c.is_ascii_hexdigit());
         assert!(made && !machine.starts_with("0000000000"), "{machine}");
         assert!(drawn.insert(machine), "two machines have the same id");
-        let (_, now) = hearth.run(&claim, &["busybox", "date", "+%s"]).await;
-        let here = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let apart = here
-            .unwrap()
-            .as_secs()
-            .abs_diff(now.trim().parse().unwrap());
-        assert!(apart <= 2, "its clock is {apart} s apart");
     }
     assert_eq!(drawn.len(), 4 * (2 * 5 + 1));
     hearth.finish().await;
@@ -101,37 +124,44 @@ async fn a_dry_pool_serves_a_clone_and_one_that_fails_is_made_anew() {
     let hearth = start().await;
     hearth.set_pools(vec![members(1)]).await;
     hearth.warm("python", 1).await;
-    let cold = |id: &str| {
-        let mut request = claim_request(id, "python");
-        request.on_empty = OnEmpty::Cold.into();
-        request
-    };
+    assert_eq!(missed(&hearth, "no_image"), 1);
     let mut sources = Vec::new();
+    tokio::time::sleep(AGE).await;
+    let mut clone = String::new();
     for _ in 0..2 {
-        let request = cold(&fresh_id());
-        let answer = hearth.claims().await.claim(request).await.unwrap();
-        sources.push(answer.into_inner().source());
+        let (claim, source) = claim_cold(&hearth).await;
+        sources.push(source);
+        clone = claim;
     }
     assert_eq!(sources, [Source::Warm, Source::Cloned]);
+    // One that went on with its original's clock would be behind by the image's age.
+    let now = || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.unwrap().as_secs()
+    };
+    let before = now();
+    let (_, told) = hearth.run(&clone, &["busybox", "date", "+%s"]).await;
+    let (told, after) = (told.trim().parse::<u64>().unwrap(), now());
+    let right = before - 1..=after + 1;
+    assert!(right.contains(&told), "{told} is not in {right:?}");
 
     // The image is damaged: as with any restore that fails, the claim is served all the same.
-    let staging = std::fs::read_dir(hearth.path("run/images")).unwrap();
-    let golden = staging
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.display().to_string().contains("golden-"))
-        .expect("a golden image");
-    std::fs::write(golden.join("checkpoint.img"), "junk").unwrap();
+    let original = originals(&hearth).pop().expect("a golden image");
+    let image = hearth.path("run/images").join(format!("golden-{original}"));
+    std::fs::write(image.join("checkpoint.img"), "junk").unwrap();
     eventually("a refill met it, or is over", || async {
         let status = hearth.status("python").await;
         status.creating == 0 && status.warm == 1
     })
     .await;
     for _ in 0..2 {
-        let request = cold(&fresh_id());
-        let answer = hearth.claims().await.claim(request).await.unwrap();
-        sources.push(answer.into_inner().source());
+        sources.push(claim_cold(&hearth).await.1);
     }
     assert!(figure(&hearth, "hearth_clone_failures_total") >= 1);
+    eventually("each that failed was made anew", || async {
+        missed(&hearth, "failed") == figure(&hearth, "hearth_clone_failures_total")
+    })
+    .await;
     assert!(sources.contains(&Source::Cold), "{sources:?}");
     hearth.finish().await;
 }
@@ -195,5 +225,140 @@ async fn a_golden_image_makes_way_for_a_sandbox_that_goes_to_the_disk_and_is_tak
     })
     .await;
     assert_eq!(figure(&hearth, "hearth_clone_failures_total"), 0);
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_image_is_taken_of_what_is_made_for_a_claim() {
+    let hearth = start().await;
+    hearth.set_pools(vec![members(0)]).await;
+    for round in 1..=2 {
+        assert_eq!(claim_cold(&hearth).await.1, Source::Cold, "round {round}");
+        assert_eq!(missed(&hearth, "no_image"), round);
+    }
+    assert_eq!(figure(&hearth, "hearth_golden_images"), 0);
+    assert_eq!(originals(&hearth), [""; 0]);
+    hearth.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_made_anew_has_nothing_of_the_one_before() {
+    let hearth = start().await;
+    let mut clones = 0;
+    // A pool that is there again begins at any generation.
+    for (generation, word) in [(7, "first"), (7, "second"), (3, "third")] {
+        let mut python = members(2);
+        python.generation = generation;
+        let warm = format!("import time; time.sleep(1); open('/root/word', 'w').write('{word}')");
+        let warm = ["python3", "-c", &warm].map(str::to_owned);
+        python.template.as_mut().unwrap().warm_command = warm.to_vec();
+        hearth.set_pools(vec![python]).await;
+        hearth.warm("python", 2).await;
+        assert_eq!(figure(&hearth, "hearth_golden_images"), 1, "{word}");
+        let now = figure(&hearth, "hearth_clone_duration_seconds_count");
+        assert!(now > clones, "nobody was cloned: {word}");
+        clones = now;
+        for _ in 0..2 {
+            let (claim, _) = hearth.claim("python").await;
+            let (_, found) = hearth.run(&claim, &["cat", "/root/word"]).await;
+            assert_eq!(found, word);
+            hearth.release(&claim).await;
+        }
+        hearth.set_pools(Vec::new()).await;
+        eventually("its image and its staging memory are gone", || async {
+            figure(&hearth, "hearth_golden_images") == 0 && originals(&hearth).is_empty()
+        })
+        .await;
+    }
+    hearth.finish().await;
+}
+
+/// Opens a connection to the outside and keeps it; what becomes of it is told in a file.
+const TALKS: &str = "import os, socket, time
+if os.fork():
+    while not os.path.exists('/root/talks'):
+        time.sleep(0.05)
+    time.sleep(3)
+    os._exit(0)
+os.setsid()
+null = os.open('/dev/null', os.O_RDWR)
+for fd in (0, 1, 2):
+    os.dup2(null, fd)
+talk = socket.create_connection(('11.1.1.1', 90), 20)
+talk.sendall(b'original')
+talk.settimeout(None)
+open('/root/talks', 'w').close()
+try:
+    told = 'heard %r' % talk.recv(16)
+except OSError as error:
+    told = 'failed: %s' % error
+open('/root/told.new', 'w').write(told)
+os.rename('/root/told.new', '/root/told')
+time.sleep(1000000)";
+
+/// Its own address, and how many of its TCP connections stand.
+const WIRED: &str = "import socket
+probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+probe.connect(('11.1.1.1', 80))
+lines = open('/proc/net/tcp').read().splitlines()[1:]
+print(probe.getsockname()[0], sum(line.split()[3] == '01' for line in lines))";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_have_addresses_of_their_own_and_no_connection_of_their_original() {
+    let outside = Outside::new();
+    let listener = outside.listen(outside::PUBLIC, 90);
+    let hearth = node_with(&outside, &[("hibernation.golden_images", "auto")]).await;
+    let mut python = members(3);
+    let template = python.template.as_mut().unwrap();
+    template.network_policy = Some(allow(to(outside::PUBLIC)));
+    template.warm_command = ["python3", "-c", TALKS].map(str::to_owned).to_vec();
+    hearth.set_pools(vec![python]).await;
+    hearth.warm("python", 3).await;
+    assert_eq!(figure(&hearth, "hearth_clone_failures_total"), 0);
+    assert_eq!(figure(&hearth, "hearth_clone_duration_seconds_count"), 2);
+    let [original] = &originals(&hearth)[..] else {
+        panic!("one image");
+    };
+
+    // One connection, the original's, and nobody has opened another.
+    let (mut talk, _) = listener.accept().unwrap();
+    let others = listener.accept().map_err(|error| error.kind());
+    assert!(others.is_err_and(|kind| kind == std::io::ErrorKind::WouldBlock));
+    talk.set_nonblocking(false).unwrap();
+    talk.set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut said = [0; 8];
+    talk.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"original");
+    // Whoever had inherited it would hear this.
+    let _reset = talk.write_all(b"for the original");
+
+    let mut addresses = BTreeSet::new();
+    for _ in 0..3 {
+        let (claim, answer) = hearth.claim("python").await;
+        let told = network(&hearth, &claim).await.addresses[0].clone();
+        assert!(addresses.insert(told.clone()), "{told} is two sandboxes'");
+        let (_, wired) = hearth.run(&claim, &["python3", "-c", WIRED]).await;
+        let (address, standing) = wired.trim().split_once(' ').unwrap();
+        assert_eq!(address, told);
+        assert!(reaches(&hearth, &claim, outside::PUBLIC, 80).await);
+        assert!(!reaches(&hearth, &claim, outside::OTHER, 80).await);
+        let (_, heard) = hearth
+            .run(&claim, &["sh", "-c", "cat /root/told; true"])
+            .await;
+        let clone = answer.sandbox_id != *original;
+        println!("clone: {clone}, {standing} connections stand, told {heard:?}");
+        if clone {
+            assert_eq!(standing, "0", "inherited");
+            assert!(!heard.contains("for the original"), "{heard}");
+            eventually("what waited on the connection knows", || async {
+                let (_, heard) = hearth
+                    .run(&claim, &["sh", "-c", "cat /root/told; true"])
+                    .await;
+                heard.starts_with("failed") || heard == "heard b''"
+            })
+            .await;
+        }
+    }
     hearth.finish().await;
 }

@@ -23,11 +23,17 @@ for address in ('127.0.0.1', '::1'):
 
 /// hearthd in the node's namespace.
 pub async fn node(outside: &Outside) -> Hearth {
+    node_with(outside, &[]).await
+}
+
+/// The same with settings of the test's own.
+pub async fn node_with(outside: &Outside, more: &[(&str, &str)]) -> Hearth {
     let settings = [
         ("network.enabled", "true"),
         ("network.resolvers", outside::GATEWAY),
         ("network.spares", "2"),
     ];
+    let settings = [&settings, more].concat();
     Hearth::start_inside(&[], outside.node(), &settings).await
 }
 
@@ -39,14 +45,14 @@ pub fn mode(mode: NetworkMode) -> NetworkPolicy {
 }
 
 /// An allowlist of one rule.
-fn allow(rule: NetworkRule) -> NetworkPolicy {
+pub fn allow(rule: NetworkRule) -> NetworkPolicy {
     NetworkPolicy {
         allow: vec![rule],
         ..mode(NetworkMode::Allowlist)
     }
 }
 
-fn to(address: &str) -> NetworkRule {
+pub fn to(address: &str) -> NetworkRule {
     NetworkRule {
         cidr: address.to_owned(),
         ..NetworkRule::default()
@@ -86,7 +92,7 @@ pub async fn reaches(hearth: &Hearth, claim: &str, host: &str, port: u16) -> boo
     code == 0 && text == "hearth\n"
 }
 
-async fn network(hearth: &Hearth, claim: &str) -> GetNetworkResponse {
+pub async fn network(hearth: &Hearth, claim: &str) -> GetNetworkResponse {
     let request = GetNetworkRequest {
         claim_id: claim.to_owned(),
     };

@@ -108,6 +108,15 @@ impl Outside {
         }));
     }
 
+    /// A port out there on which nobody answers by himself: the test accepts.
+    pub fn listen(&self, address: &'static str, port: u16) -> TcpListener {
+        let listener = within(&self.there, move || {
+            TcpListener::bind((address, port)).unwrap()
+        });
+        listener.set_nonblocking(true).unwrap();
+        listener
+    }
+
     /// A DNS server with an A record for each of the two names; NXDOMAIN for the rest.
     fn resolve(&mut self) {
         let socket = within(&self.there, || UdpSocket::bind((GATEWAY, 53)).unwrap());

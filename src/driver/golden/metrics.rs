@@ -1,12 +1,14 @@
 //! What golden images count.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use super::book::Miss;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// See the names.
 pub(super) struct GoldenMetrics {
     pub(super) clones: Histogram,
     pub(super) failures: IntCounter,
     pub(super) images: IntGauge,
+    misses: IntCounterVec,
 }
 
 impl GoldenMetrics {
@@ -27,13 +29,30 @@ impl GoldenMetrics {
             "Clones of golden images that failed; each was made anew",
         )?;
         let images = IntGauge::new("hearth_golden_images", "Golden images there are")?;
+        let misses = IntCounterVec::new(
+            Opts::new(
+                "hearth_golden_misses_total",
+                "Sandboxes that were made anew although golden images are on",
+            ),
+            &["reason"],
+        )?;
+        for miss in Miss::ALL {
+            misses.with_label_values(&[miss.name()]);
+        }
         registry.register(Box::new(clones.clone()))?;
         registry.register(Box::new(failures.clone()))?;
         registry.register(Box::new(images.clone()))?;
+        registry.register(Box::new(misses.clone()))?;
         Ok(Self {
             clones,
             failures,
             images,
+            misses,
         })
+    }
+
+    /// One was made anew.
+    pub(super) fn missed(&self, why: Miss) {
+        self.misses.with_label_values(&[why.name()]).inc();
     }
 }

@@ -276,11 +276,17 @@ impl World {
         match effect {
             Effect::Reply { to, answer, .. } => self.answered(to, &answer),
             Effect::Create {
-                sandbox, template, ..
+                sandbox,
+                template,
+                claimed,
+                ..
             } => {
                 assert!(self.ever_made.insert(sandbox), "{sandbox} was made before");
                 let record = &self.store.sandboxes[&sandbox];
                 assert_eq!(record.residency, Residency::Creating, "intent");
+                // What is made for a claim is never told as the pool's: images would be taken of it.
+                let somebodys = matches!(record.owner, Owner::Claimed(_));
+                assert!(claimed || !somebodys, "{sandbox} is made for the pool");
                 assert!(self.store.next_sequence > sandbox.sequence());
                 if sandbox.sequence() % 3 == 0 {
                     self.appear(sandbox, true, &template.network_policy);

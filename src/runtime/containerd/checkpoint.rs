@@ -14,10 +14,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use containerd_client::{
@@ -65,8 +62,6 @@ pub(super) const RESTORE: Call = Call::seconds("tasks.start", 130);
 pub(super) struct Tier {
     vault: Arc<Vault>,
     pub(super) staging: Staging,
-    /// Golden images taken so far: no two have the same path.
-    goldens: AtomicU64,
 }
 
 impl Tier {
@@ -74,15 +69,12 @@ impl Tier {
         Self {
             staging: Staging::new(vault.staging_bytes()),
             vault: Arc::new(vault),
-            goldens: AtomicU64::default(),
         }
     }
 
-    /// Where the next golden image of a pool's generation is to be: one that made way may still be on its way out.
-    pub(super) fn golden_path(&self, pool: &PoolName, generation: u64) -> PathBuf {
-        let number = self.goldens.fetch_add(1, Ordering::Relaxed);
-        let name = format!("golden-{pool}-{generation}-{number}");
-        self.vault.beside(&name)
+    /// Where the golden image of this original is.
+    pub(super) fn golden_path(&self, original: SandboxId) -> PathBuf {
+        self.vault.beside(&format!("golden-{original}"))
     }
 }
 

@@ -56,8 +56,9 @@ use self::{
     watch::Watch,
 };
 use super::{
-    CreateSpec, Handler, ImageInfo, ImageProgress, Quieting, Reclaimed, Runtime, RuntimeConfig,
-    RuntimeError, RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths, Versions,
+    CreateSpec, Fit, Handler, ImageInfo, ImageProgress, Quieting, Reclaimed, Runtime,
+    RuntimeConfig, RuntimeError, RuntimeEvent, RuntimeMetrics, SandboxNetwork, StdioPaths,
+    Versions,
 };
 use crate::{
     cgroup::{CgroupError, CgroupTree, Usage},
@@ -284,22 +285,27 @@ impl Runtime for ContainerdRuntime {
         self.sweep_images(keep).await
     }
 
-    async fn take_golden(
+    async fn take_golden(&self, spec: &CreateSpec) -> Result<(), CheckpointFailure> {
+        self.make_golden(spec.id, &spec.pool).await
+    }
+
+    async fn golden_fits(&self, original: SandboxId, spec: &CreateSpec) -> Fit {
+        self.fitting(original, spec)
+            .await
+            .err()
+            .unwrap_or(Fit::Fits)
+    }
+
+    async fn create_clone(
         &self,
-        id: SandboxId,
-        pool: &PoolName,
-        generation: u64,
-    ) -> Result<(), CheckpointFailure> {
-        self.make_golden(id, pool, generation).await
+        spec: &CreateSpec,
+        original: SandboxId,
+    ) -> Result<(), RuntimeError> {
+        self.make_clone(spec, original).await
     }
 
-    fn has_golden(&self, pool: &PoolName, generation: u64) -> bool {
-        let tier = self.tier.get();
-        tier.is_some_and(|tier| tier.staging.goldens.has(pool, generation))
-    }
-
-    async fn create_clone(&self, spec: &CreateSpec) -> Result<(), RuntimeError> {
-        self.make_clone(spec).await
+    async fn drop_golden(&self, pool: &PoolName, original: SandboxId) {
+        self.forget_golden(pool, original).await;
     }
 
     async fn usage(&self, id: SandboxId) -> Result<Usage, RuntimeError> {

@@ -11,7 +11,10 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::{machine::ids::PoolName, vault::Fingerprint};
+use crate::{
+    machine::ids::{PoolName, SandboxId},
+    vault::Fingerprint,
+};
 
 /// Staging memory is given out in pieces of this size.
 const UNIT_BYTES: u64 = 1 << 20;
@@ -96,16 +99,16 @@ impl Drop for Files {
 /// A golden image. It goes with its last user.
 #[derive(Debug)]
 pub(super) struct Golden {
-    generation: u64,
+    original: SandboxId,
     pub(super) fingerprint: Fingerprint,
     path: PathBuf,
     files: Option<Files>,
 }
 
 impl Golden {
-    /// Of a pool's generation, at `path`, where files are or are to be.
+    /// Of this original, at `path`, where files are or are to be.
     pub(super) fn new(
-        generation: u64,
+        original: SandboxId,
         fingerprint: Fingerprint,
         path: PathBuf,
         staged: OwnedSemaphorePermit,
@@ -115,7 +118,7 @@ impl Golden {
             _staged: staged,
         };
         Self {
-            generation,
+            original,
             fingerprint,
             path,
             files: Some(files),
@@ -201,19 +204,13 @@ impl Goldens {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn has(&self, pool: &PoolName, generation: u64) -> bool {
-        let kept = self.lock();
-        let golden = kept.of.get(pool);
-        golden.is_some_and(|(_, it)| it.generation == generation)
-    }
-
     /// To make a clone from.
-    pub(super) fn make_use(&self, pool: &PoolName, generation: u64) -> Option<Using<'_>> {
+    pub(super) fn make_use(&self, pool: &PoolName, original: SandboxId) -> Option<Using<'_>> {
         let mut kept = self.lock();
         kept.uses += 1;
         let now = kept.uses;
         let (used, golden) = kept.of.get_mut(pool)?;
-        if golden.generation != generation {
+        if golden.original != original {
             return None;
         }
         *used = now;
@@ -234,11 +231,20 @@ impl Goldens {
         self.ends.send_replace(());
     }
 
-    /// Gives up the image of an older generation; one that a clone is made from goes by itself after that.
-    pub(super) fn forget_older(&self, pool: &PoolName, generation: u64) -> Option<Golden> {
+    /// Gives up a pool's image of this original; one that a clone is made from goes by itself after that.
+    pub(super) fn forget(&self, pool: &PoolName, original: SandboxId) -> Option<Golden> {
+        self.forget_if(pool, |it| it.original == original)
+    }
+
+    /// The same of any other original.
+    pub(super) fn forget_others(&self, pool: &PoolName, original: SandboxId) -> Option<Golden> {
+        self.forget_if(pool, |it| it.original != original)
+    }
+
+    fn forget_if(&self, pool: &PoolName, which: impl Fn(&Golden) -> bool) -> Option<Golden> {
         let mut kept = self.lock();
         let golden = kept.of.get(pool);
-        golden.filter(|(_, it)| it.generation < generation)?;
+        golden.filter(|(_, it)| which(it))?;
         let (_, golden) = kept.of.remove(pool)?;
         Arc::into_inner(golden)
     }
@@ -260,6 +266,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::machine::ids::NodeTag;
     use std::time::Duration;
     use tokio::time::timeout;
 
@@ -267,6 +274,15 @@ mod tests {
 
     fn pool(name: &str) -> PoolName {
         PoolName::parse(name).unwrap()
+    }
+
+    fn original(number: u64) -> SandboxId {
+        SandboxId::new(NodeTag(7), number).unwrap()
+    }
+
+    fn has(staging: &Staging, name: &str, number: u64) -> bool {
+        let made_use = staging.goldens.make_use(&pool(name), original(number));
+        made_use.is_some()
     }
 
     fn fingerprint() -> Fingerprint {
@@ -280,12 +296,12 @@ mod tests {
     }
 
     /// A golden image of so many MiB, with a file.
-    fn golden(staging: &Staging, dir: &Path, name: &str, generation: u64, mib: u64) -> PathBuf {
+    fn golden(staging: &Staging, dir: &Path, name: &str, number: u64, mib: u64) -> PathBuf {
         let staged = staging.try_take(mib * MIB).unwrap();
-        let path = dir.join(format!("{name}-{generation}"));
+        let path = dir.join(format!("{name}-{number}"));
         std::fs::create_dir(&path).unwrap();
         std::fs::write(path.join("checkpoint.img"), "pages").unwrap();
-        let golden = Golden::new(generation, fingerprint(), path.clone(), staged);
+        let golden = Golden::new(original(number), fingerprint(), path.clone(), staged);
         staging.goldens.keep(pool(name), golden);
         path
     }
@@ -296,21 +312,26 @@ mod tests {
         let staging = Staging::new(10 * MIB);
         let of = |name| golden(&staging, dir.path(), name, 1, 3);
         let (old, used, new) = (of("old"), of("used"), of("new"));
-        drop(staging.goldens.make_use(&pool("old"), 1).unwrap());
-        drop(staging.goldens.make_use(&pool("used"), 1).unwrap());
-        drop(staging.goldens.make_use(&pool("new"), 1).unwrap());
-        drop(staging.goldens.make_use(&pool("old"), 1).unwrap());
+        drop(staging.goldens.make_use(&pool("old"), original(1)).unwrap());
+        drop(
+            staging
+                .goldens
+                .make_use(&pool("used"), original(1))
+                .unwrap(),
+        );
+        drop(staging.goldens.make_use(&pool("new"), original(1)).unwrap());
+        drop(staging.goldens.make_use(&pool("old"), original(1)).unwrap());
         // A golden image takes only what is free.
         assert!(staging.try_take(2 * MIB).is_none());
         let image = staging.take(4 * MIB).await.unwrap();
         assert!(!used.exists() && old.exists() && new.exists());
-        assert!(!staging.goldens.has(&pool("used"), 1));
+        assert!(!has(&staging, "used", 1));
         // The next one needs both others.
         let other = staging.take(6 * MIB).await.unwrap();
         assert!(!old.exists() && !new.exists());
         drop((image, other));
         let again = golden(&staging, dir.path(), "used", 1, 3);
-        assert!(again.exists() && staging.goldens.has(&pool("used"), 1));
+        assert!(again.exists() && has(&staging, "used", 1));
     }
 
     #[tokio::test]
@@ -318,7 +339,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let staging = Arc::new(Staging::new(4 * MIB));
         let path = golden(&staging, dir.path(), "py", 1, 3);
-        let using = staging.goldens.make_use(&pool("py"), 1).unwrap();
+        let using = staging.goldens.make_use(&pool("py"), original(1)).unwrap();
         let taken = timeout(Duration::from_millis(200), staging.take(4 * MIB));
         assert!(taken.await.is_err(), "an image in use went");
         assert!(using.path().join("checkpoint.img").exists());
@@ -340,28 +361,36 @@ mod tests {
         let waits = tokio::spawn(async move { waits.take(4 * MIB).await.is_some() });
         tokio::task::yield_now().await;
         let path = dir.path().join("py-1");
-        let golden = Golden::new(1, fingerprint(), path, staged);
+        let golden = Golden::new(original(1), fingerprint(), path, staged);
         staging.goldens.keep(pool("py"), golden);
         let taken = timeout(Duration::from_secs(60), waits).await;
         assert!(taken.unwrap().unwrap());
-        assert!(!staging.goldens.has(&pool("py"), 1));
+        assert!(!has(&staging, "py", 1));
     }
 
     #[tokio::test]
-    async fn an_older_generation_keeps_nothing() {
+    async fn one_that_is_given_up_keeps_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let staging = Staging::new(4 * MIB);
         let path = golden(&staging, dir.path(), "py", 1, 4);
-        assert!(staging.goldens.forget_older(&pool("py"), 1).is_none());
-        assert!(staging.goldens.has(&pool("py"), 1));
-        let older = staging.goldens.forget_older(&pool("py"), 2).unwrap();
-        older.go().await;
+        let py = pool("py");
+        assert!(staging.goldens.forget(&py, original(2)).is_none());
+        assert!(
+            staging
+                .goldens
+                .forget(&pool("other"), original(1))
+                .is_none()
+        );
+        assert!(staging.goldens.forget_others(&py, original(1)).is_none());
+        assert!(path.exists() && has(&staging, "py", 1) && !has(&staging, "py", 2));
+        let given_up = staging.goldens.forget(&py, original(1)).unwrap();
+        given_up.go().await;
         assert!(!path.exists() && staging.try_take(4 * MIB).is_some());
         // One in use goes with its last clone.
         let path = golden(&staging, dir.path(), "py", 2, 4);
-        let using = staging.goldens.make_use(&pool("py"), 2).unwrap();
-        assert!(staging.goldens.forget_older(&pool("py"), 3).is_none());
-        assert!(path.exists());
+        let using = staging.goldens.make_use(&py, original(2)).unwrap();
+        assert!(staging.goldens.forget_others(&py, original(3)).is_none());
+        assert!(path.exists() && !has(&staging, "py", 2));
         drop(using);
         let free = timeout(Duration::from_secs(60), staging.take(4 * MIB));
         assert!(free.await.unwrap().is_some());
