@@ -73,7 +73,7 @@ impl Link {
     }
 
     /// The same connection, as a ServiceAccount.
-    pub fn as_account(mut self, file: TokenFile) -> Self {
+    pub fn with_account(mut self, file: TokenFile) -> Self {
         self.shown = Shown::File(file);
         self
     }

@@ -56,7 +56,7 @@ impl App {
                 let account = account.map(secure::TokenFile::open).transpose()?;
                 let link = Link::over_tls(server, secure, token, epoch).await?;
                 Ok(match account {
-                    Some(file) => link.as_account(file),
+                    Some(file) => link.with_account(file),
                     None => link,
                 })
             }
