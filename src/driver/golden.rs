@@ -176,13 +176,16 @@ impl Goldens {
         let began = Instant::now();
         let taken = self.try_take(spec).await;
         let kept = self.book(|book| book.taken(spec, taken.as_ref().map(|&()| ())));
+        // Its pool is gone meanwhile, or has another template; or it failed, and something may be there all the same.
+        if !kept {
+            self.runtime.drop_golden(&spec.pool, spec.id).await;
+        }
         match taken {
             Ok(()) if kept => {
                 let (pool, generation) = (&spec.pool, spec.generation);
                 info!(%pool, generation, took = ?began.elapsed(), "golden image taken");
             }
-            // Its pool is gone meanwhile, or has another template.
-            Ok(()) => self.runtime.drop_golden(&spec.pool, spec.id).await,
+            Ok(()) => {}
             Err(failure @ (CheckpointFailure::NoRoom(_) | CheckpointFailure::Mismatch(_))) => {
                 info!(pool = %spec.pool, ?failure, "no golden image yet");
             }
@@ -199,11 +202,7 @@ impl Goldens {
         let taken = self.runtime.take_golden(spec).await;
         let goes_on = guest.ping(QUIESCE).await;
         taken?;
-        if let Err(error) = goes_on {
-            self.runtime.drop_golden(&spec.pool, spec.id).await;
-            return Err(failed(error));
-        }
-        Ok(())
+        goes_on.map(drop).map_err(failed)
     }
 
     /// Clones are born with their original's name: a claim that brings none gets the sandbox's id.

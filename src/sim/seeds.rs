@@ -15,3 +15,10 @@ fn holds(seed: u64) {
 fn an_image_of_a_claim_that_is_not_durable() {
     holds(266_699_461_354_783);
 }
+
+/// Taking a golden image failed after the image was there: it stayed, with its staging memory, when its pool had long
+/// another template.
+#[test]
+fn a_golden_image_whose_taking_failed() {
+    holds(5_132_006_494_270);
+}

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Longer than any answer in here takes; only what is dropped in silence waits for it.
 const PATIENCE: Duration = Duration::from_millis(700);
+/// For a connection that must come about: a busy machine may take its time, and one packet sent again.
+const SURE: Duration = Duration::from_secs(20);
 /// Where the internet's servers listen.
 pub const PORTS: [u16; 2] = [80, 443];
 /// Addresses of the namespace that plays the internet and all private networks.
@@ -378,9 +380,10 @@ impl Sandbox {
     pub fn connect(&self, to: &str, port: u16) -> TcpStream {
         let to = SocketAddr::new(to.parse().unwrap(), port);
         self.space.run(move || {
-            let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut stream = TcpStream::connect_timeout(&to, SURE).unwrap();
+            stream.set_read_timeout(Some(SURE)).unwrap();
             read_line(&mut stream).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream
         })
     }
