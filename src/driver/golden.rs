@@ -18,7 +18,7 @@ mod metrics;
 
 use super::guests::Guests;
 use super::network::Networks;
-use super::ready;
+use super::ready::{self, CloneFailure};
 use super::work::bounded;
 use crate::guest::{GuestError, Personalization, Silence};
 use crate::machine::event::{CheckpointFailure, CreateFailure, Effect, Event};
@@ -159,11 +159,15 @@ impl Goldens {
             let _ended = self.events.send(Event::Cloned(spec.id)).await;
             return Ok(true);
         };
-        warn!(sandbox = %spec.id, ?failure, "a clone failed: it is made anew");
+        warn!(sandbox = %spec.id, ?failure, "a clone failed");
         self.metrics.failures.inc();
         if self.book(|book| book.clone_failed(spec, original)) {
             warn!(pool = %spec.pool, "clones keep failing: no more of this template");
             self.runtime.drop_golden(&spec.pool, original).await;
+        }
+        // The machine then destroys it, and makes another one.
+        if let CloneFailure::MayStillCome(failure) = failure {
+            return Err(failure);
         }
         self.guests.close(spec.id);
         let gone = self.runtime.destroy(spec.id).await;

@@ -5,7 +5,7 @@ use super::work::{bounded, create_failure};
 use crate::guest::{Guest, GuestError, StreamItem, v1};
 use crate::machine::event::CreateFailure;
 use crate::machine::ids::SandboxId;
-use crate::runtime::{CreateSpec, Runtime};
+use crate::runtime::{CreateSpec, Runtime, RuntimeError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -29,16 +29,32 @@ pub(super) async fn make(
     proved(guests, spec, &spec.template.warm_command).await
 }
 
+/// Why a clone is not ready.
+#[derive(Debug)]
+pub(super) enum CloneFailure {
+    /// It failed: once it is destroyed its id is free to be made anew.
+    Ended(CreateFailure),
+    /// The runtime did not answer in time, so the clone may still come: nothing else may be made under its id.
+    MayStillCome(CreateFailure),
+}
+
 /// Clones it of that original, connects, proves that it is ready. What its original did before is done.
 pub(super) async fn clone(
     runtime: &dyn Runtime,
     guests: &Guests,
     spec: &CreateSpec,
     original: SandboxId,
-) -> Result<(), CreateFailure> {
+) -> Result<(), CloneFailure> {
     let created = runtime.create_clone(spec, original).await;
-    created.map_err(|error| create_failure(&error))?;
-    proved(guests, spec, &[]).await
+    created.map_err(|error| {
+        let failure = create_failure(&error);
+        match error {
+            RuntimeError::DeadlineExceeded { .. } => CloneFailure::MayStillCome(failure),
+            _ => CloneFailure::Ended(failure),
+        }
+    })?;
+    let proved = proved(guests, spec, &[]).await;
+    proved.map_err(CloneFailure::Ended)
 }
 
 /// Connects to what was started, runs `warm` if there is any, waits for interpreter and readiness.

@@ -22,3 +22,10 @@ fn an_image_of_a_claim_that_is_not_durable() {
 fn a_golden_image_whose_taking_failed() {
     holds(5_132_006_494_270);
 }
+
+/// A clone that the runtime did not answer for in time came after it had been destroyed, while another sandbox was being made
+/// under its id.
+#[test]
+fn a_clone_that_comes_late() {
+    holds(51_462_472_120_606);
+}
