@@ -1,7 +1,7 @@
 //! Streams with a real guest behind them: flow control from end to end, callers that die, and peers that are not
 //! operators.
 
-use crate::hearthd::{Hearth, eventually, pool};
+use crate::hearthd::{Hearth, eventually, patience, pool};
 use hearth::api::sandboxes_client::SandboxesClient;
 use hearth::api::{
     ExecAttach, ExecRequest, ExecResponse, ExecStart, StatsRequest, exec_request, exec_response,
@@ -207,14 +207,19 @@ async fn an_execution_that_is_kept_is_attached_to_over_deaths_of_hearthd_with_ev
                 })),
             },
         };
-        let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
-        let mut answers = hearth
-            .sandboxes()
-            .await
-            .exec(requests)
-            .await
-            .unwrap()
-            .into_inner();
+        // Just after a start the claim may still be looked for; its caller is told to come again.
+        let began = std::time::Instant::now();
+        let mut answers = loop {
+            let requests = tokio_stream::iter([request.clone()]).chain(tokio_stream::pending());
+            match hearth.sandboxes().await.exec(requests).await {
+                Ok(answers) => break answers.into_inner(),
+                Err(status) => {
+                    let again = status.code() == tonic::Code::Unavailable;
+                    assert!(again && began.elapsed() < patience(), "{status:?}");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            }
+        };
         // Some of it is heard, then hearthd dies; the last of them is left alone.
         let mut left = 1 + deaths * 20;
         while let Ok(Some(answer)) = answers.message().await {
