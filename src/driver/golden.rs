@@ -18,7 +18,7 @@ mod metrics;
 
 use super::guests::Guests;
 use super::network::Networks;
-use super::ready::{self, CloneFailure};
+use super::ready;
 use super::work::bounded;
 use crate::guest::{GuestError, Personalization, Silence};
 use crate::machine::event::{CheckpointFailure, CreateFailure, Effect, Event};
@@ -152,22 +152,22 @@ impl Goldens {
     async fn cloned(&self, spec: &CreateSpec, original: SandboxId) -> Result<bool, CreateFailure> {
         let began = Instant::now();
         let made = ready::clone(self.runtime.as_ref(), &self.guests, spec, original).await;
-        let Err(failure) = made else {
+        let Err(failed) = made else {
             self.book(|book| book.cloned(spec, began.elapsed()));
             self.metrics.clones.observe(began.elapsed().as_secs_f64());
             // The driver is gone only when hearthd ends.
             let _ended = self.events.send(Event::Cloned(spec.id)).await;
             return Ok(true);
         };
-        warn!(sandbox = %spec.id, ?failure, "a clone failed");
+        warn!(sandbox = %spec.id, failure = ?failed.failure, "a clone failed");
         self.metrics.failures.inc();
         if self.book(|book| book.clone_failed(spec, original)) {
             warn!(pool = %spec.pool, "clones keep failing: no more of this template");
             self.runtime.drop_golden(&spec.pool, original).await;
         }
         // The machine then destroys it, and makes another one.
-        if let CloneFailure::MayStillCome(failure) = failure {
-            return Err(failure);
+        if failed.may_still_come {
+            return Err(failed.failure);
         }
         self.guests.close(spec.id);
         let gone = self.runtime.destroy(spec.id).await;

@@ -30,12 +30,11 @@ pub(super) async fn make(
 }
 
 /// Why a clone is not ready.
-#[derive(Debug)]
-pub(super) enum CloneFailure {
-    /// It failed: once it is destroyed its id is free to be made anew.
-    Ended(CreateFailure),
-    /// The runtime did not answer in time, so the clone may still come: nothing else may be made under its id.
-    MayStillCome(CreateFailure),
+pub(super) struct CloneFailure {
+    pub(super) failure: CreateFailure,
+    /// The runtime did not answer in time, so the clone may still come: nothing else may be made under its id. Else its id
+    /// is free to be made anew once it is destroyed.
+    pub(super) may_still_come: bool,
 }
 
 /// Clones it of that original, connects, proves that it is ready. What its original did before is done.
@@ -46,15 +45,15 @@ pub(super) async fn clone(
     original: SandboxId,
 ) -> Result<(), CloneFailure> {
     let created = runtime.create_clone(spec, original).await;
-    created.map_err(|error| {
-        let failure = create_failure(&error);
-        match error {
-            RuntimeError::DeadlineExceeded { .. } => CloneFailure::MayStillCome(failure),
-            _ => CloneFailure::Ended(failure),
-        }
+    created.map_err(|error| CloneFailure {
+        failure: create_failure(&error),
+        may_still_come: matches!(error, RuntimeError::DeadlineExceeded { .. }),
     })?;
     let proved = proved(guests, spec, &[]).await;
-    proved.map_err(CloneFailure::Ended)
+    proved.map_err(|failure| CloneFailure {
+        failure,
+        may_still_come: false,
+    })
 }
 
 /// Connects to what was started, runs `warm` if there is any, waits for interpreter and readiness.
