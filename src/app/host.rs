@@ -9,16 +9,21 @@ use tracing::warn;
 /// Every sandbox costs some six descriptors of hearthd's.
 const WANTED_OPEN_FILES: u64 = 65_536;
 
+/// Of this boot of the machine: another after each.
+pub(super) fn boot_id() -> std::io::Result<String> {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(read.trim().to_owned())
+}
+
 /// The machine's clocks as one instant, and its CLOCK_BOOTTIME.
 pub(super) fn boot() -> std::io::Result<(Boot, Duration)> {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let boottime = BootClock::boottime()?;
     let wall = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let boot = Boot {
-        boot_id: boot_id.trim().to_owned(),
+        boot_id: boot_id()?,
         boottime_ms: millis(boottime),
         wall_ms: millis(wall),
     };

@@ -12,7 +12,6 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 const CONTROL: &str = "/sys/class/zram-control";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Which devices the compressor is chosen from, the best first; the kernel's own choice where it has none of them.
 const COMPRESSORS: [&str; 2] = ["zstd", "lz4"];
 /// mkswap and swapon take milliseconds.
@@ -45,8 +44,7 @@ fn read_note(text: &str, boot: &str) -> Option<(u32, bool)> {
 
 /// Of this boot; empty, and so of none, where the kernel does not tell.
 fn boot() -> String {
-    let read = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
-    read.trim().to_owned()
+    host::boot_id().unwrap_or_default()
 }
 
 /// Says which device is ours.
