@@ -261,11 +261,7 @@ fn secrets(fields: &mut Fields, secrets: Vec<Secret>) -> Vec<(String, bytes::Byt
 }
 
 fn is_secret_name(name: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=bounds::SECRET_NAME_BYTES).contains(&name.len())
-        && name.bytes().all(plain)
-        && name != "."
-        && name != ".."
+    value::is_plain_name(name, bounds::SECRET_NAME_BYTES) && name != "." && name != ".."
 }
 
 /// A claim id alone: Get and the calls of Sandboxes.

@@ -81,14 +81,8 @@ fn context(fields: &mut Fields, name: String) -> String {
     if name.is_empty() {
         return DEFAULT_CONTEXT.to_owned();
     }
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    fields.need(
-        name.len() <= bounds::CONTEXT_BYTES && name.bytes().all(letter),
-        "context",
-        format!(
-            "must be at most {} letters, digits, \".\", \"_\" or \"-\"",
-            bounds::CONTEXT_BYTES
-        ),
-    );
+    let most = bounds::CONTEXT_BYTES;
+    let what = format!("must be at most {most} letters, digits, \".\", \"_\" or \"-\"");
+    fields.need(value::is_plain_name(&name, most), "context", what);
     name
 }

@@ -165,11 +165,9 @@ pub fn exec_attach(attach: ExecAttach) -> Result<(ClaimId, guest_v1::Attach), Re
 }
 
 fn exec_id(fields: &mut Fields, at: &str, id: &str) {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let good = !id.is_empty() && id.len() <= bounds::EXEC_ID && id.bytes().all(letter);
     let most = bounds::EXEC_ID;
     let what = format!("must be 1 to {most} letters, digits, \".\", \"_\" or \"-\"");
-    fields.need(good, at, what);
+    fields.need(value::is_plain_name(id, most), at, what);
 }
 
 fn terminal(fields: &mut Fields, at: &str, size: TerminalSize) {

@@ -15,6 +15,12 @@ pub fn claim_id(fields: &mut Fields, at: &str, text: &str) -> Option<ClaimId> {
     fields.take(at, ClaimId::parse(text))
 }
 
+/// 1 to `most` letters, digits, dots, underscores and hyphens.
+pub fn is_plain_name(text: &str, most: usize) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=most).contains(&text.len()) && text.bytes().all(plain)
+}
+
 /// The name of a pool.
 pub fn pool_name(fields: &mut Fields, at: &str, text: &str) -> Option<PoolName> {
     fields.take(at, PoolName::parse(text))
