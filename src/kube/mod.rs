@@ -23,6 +23,7 @@ mod follow;
 mod ledger;
 mod metrics;
 mod node;
+mod pace;
 pub mod reservation;
 mod review;
 mod runtimeclass;

@@ -4,6 +4,7 @@ use super::plan::{Decided, Plan, Seen, State, Step, Why};
 use super::pod::{self, Owner};
 use super::{Metrics, Settings, Standing};
 use crate::driver::Handle;
+use crate::kube::pace::{self, AGAIN};
 use crate::kube::{Backoff, CallError, Follow, Followed, Kube, Report, Reporter, follow, node};
 use crate::machine::event::Call;
 use crate::machine::ids::PoolName;
@@ -22,10 +23,6 @@ use tracing::{debug, info, warn};
 
 /// Pods followed: one for each pool, and as many that are being deleted.
 const PODS: usize = 2 * POOLS;
-/// From one look to the next: what changes in quick succession is one resize.
-const PACE: Duration = Duration::from_secs(1);
-/// The same when nothing has changed that is known of.
-const AGAIN: Duration = Duration::from_secs(60);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -105,18 +102,7 @@ impl Keeper {
             self.pods.mark_unchanged();
             self.nodes.mark_unchanged();
             pools.mark_unchanged();
-            let rest = match self.once().await {
-                Ok(rest) => {
-                    self.backoff.worked();
-                    rest
-                }
-                Err(why) => {
-                    debug!(why, "reservations wait");
-                    self.backoff.failed()
-                }
-            };
-            tokio::time::sleep(PACE.min(rest)).await;
-            let more = rest.saturating_sub(PACE);
+            let rest = pace::rest_after(self.once().await, &mut self.backoff, "reservations");
             let changed = async {
                 tokio::select! {
                     changed = self.pods.changed() => changed,
@@ -124,8 +110,7 @@ impl Keeper {
                     changed = pools.changed() => changed,
                 }
             };
-            // An end of the driver or of a watch is the end of hearthd: nothing is left to do.
-            if let Ok(Err(_)) = tokio::time::timeout(more, changed).await {
+            if !pace::rested(rest, changed).await {
                 return;
             }
         }

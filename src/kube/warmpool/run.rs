@@ -5,6 +5,7 @@ use super::{WarmPool, status};
 use crate::api;
 use crate::driver::Handle;
 use crate::kube::admission::Unasked;
+use crate::kube::pace::{self, AGAIN, PACE};
 use crate::kube::reservation::Standings;
 use crate::kube::{Backoff, CallError, Follow, Followed, Kube, follow};
 use crate::machine::event::Call;
@@ -27,10 +28,6 @@ pub type Check = Arc<dyn Fn(api::Pool) -> Result<PoolSpec, Refusal> + Send + Syn
 
 /// Objects followed; a node has 64 pools at most.
 const OBJECTS: usize = 1000;
-/// From one write of an object's status to the next by this node.
-const PACE: Duration = Duration::from_secs(1);
-/// The same when nothing has changed that is known of: heals what was lost.
-const AGAIN: Duration = Duration::from_secs(60);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -119,19 +116,7 @@ impl Keeper {
             self.nodes.mark_unchanged();
             self.beside.mark_unchanged();
             pools.mark_unchanged();
-            let rest = match self.once().await {
-                Ok(rest) => {
-                    self.backoff.worked();
-                    rest
-                }
-                Err(why) => {
-                    debug!(why, "WarmPools wait");
-                    self.backoff.failed()
-                }
-            };
-            // Changes in quick succession are served together.
-            tokio::time::sleep(PACE.min(rest)).await;
-            let more = rest.saturating_sub(PACE);
+            let rest = pace::rest_after(self.once().await, &mut self.backoff, "WarmPools");
             let changed = async {
                 tokio::select! {
                     changed = self.objects.changed() => changed,
@@ -140,8 +125,7 @@ impl Keeper {
                     changed = pools.changed() => changed,
                 }
             };
-            // An end of the driver or of a watch is the end of hearthd: nothing is left to do.
-            if let Ok(Err(_)) = tokio::time::timeout(more, changed).await {
+            if !pace::rested(rest, changed).await {
                 return;
             }
         }
