@@ -166,20 +166,6 @@ async fn a_dry_pool_serves_a_clone_and_one_that_fails_is_made_anew() {
     hearth.finish().await;
 }
 
-/// Starts a python that holds so much memory.
-async fn hold(hearth: &Hearth, claim: &str, mib: u64) {
-    let script = format!(
-        "import os,time\npiece=os.urandom(1<<20)\nballast=[piece[1:] for _ in range({mib})]\nopen('/tmp/held','w').close()\ntime.sleep(100000)"
-    );
-    hearth
-        .start_detached(claim, &["python3", "-c", &script])
-        .await;
-    eventually("it holds its memory", || async {
-        hearth.run(claim, &["test", "-e", "/tmp/held"]).await.0 == 0
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_golden_image_makes_way_for_a_sandbox_that_goes_to_the_disk_and_is_taken_anew() {
     const STAGING_MIB: u64 = 224;
@@ -201,7 +187,7 @@ async fn a_golden_image_makes_way_for_a_sandbox_that_goes_to_the_disk_and_is_tak
     let tree = CgroupTree::detect("/sys/fs/cgroup").unwrap();
     let cgroup = tree.find(&hearth.cgroup_parent(), &answer.sandbox_id);
     let mib = cgroup.unwrap().unwrap().usage().unwrap().memory_bytes >> 20;
-    hold(&hearth, &claim, STAGING_MIB - 40 - mib).await;
+    hearth.hold(&claim, STAGING_MIB - 40 - mib).await;
     let request = HibernateRequest {
         claim_id: claim.clone(),
         epoch: 1,

@@ -560,6 +560,19 @@ impl Hearth {
         run_in(self.channel().await, claim, command).await
     }
 
+    /// Starts a python inside that holds so much memory, and does nothing with it.
+    pub async fn hold(&self, claim: &str, mib: u64) {
+        let script = format!(
+            "import os,time\npiece=os.urandom(1<<20)\nballast=[piece[1:] for _ in range({mib})]\nopen('/tmp/held','w').close()\ntime.sleep(100000)"
+        );
+        self.start_detached(claim, &["python3", "-c", &script])
+            .await;
+        eventually("it holds its memory", || async {
+            self.run(claim, &["test", "-e", "/tmp/held"]).await.0 == 0
+        })
+        .await;
+    }
+
     /// Starts a command inside that outlives its stream.
     pub async fn start_detached(&self, claim: &str, command: &[&str]) {
         let start = ExecStart {

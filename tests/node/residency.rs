@@ -402,20 +402,6 @@ async fn the_swap_is_what_the_configuration_says_and_nobody_elses_device_is_touc
     hearth.finish().await;
 }
 
-/// Starts a python that holds memory, and does nothing with it.
-async fn hold(hearth: &Hearth, claim: &str, mib: u32) {
-    let script = format!(
-        "import os,time\npiece=os.urandom(1<<20)\nballast=[piece[1:] for _ in range({mib})]\nopen('/tmp/held','w').close()\ntime.sleep(100000)"
-    );
-    hearth
-        .start_detached(claim, &["python3", "-c", &script])
-        .await;
-    eventually("it holds its memory", || async {
-        hearth.run(claim, &["test", "-e", "/tmp/held"]).await.0 == 0
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn beyond_the_nodes_budget_the_longest_idle_one_is_frozen() {
     // Enough for one of the two and all that is small, not for both.
@@ -425,10 +411,10 @@ async fn beyond_the_nodes_budget_the_longest_idle_one_is_frozen() {
     hearth.warm("python", 2).await;
     let (idle, answer) = hearth.claim("python").await;
     let (used, _) = hearth.claim("python").await;
-    hold(&hearth, &idle, 130).await;
+    hearth.hold(&idle, 130).await;
     let (_, metrics) = hearth.admin_page("/metrics");
     assert!(metrics.contains("hearth_memory_short_total 0"), "{metrics}");
-    hold(&hearth, &used, 130).await;
+    hearth.hold(&used, 130).await;
     eventually("the idle one sleeps", || async {
         // Whoever is used is never frozen, however short memory is.
         assert_eq!(hearth.run(&used, &["true"]).await.0, 0);
