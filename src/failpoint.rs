@@ -97,6 +97,9 @@ pub const ALL: &[&str] = &[
     "restore.started",
     "restore.end",
     "image.dropped",
+    // Golden images: taken, and cloned from, before anybody knows it.
+    "golden.taken",
+    "clone.restored",
     "destroy.begin",
     "destroy.killed",
     "destroy.task",

@@ -20,6 +20,7 @@ use super::guests::Guests;
 use super::network::Networks;
 use super::ready;
 use super::work::bounded;
+use crate::failpoint::failpoint;
 use crate::guest::{GuestError, Personalization, Silence};
 use crate::machine::event::{CheckpointFailure, CreateFailure, Effect, Event};
 use crate::machine::handler::Family;
@@ -153,6 +154,7 @@ impl Goldens {
         let began = Instant::now();
         let made = ready::clone(self.runtime.as_ref(), &self.guests, spec, original).await;
         let Err(failed) = made else {
+            failpoint!("clone.restored");
             self.book(|book| book.cloned(spec, began.elapsed()));
             self.metrics.clones.observe(began.elapsed().as_secs_f64());
             // The driver is gone only when hearthd ends.
@@ -204,6 +206,9 @@ impl Goldens {
         let quiet = guest.quiesce(Silence::Image, QUIESCE).await;
         quiet.map_err(failed)?;
         let taken = self.runtime.take_golden(spec).await;
+        if taken.is_ok() {
+            failpoint!("golden.taken");
+        }
         let goes_on = guest.ping(QUIESCE).await;
         taken?;
         goes_on.map(drop).map_err(failed)

@@ -422,7 +422,11 @@ async fn beyond_the_nodes_budget_the_longest_idle_one_is_frozen() {
     })
     .await;
     assert_eq!(hearth.get(&used).await.state(), ClaimState::Claimed);
-    assert!(is_frozen(&hearth, &answer.sandbox_id));
+    // What callers see is what was decided; the kernel follows.
+    eventually("it is frozen", || async {
+        is_frozen(&hearth, &answer.sandbox_id)
+    })
+    .await;
     let (_, metrics) = hearth.admin_page("/metrics");
     let counted = |name: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name));

@@ -39,7 +39,7 @@ const SHORT: i64 = 1;
 const SPARES: usize = 2;
 
 /// Points that a running hearthd has passed already: it is killed and comes to them when it starts.
-const AT_START: [&str; 7] = [
+const AT_START: [&str; 9] = [
     "start.journal",
     "start.containerd",
     "list.end",
@@ -47,6 +47,9 @@ const AT_START: [&str; 7] = [
     "net.reconciled",
     "journal.before.sequence",
     "journal.after.sequence",
+    // A golden image goes with its hearthd; the first member after a start is the next one's.
+    "golden.taken",
+    "clone.restored",
 ];
 
 /// SplitMix64.
@@ -545,6 +548,7 @@ async fn hearthd_may_die_at_every_fail_point() {
     let settings = [
         ("HEARTH_FAILPOINT_FILE", armed_file.to_str().unwrap()),
         ("memory.swap", "zram:1GiB"),
+        ("hibernation.golden_images", "auto"),
         ("network.enabled", "true"),
         ("network.resolvers", outside::GATEWAY),
         ("network.spares", &spares),
