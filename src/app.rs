@@ -219,7 +219,7 @@ async fn start(
     let (journal_in, journal_events) = mpsc::channel(JOURNAL_EVENTS);
     let opened = open_journal(config, boot, journal_in, registry)?;
     failpoint!("start.journal");
-    metrics::register(registry, config)?;
+    let memory = metrics::register(registry, config)?;
 
     let reviewer = kubernetes.reviewer(config, registry)?;
     let (listeners, guard) = Box::pin(callers::listen(config, registry, reviewer)).await?;
@@ -287,6 +287,7 @@ async fn start(
         runtime_events: connected.events,
         network: network.network.clone(),
         connector: Arc::new(connector),
+        memory: Some(memory),
         reclaim: config.memory.swap() != Ok(Swap::None),
         golden: config.hibernation.golden_images == "auto",
         clock: Arc::new(BootClock::new(opened.start, boottime)),

@@ -156,7 +156,10 @@ fn message_table(out: &mut String, file: &FileDescriptorProto, at: i32, message:
     writeln!(out, "\n| field | type | |\n|---|---|---|").unwrap();
     for (index, field) in (0..).zip(&message.field) {
         let mut text = comment(file, &[FILE_MESSAGE, at, MEMBER, index]);
-        if let Some(oneof) = field.oneof_index {
+        // What is only optional has a oneof of its own, which nobody wrote.
+        if let Some(oneof) = field.oneof_index
+            && !field.proto3_optional()
+        {
             let name = message.oneof_decl[usize::try_from(oneof).unwrap()].name();
             text = format!("*One of `{name}`.* {text}");
         }

@@ -1,22 +1,21 @@
 //! What the composition root counts itself: the build, hearthd's own process, and the memory of sandboxes as their cgroups
-//! and the zram device have it, read at each scrape.
+//! and the zram device have it, read for a scrape unless they just were.
 
 use super::{AppError, swap};
-use crate::cgroup::{CgroupError, CgroupTree};
+use crate::cgroup::CgroupTree;
 use crate::config::Config;
+use crate::driver::NodeMemory;
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts, Registry};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Registers all of it.
+/// Registers all of it. What it reads of the memory is what callers are told.
 ///
 /// # Errors
 /// A name is registered already, or there is no cgroup hierarchy.
-pub(super) fn register(registry: &Registry, config: &Config) -> Result<(), AppError> {
+pub(super) fn register(registry: &Registry, config: &Config) -> Result<Arc<NodeMemory>, AppError> {
     let info = IntGaugeVec::new(
         Opts::new("hearth_build_info", "1, labelled with hearthd's version"),
         &["version"],
@@ -25,34 +24,32 @@ pub(super) fn register(registry: &Registry, config: &Config) -> Result<(), AppEr
     registry.register(Box::new(info))?;
     // Start time, memory, files and threads under the names that every Prometheus knows.
     registry.register(Box::new(ProcessCollector::for_self()))?;
-    registry.register(Box::new(SandboxMemory::new(config)?))?;
-    Ok(())
+    let note = swap::note(config);
+    let memory = Arc::new(NodeMemory::new(
+        CgroupTree::detect("/sys/fs/cgroup")?,
+        config.runtime.cgroup_parent.clone(),
+        Box::new(move || swap::zram(&note)),
+    ));
+    registry.register(Box::new(SandboxMemory::new(Arc::clone(&memory))?))?;
+    Ok(memory)
 }
 
-/// Looks at every sandbox's cgroup when it is collected: some file reads each.
+/// Shows what sandboxes take of the memory.
 struct SandboxMemory {
-    tree: CgroupTree,
-    parent: String,
-    /// The note of our zram device.
-    note: PathBuf,
+    memory: Arc<NodeMemory>,
     pools: IntGaugeVec,
     zram: IntGaugeVec,
     /// One scrape at a time.
     turn: Mutex<()>,
 }
 
-/// Bytes by pool, tier and kind.
-type Charged = BTreeMap<(String, &'static str, &'static str), u64>;
-
 impl SandboxMemory {
-    fn new(config: &Config) -> Result<Self, AppError> {
+    fn new(memory: Arc<NodeMemory>) -> Result<Self, AppError> {
         let gauges = |name: &str, help: &str, labels: &[&str]| {
             IntGaugeVec::new(Opts::new(name, help), labels)
         };
         Ok(Self {
-            tree: CgroupTree::detect("/sys/fs/cgroup")?,
-            parent: config.runtime.cgroup_parent.clone(),
-            note: swap::note(config),
+            memory,
             pools: gauges(
                 "hearth_pool_memory_bytes",
                 "Memory charged to the sandboxes of a pool: in RAM, and in swap before compression",
@@ -66,23 +63,6 @@ impl SandboxMemory {
             turn: Mutex::new(()),
         })
     }
-
-    /// A sandbox that goes meanwhile has no memory.
-    fn look(&self) -> Result<Charged, CgroupError> {
-        let mut charged = Charged::new();
-        for found in self.tree.list(&self.parent)? {
-            let group = self.tree.sandbox(&self.parent, &found.pool, &found.id)?;
-            let (Ok(usage), Ok(frozen)) = (group.usage(), group.is_frozen()) else {
-                continue;
-            };
-            let tier = if frozen { "frozen" } else { "running" };
-            for (kind, bytes) in [("ram", usage.memory_bytes), ("swap", usage.swap_bytes)] {
-                let sum = charged.entry((found.pool.clone(), tier, kind)).or_default();
-                *sum = sum.saturating_add(bytes);
-            }
-        }
-        Ok(charged)
-    }
 }
 
 impl Collector for SandboxMemory {
@@ -94,20 +74,21 @@ impl Collector for SandboxMemory {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // Pools come and go.
         self.pools.reset();
-        match self.look() {
-            Ok(charged) => {
-                for ((pool, tier, kind), bytes) in charged {
-                    let gauge = self.pools.with_label_values(&[pool.as_str(), tier, kind]);
-                    gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the memory of sandboxes could not be read"),
-        }
-        let (stored, taken) = swap::zram_bytes(&self.note).unwrap_or_default();
-        for (kind, bytes) in [("stored", stored), ("compressed", taken)] {
-            let gauge = self.zram.with_label_values(&[kind]);
+        let set = |gauges: &IntGaugeVec, labels: &[&str], bytes: u64| {
+            let gauge = gauges.with_label_values(labels);
             gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        };
+        let look = self.memory.look().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the memory of sandboxes could not be read");
+            Arc::default()
+        });
+        for ((pool, tier), charge) in &look.charged {
+            set(&self.pools, &[pool, tier, "ram"], charge.memory_bytes);
+            set(&self.pools, &[pool, tier, "swap"], charge.swap_bytes);
         }
+        let zram = look.zram.unwrap_or_default();
+        set(&self.zram, &["stored"], zram.stored_bytes);
+        set(&self.zram, &["compressed"], zram.taken_bytes);
         [self.pools.collect(), self.zram.collect()].concat()
     }
 }

@@ -5,6 +5,7 @@
 
 use super::{AppError, host};
 use crate::config::{Config, Swap};
+use crate::driver::Zram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::process::Command;
@@ -99,15 +100,16 @@ pub(super) async fn take_down(config: &Config) -> Result<(), AppError> {
     remove(config, ours).await
 }
 
-/// What the device of a note holds, before compression, and the RAM that this takes. `None`: there is no device.
-pub(super) fn zram_bytes(note: &Path) -> Option<(u64, u64)> {
+/// What the device of a note holds. `None`: there is no device.
+pub(super) fn zram(note: &Path) -> Option<Zram> {
     let (number, _) = read_note(&std::fs::read_to_string(note).ok()?, "")?;
     let stat = std::fs::read_to_string(format!("/sys/block/zram{number}/mm_stat")).ok()?;
     // orig_data_size, compr_data_size, mem_used_total, ...
     let mut figures = stat.split_whitespace().map(str::parse);
-    let stored = figures.next()?.ok()?;
-    let taken = figures.nth(1)?.ok()?;
-    Some((stored, taken))
+    Some(Zram {
+        stored_bytes: figures.next()?.ok()?,
+        taken_bytes: figures.nth(1)?.ok()?,
+    })
 }
 
 fn swaps() -> String {

@@ -3,6 +3,7 @@
 use super::Clock;
 use super::guests::Guests;
 use super::inbox::Lanes;
+use super::memory::{MemoryLook, NodeMemory, Zram};
 use super::network::Networks;
 use super::visits::{Visit, Visits};
 use super::watch::ClaimWatches;
@@ -75,6 +76,7 @@ pub(super) struct Door {
     pub(super) visits: Visits,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) networks: Arc<Networks>,
+    pub(super) memory: Option<Arc<NodeMemory>>,
     pub(super) watches: Arc<ClaimWatches>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) pools_changed: watch::Receiver<u64>,
@@ -160,6 +162,17 @@ impl Handle {
         usage.map_err(|error| Refusal::Internal {
             detail: bounded(error.to_string()),
         })
+    }
+
+    /// What the sandboxes of each pool take in memory, some seconds old at most; it waits for two at most. `None`: it
+    /// can't be read now. Not for the way of a claim.
+    pub async fn memory(&self) -> Option<Arc<MemoryLook>> {
+        self.door.memory.clone()?.ask().await
+    }
+
+    /// hearth's zram device as it is now; the same holds. `None`: there is none.
+    pub async fn zram(&self) -> Option<Zram> {
+        self.door.memory.clone()?.zram().await
     }
 
     /// What is in force for a sandbox's network, and what was denied.

@@ -16,6 +16,7 @@ mod golden;
 mod guests;
 mod handle;
 mod inbox;
+mod memory;
 mod metrics;
 mod network;
 #[path = "policies/metrics.rs"]
@@ -36,6 +37,7 @@ mod work;
 
 pub use clock::{BootClock, Clock};
 pub use handle::{Answered, ClaimChange, ClaimWatch, Handle, Timings};
+pub use memory::{Charge, MemoryLook, NodeMemory, ReadZram, Zram};
 pub use network::NodeNetwork;
 pub use turn::Driver;
 pub use visits::{Visit, Visits};
@@ -84,6 +86,8 @@ pub struct Parts {
     pub network: NodeNetwork,
     /// Opens guest channels.
     pub connector: Arc<dyn GuestConnector>,
+    /// What sandboxes take of the node's memory, for those who ask. `None`: nothing real is underneath.
+    pub memory: Option<Arc<NodeMemory>>,
     /// Frozen sandboxes' memory is reclaimed.
     pub reclaim: bool,
     /// Members are cloned from golden images where that is faster.

@@ -115,6 +115,7 @@ pub(super) fn build(
         visits: visits.clone(),
         runtime: parts.runtime.clone(),
         networks: networks.clone(),
+        memory: parts.memory,
         watches: watches.clone(),
         phase: phase.subscribe(),
         pools_changed: pools_changed.subscribe(),

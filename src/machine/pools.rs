@@ -152,6 +152,8 @@ impl Pool {
             creating: shown(tally.refilling.len() + tally.unsettled.len()),
             claimed: shown(tally.claimed),
             hibernated: shown(tally.hibernated),
+            on_disk: shown(tally.on_disk),
+            image_bytes: tally.image_bytes,
             releasing: shown(tally.releasing),
             waiting: shown(self.queue.len()),
             outdated: shown(outdated.count()),

@@ -209,9 +209,13 @@ pub(super) struct Tally {
     pub(super) claimed: usize,
     /// Those of the claimed ones that sleep, or are about to.
     pub(super) hibernated: usize,
+    /// Those of them that are on the disk.
+    pub(super) on_disk: usize,
     pub(super) releasing: usize,
     /// Creations in flight, whoever they are for: also those that will be destroyed as soon as they end.
     pub(super) creating: usize,
+    /// Of all images of its sandboxes.
+    pub(super) image_bytes: u64,
 }
 
 impl Tally {
@@ -240,10 +244,12 @@ impl Tally {
             Role::Claimed => {
                 self.claimed += 1;
                 self.hibernated += usize::from(sandbox.is_to_sleep());
+                self.on_disk += usize::from(sandbox.is_to_sleep() && sandbox.image().is_some());
             }
             Role::Releasing => self.releasing += 1,
         }
         self.creating += usize::from(sandbox.operation == Operation::Create);
+        self.image_bytes += sandbox.image().map_or(0, |it| it.size_bytes);
     }
 
     fn remove(&mut self, sandbox: &Sandbox) {
@@ -256,10 +262,12 @@ impl Tally {
             Role::Claimed => {
                 self.claimed -= 1;
                 self.hibernated -= usize::from(sandbox.is_to_sleep());
+                self.on_disk -= usize::from(sandbox.is_to_sleep() && sandbox.image().is_some());
             }
             Role::Releasing => self.releasing -= 1,
         }
         self.creating -= usize::from(sandbox.operation == Operation::Create);
+        self.image_bytes -= sandbox.image().map_or(0, |it| it.size_bytes);
     }
 }
 
@@ -271,8 +279,10 @@ static NONE: Tally = Tally {
     unsettled: BTreeSet::new(),
     claimed: 0,
     hibernated: 0,
+    on_disk: 0,
     releasing: 0,
     creating: 0,
+    image_bytes: 0,
 };
 
 /// All sandboxes. Every change goes through [`Self::change`], so the tallies cannot drift.

@@ -111,6 +111,10 @@ pub struct PoolView {
     pub claimed: u32,
     /// Those of the claimed ones that sleep.
     pub hibernated: u32,
+    /// Those of them that are on the disk.
+    pub on_disk: u32,
+    /// Bytes of its sandboxes' images.
+    pub image_bytes: u64,
     /// Sandboxes being destroyed.
     pub releasing: u32,
     /// Claims waiting.

@@ -2,8 +2,8 @@
 //! demand: a full queue, a guest that hangs, floods or lies.
 
 use crate::driver::{
-    Answered, ClaimWatch, Guest, Handle, Handler, ImageInfo, ImageProgress, NetReport,
-    Personalization, Phase, Usage, Versions, Visit,
+    Answered, ClaimWatch, Guest, Handle, Handler, ImageInfo, ImageProgress, MemoryLook, NetReport,
+    Personalization, Phase, Usage, Versions, Visit, Zram,
 };
 use crate::machine::event::Call;
 use crate::machine::ids::{Now, SandboxId};
@@ -29,6 +29,8 @@ pub trait Door: Send + Sync + 'static {
     fn guest(&self, sandbox: SandboxId) -> Result<Arc<dyn Guest>, Refusal>;
     fn visit(&self, sandbox: SandboxId) -> Visit;
     async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal>;
+    async fn memory(&self) -> Option<Arc<MemoryLook>>;
+    async fn zram(&self) -> Option<Zram>;
     async fn network_report(&self, sandbox: SandboxId) -> Result<NetReport, Refusal>;
     fn network(&self) -> Result<(), String>;
     async fn watch_claims(&self, resume: Option<String>) -> Result<ClaimWatch, Refusal>;
@@ -76,6 +78,14 @@ impl Door for Handle {
 
     async fn usage(&self, sandbox: SandboxId) -> Result<Usage, Refusal> {
         Handle::usage(self, sandbox).await
+    }
+
+    async fn memory(&self) -> Option<Arc<MemoryLook>> {
+        Handle::memory(self).await
+    }
+
+    async fn zram(&self) -> Option<Zram> {
+        Handle::zram(self).await
     }
 
     async fn network_report(&self, sandbox: SandboxId) -> Result<NetReport, Refusal> {

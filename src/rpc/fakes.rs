@@ -4,8 +4,8 @@
 use super::door::{BatchCall, Door};
 use super::guest_fakes::{HostGuest, Manner};
 use crate::driver::{
-    Answered, ClaimChange, ClaimWatch, Guest, Handler, ImageInfo, ImageProgress, NetReport,
-    Personalization, Phase, Timings, Usage, Versions, Visit, Visits,
+    Answered, Charge, ClaimChange, ClaimWatch, Guest, Handler, ImageInfo, ImageProgress,
+    MemoryLook, NetReport, Personalization, Phase, Timings, Usage, Versions, Visit, Visits, Zram,
 };
 use crate::machine::event::Call;
 use crate::machine::ids::{ClaimId, NodeTag, Now, PoolName, SandboxId};
@@ -335,6 +335,8 @@ impl State {
                 claimed,
                 frozen: 0,
                 hibernated: 0,
+                on_disk: 0,
+                image_bytes: 3,
                 releasing: 0,
                 waiting: 0,
                 outdated: 0,
@@ -542,6 +544,29 @@ impl Door for FakeDriver {
 
     fn visit(&self, sandbox: SandboxId) -> Visit {
         self.visits.begin(sandbox)
+    }
+
+    /// As of a pool "python" of which a half sleeps.
+    async fn memory(&self) -> Option<Arc<MemoryLook>> {
+        let charge = |memory_bytes, swap_bytes| Charge {
+            memory_bytes,
+            swap_bytes,
+        };
+        let charged = [
+            (("python".to_owned(), "running"), charge(20, 0)),
+            (("python".to_owned(), "frozen"), charge(1, 12)),
+        ];
+        Some(Arc::new(MemoryLook {
+            charged: charged.into(),
+            zram: self.zram().await,
+        }))
+    }
+
+    async fn zram(&self) -> Option<Zram> {
+        Some(Zram {
+            stored_bytes: 30,
+            taken_bytes: 10,
+        })
     }
 
     async fn network_report(&self, _: SandboxId) -> Result<NetReport, Refusal> {

@@ -35,7 +35,7 @@ fn pools_with(pools: &[PoolView], image: &str) -> Vec<String> {
 
 /// Images with the pools that name them.
 pub async fn named(core: &Core, found: Vec<ImageInfo>) -> Result<Vec<Image>, Refusal> {
-    let (_, pools) = super::pools::read(core).await?;
+    let (_, pools) = super::pools::read(core, false).await?;
     let image = |info: ImageInfo| Image {
         pools: pools_with(&pools, &info.name),
         name: info.name,

@@ -19,17 +19,21 @@ use tonic::{Request, Response, Status};
 /// The service.
 pub struct PoolsService(pub Arc<Core>);
 
-/// Generation of the set, and all pools, ordered by name.
-pub async fn read(core: &Core) -> Result<(u64, Vec<PoolView>), Refusal> {
+/// Generation of the set, and all pools, ordered by name; with what their sandboxes use, where that is wanted.
+pub async fn read(core: &Core, usage: bool) -> Result<(u64, Vec<PoolView>), Refusal> {
     let (generation, pools) = match core.call(Call::GetPools).await? {
         Answer::Pools { generation, pools } => (generation, pools),
         other => return Err(unexpected(&other)),
     };
     core.metrics
         .pools_known(pools.iter().map(|pool| pool.spec.name.as_str()));
+    let memory = match usage {
+        true => core.door.memory().await,
+        false => None,
+    };
     let pools = pools
         .into_iter()
-        .map(|pool| view::pool(&*core.door, pool))
+        .map(|pool| view::pool(&*core.door, pool, memory.as_deref()))
         .collect();
     Ok((generation, pools))
 }
@@ -79,9 +83,9 @@ impl Pools for PoolsService {
 
     async fn get_pools(
         &self,
-        _: Request<GetPoolsRequest>,
+        request: Request<GetPoolsRequest>,
     ) -> Result<Response<GetPoolsResponse>, Status> {
-        let (generation, pools) = read(&self.0).await?;
+        let (generation, pools) = read(&self.0, request.get_ref().usage).await?;
         Ok(Response::new(GetPoolsResponse { generation, pools }))
     }
 
@@ -97,7 +101,7 @@ impl Pools for PoolsService {
             loop {
                 // Marked as seen before it is read: a change in between is told in the next round.
                 changes.mark_unchanged();
-                let (generation, pools) = read(&core).await?;
+                let (generation, pools) = read(&core, false).await?;
                 out.send(WatchPoolsResponse { generation, pools }).await;
                 tokio::time::sleep(bounds::POOLS_PAUSE).await;
                 let changed = changes.changed().await;

@@ -46,8 +46,14 @@ impl SandboxesService {
             pids: usage.pids,
             memory_limit_bytes: usage.memory_limit_bytes,
             swap_bytes: usage.swap_bytes,
+            compressed_bytes: self.compressed(usage.swap_bytes).await,
             ..asleep
         })
+    }
+
+    /// The RAM that so much swap takes, as far as that is known.
+    async fn compressed(&self, swap_bytes: u64) -> Option<u64> {
+        self.0.door.zram().await?.estimate(swap_bytes)
     }
 }
 
@@ -228,6 +234,7 @@ impl Sandboxes for SandboxesService {
             execs: inside.execs,
             memory_limit_bytes: usage.memory_limit_bytes,
             swap_bytes: usage.swap_bytes,
+            compressed_bytes: self.compressed(usage.swap_bytes).await,
             image_bytes: 0,
         }))
     }

@@ -2,7 +2,7 @@
 
 use super::door::Door;
 use crate::api;
-use crate::driver::NetReport;
+use crate::driver::{MemoryLook, NetReport};
 use crate::machine::admission::Finding;
 use crate::machine::ids::Now;
 use crate::machine::network::{
@@ -131,8 +131,21 @@ pub fn network_report(report: NetReport) -> api::GetNetworkResponse {
     }
 }
 
+/// What a pool's sandboxes use.
+fn usage(memory: &MemoryLook, view: &PoolView) -> api::PoolUsage {
+    let charge = memory.pool(view.spec.name.as_str());
+    let zram = memory.zram;
+    api::PoolUsage {
+        memory_bytes: charge.memory_bytes,
+        swap_bytes: charge.swap_bytes,
+        compressed_bytes: zram.and_then(|zram| zram.estimate(charge.swap_bytes)),
+        image_bytes: view.image_bytes,
+    }
+}
+
 /// A pool and its status.
-pub fn pool(door: &dyn Door, view: PoolView) -> api::PoolView {
+pub fn pool(door: &dyn Door, view: PoolView, memory: Option<&MemoryLook>) -> api::PoolView {
+    let usage = memory.map(|memory| usage(memory, &view));
     let retry_after = match view.breaker {
         BreakerView::Open(until) => {
             let left = door.to_wall_clock(until).duration_since(SystemTime::now());
@@ -171,6 +184,8 @@ pub fn pool(door: &dyn Door, view: PoolView) -> api::PoolView {
             consecutive_failures: view.consecutive_failures,
             frozen: view.frozen,
             hibernated: view.hibernated,
+            on_disk: view.on_disk,
+            usage,
             held: view.held,
             findings: view.findings.into_iter().map(finding).collect(),
             admission: view.verdict.map(admission),

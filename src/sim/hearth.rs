@@ -117,6 +117,7 @@ impl Hearth {
             runtime_events,
             network: Ok(site.network.clone()),
             connector: Arc::new(SimConnector(Arc::clone(site))),
+            memory: None,
             reclaim: true,
             golden: site.golden,
             clock: Arc::new(clock),

@@ -1,10 +1,13 @@
 //! What people type, on a real node: every command of hearthctl once, with its exit codes and its forms.
-use crate::hearthd::Hearth;
-use nix::pty::openpty;
+use crate::hearthd::{Hearth, eventually, patience};
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::tcgetattr;
+use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const POOLS: &str = r#"
 [[pools]]
@@ -345,6 +348,11 @@ async fn everything_that_can_be_typed() {
     hearth.finish().await;
 }
 
+fn interrupt(child: &Child) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+}
+
 /// What the server inside serves, through `port-forward`.
 fn fetched(hearth: &Hearth, claim: &str) -> String {
     let mut forward = command(hearth, &["port-forward", claim, ":8000"])
@@ -385,11 +393,239 @@ fn fetched(hearth: &Hearth, claim: &str) -> String {
         );
         std::thread::sleep(Duration::from_millis(50));
     };
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(forward.id()).unwrap()),
-        nix::sys::signal::Signal::SIGINT,
-    )
-    .unwrap();
+    interrupt(&forward);
     forward.wait().unwrap();
     page
+}
+
+/// The claim in `top -o json`.
+fn row<'a>(top: &'a serde_json::Value, claim: &str) -> &'a serde_json::Value {
+    let claims = top["claims"].as_array().unwrap();
+    let mut found = claims.iter().filter(|it| it["claim"]["claim_id"] == claim);
+    found
+        .next()
+        .unwrap_or_else(|| panic!("no {claim} in {top}"))
+}
+
+/// The sum of a metric's series.
+fn metric(hearth: &Hearth, name: &str, label: &str) -> u64 {
+    let (_, page) = hearth.admin_page("/metrics");
+    let series = page.lines().filter(|line| {
+        let rest = line.strip_prefix(name).unwrap_or_default();
+        rest.starts_with(['{', ' ']) && rest.contains(label)
+    });
+    let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+    series.filter_map(value).sum::<f64>() as u64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sleeps_is_shown_where_it_is_with_what_it_takes() {
+    const BALLAST: u64 = 24 << 20;
+    let hearth = Hearth::start_with(&[("memory.swap", "zram:1GiB")]).await;
+    let file = hearth.path("pools.toml");
+    let pools = POOLS.replace("min_warm = 2\n", "min_warm = 2\nrunning = 1\n");
+    std::fs::write(&file, pools).unwrap();
+    good(
+        &hearth,
+        &[
+            "pools",
+            "set",
+            "-f",
+            file.to_str().unwrap(),
+            "--wait",
+            "60s",
+        ],
+    );
+    eventually("one member is frozen", || async {
+        json(&hearth, &["pools"])["pools"][0]["frozen"] == 1
+    })
+    .await;
+    let claims = [(); 2].map(|()| {
+        let claim = json(&hearth, &["claim", "python"])["claim_id"].clone();
+        let claim = claim.as_str().unwrap().to_owned();
+        let fill = format!("import os; held = os.urandom({BALLAST}); len(held)");
+        assert_eq!(good(&hearth, &["run", &claim, &fill]), "25165824\n");
+        claim
+    });
+    let [frozen, stowed] = &claims;
+    let top = || json(&hearth, &["top"]);
+    let awake = top();
+    for claim in &claims {
+        let row = row(&awake, claim);
+        assert_eq!(row["residency"], "running", "{row}");
+        assert!(row["stats"]["memory_bytes"].as_u64() > Some(BALLAST));
+    }
+
+    let told = good(&hearth, &["hibernate", frozen]);
+    assert_eq!(told, format!("{frozen} is asleep\n"));
+    good(&hearth, &["hibernate", "--tier", "disk", stowed]);
+    eventually("its memory is in swap", || async {
+        row(&top(), frozen)["stats"]["swap_bytes"].as_u64() > Some(BALLAST / 2)
+    })
+    .await;
+    let asleep = top();
+    let (one, two) = (row(&asleep, frozen), row(&asleep, stowed));
+    assert_eq!(one["residency"], "frozen", "{one}");
+    assert_eq!(two["residency"], "on disk", "{two}");
+    assert_eq!(one["claim"]["state"], "hibernated");
+    // What is random does not compress.
+    let compressed = one["stats"]["compressed_bytes"].as_u64().unwrap();
+    assert!(compressed > BALLAST / 8, "{one}");
+    assert_eq!(one["stats"]["image_bytes"], 0);
+    let image = two["stats"]["image_bytes"].as_u64().unwrap();
+    assert!(image > BALLAST, "{two}");
+    assert_eq!(two["stats"]["memory_bytes"], 0);
+    // The pool has all of it, and what nobody has claimed.
+    let usage = || json(&hearth, &["pools"])["pools"][0]["usage"].clone();
+    eventually("the pool's figures are those of the metrics", || async {
+        let near = |name: &str, kind: &str| {
+            let told = usage()[name].as_u64().unwrap();
+            let metric = metric(&hearth, "hearth_pool_memory_bytes", kind);
+            told.abs_diff(metric) <= told / 4
+        };
+        near("memory_bytes", "kind=\"ram\"") && near("swap_bytes", "kind=\"swap\"")
+    })
+    .await;
+    let pool = json(&hearth, &["pools"])["pools"][0].clone();
+    assert_eq!(
+        (&pool["hibernated"], &pool["on_disk"]),
+        (&2.into(), &1.into())
+    );
+    assert!(pool["usage"]["swap_bytes"].as_u64() > Some(BALLAST / 2));
+    assert!(pool["usage"]["compressed_bytes"].as_u64() > Some(BALLAST / 8));
+    assert_eq!(pool["usage"]["image_bytes"], image);
+    assert_eq!(metric(&hearth, "hearth_images_bytes", ""), image);
+
+    // The same for people: a line each, and nothing that only a terminal understands.
+    let shown = good(&hearth, &["top"]);
+    assert!(!shown.contains('\x1b'), "{shown}");
+    let line = |of: &str| shown.lines().find(|line| line.starts_with(&of[..6]));
+    assert!(line("python").unwrap().contains('~'), "{shown}");
+    assert!(line(frozen).unwrap().contains(" frozen "), "{shown}");
+    assert!(line(stowed).unwrap().contains(" on disk "), "{shown}");
+    let shown = good(&hearth, &["pools"]);
+    let column = shown.lines().next().unwrap().find("ON DISK").unwrap();
+    let counts = shown.lines().nth(1).unwrap();
+    assert_eq!(counts[column..column + 7].trim(), "1", "{shown}");
+
+    good(&hearth, &["resume", frozen, stowed]);
+    let again = top();
+    for claim in &claims {
+        assert_eq!(row(&again, claim)["residency"], "running");
+        assert_eq!(row(&again, claim)["stats"]["image_bytes"], 0);
+        assert_eq!(good(&hearth, &["run", claim, "len(held)"]), "25165824\n");
+    }
+    eventually("no image is left", || async {
+        let pool = json(&hearth, &["pools"])["pools"][0].clone();
+        let images = &pool["usage"]["image_bytes"];
+        (&pool["on_disk"], images) == (&0.into(), &0.into())
+    })
+    .await;
+    hearth.finish().await;
+}
+
+/// A live view on a terminal: what it shows until `first` holds of the newest look, then, after `change`, until `second`
+/// does, and what is left on the terminal by an interruption.
+fn watched(
+    hearth: &Hearth,
+    args: &[&str],
+    first: impl Fn(&str) -> bool,
+    change: impl FnOnce(),
+    second: impl Fn(&str) -> bool,
+) {
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: 200,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = openpty(&size, None).unwrap();
+    let before = tcgetattr(&pty.slave).unwrap();
+    let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+    let mut child = command(hearth, args)
+        .env("NO_COLOR", "1")
+        .stdin(slave())
+        .stdout(slave())
+        .stderr(slave())
+        .spawn()
+        .unwrap();
+    let mut master = File::from(pty.master);
+    let mut shown = String::new();
+    let mut until = |shown: &mut String, what: &dyn Fn(&str) -> bool| {
+        let began = Instant::now();
+        // Each drawing begins where lines are no longer wrapped.
+        while !what(shown.rsplit("\x1b[?7l").next().unwrap_or_default()) {
+            assert!(began.elapsed() < patience(), "{args:?}: {shown}");
+            let mut buffer = [0; 4096];
+            let count = master.read(&mut buffer).unwrap();
+            assert!(count > 0, "{args:?} ended: {shown}");
+            shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    };
+    until(&mut shown, &first);
+    change();
+    until(&mut shown, &second);
+    // In the same place: the lines of before are gone over.
+    assert!(shown.contains("A\r"), "{shown}");
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{shown}");
+    // Restored: its settings, and lines wrap.
+    assert_eq!(tcgetattr(&pty.slave).unwrap(), before);
+    drop(pty.slave);
+    let mut buffer = [0; 4096];
+    // The end of the terminal is EIO.
+    while let Ok(count) = master.read(&mut buffer) {
+        if count == 0 {
+            break;
+        }
+        shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    assert!(shown.rfind("\x1b[?7h") > shown.rfind("\x1b[?7l"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_views_show_a_change_and_leave_the_terminal_as_it_was() {
+    let hearth = Hearth::start().await;
+    let file = hearth.path("pools.toml");
+    std::fs::write(&file, POOLS).unwrap();
+    good(
+        &hearth,
+        &[
+            "pools",
+            "set",
+            "-f",
+            file.to_str().unwrap(),
+            "--wait",
+            "60s",
+        ],
+    );
+    let claim = || json(&hearth, &["claim", "python"])["claim_id"].clone();
+    // POOL WARM FROZEN CREATING CLAIMED …
+    let claimed = |look: &str| {
+        let mut lines = look.lines();
+        let line = lines.find(|line| line.starts_with("python "))?;
+        line.split_whitespace().nth(4)?.parse::<u32>().ok()
+    };
+    watched(
+        &hearth,
+        &["pools", "--watch"],
+        |look| claimed(look) == Some(0),
+        || drop(claim()),
+        |look| claimed(look) == Some(1),
+    );
+    let late = std::cell::RefCell::new(String::new());
+    watched(
+        &hearth,
+        &["top", "--watch", "--interval", "300ms"],
+        |look| claimed(look) == Some(1) && look.contains(" running "),
+        || *late.borrow_mut() = claim().as_str().unwrap()[..8].to_owned(),
+        |look| {
+            let line = look
+                .lines()
+                .find(|it| it.starts_with(late.borrow().as_str()));
+            claimed(look) == Some(2) && line.is_some_and(|it| it.contains(" running "))
+        },
+    );
+    good(&hearth, &["release", "--all"]);
+    hearth.finish().await;
 }

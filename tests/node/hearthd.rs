@@ -478,7 +478,7 @@ impl Hearth {
     pub async fn set_pools(&self, pools: Vec<Pool>) {
         let mut client = self.pools().await;
         let now = client
-            .get_pools(GetPoolsRequest {})
+            .get_pools(GetPoolsRequest::default())
             .await
             .unwrap()
             .into_inner();
@@ -501,7 +501,7 @@ impl Hearth {
     pub async fn status(&self, pool: &str) -> hearth::api::PoolStatus {
         let mut client = self.pools().await;
         let pools = client
-            .get_pools(GetPoolsRequest {})
+            .get_pools(GetPoolsRequest::default())
             .await
             .unwrap()
             .into_inner();

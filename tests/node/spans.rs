@@ -139,7 +139,7 @@ async fn a_claims_spans_reach_a_collector_and_never_hold_it_up() {
 
     // A call without a trace gets one, the same in the log and at the collector.
     let mut pools = hearth.pools().await;
-    pools.get_pools(GetPoolsRequest {}).await.unwrap();
+    pools.get_pools(GetPoolsRequest::default()).await.unwrap();
     eventually("a call's own trace", || async {
         let spans = collector.spans.lock().unwrap().clone();
         let log = hearth.log_text();
@@ -152,7 +152,7 @@ async fn a_claims_spans_reach_a_collector_and_never_hold_it_up() {
     collector.stuck.store(true, Ordering::SeqCst);
     let calls = async {
         for _ in 0..200 {
-            pools.get_pools(GetPoolsRequest {}).await.unwrap();
+            pools.get_pools(GetPoolsRequest::default()).await.unwrap();
         }
         hearth.warm("python", 1).await;
         claim_in(&hearth, TRACE, "01").await;

@@ -303,7 +303,10 @@ impl World {
     async fn set_pools(&self, variant: u32) {
         let call = |channel: Channel| async move {
             let mut client = PoolsClient::new(channel);
-            let now = client.get_pools(GetPoolsRequest {}).await?.into_inner();
+            let now = client
+                .get_pools(GetPoolsRequest::default())
+                .await?
+                .into_inner();
             let request = SetPoolsRequest {
                 generation: now.generation + 1,
                 pools: declared(now.generation + 1, variant),

@@ -201,7 +201,7 @@ impl Bench {
             .unwrap()
             .into_inner();
         let set = PoolsClient::new(channel.clone())
-            .get_pools(GetPoolsRequest {})
+            .get_pools(GetPoolsRequest::default())
             .await
             .unwrap()
             .into_inner();
@@ -359,7 +359,7 @@ impl Bench {
             .encode_to_vec(),
             "Sandboxes/GetNetwork" => GetNetworkRequest { claim_id }.encode_to_vec(),
             "Pools/SetPools" => self.set.encode_to_vec(),
-            "Pools/GetPools" => GetPoolsRequest {}.encode_to_vec(),
+            "Pools/GetPools" => GetPoolsRequest::default().encode_to_vec(),
             "Pools/WatchPools" => WatchPoolsRequest {}.encode_to_vec(),
             "Node/Info" => InfoRequest {}.encode_to_vec(),
             "Node/Drain" => DrainRequest {
@@ -530,7 +530,7 @@ impl Bench {
             request.page_token = page.next_page_token;
         }
         let pools = PoolsClient::new(self.channel.clone())
-            .get_pools(GetPoolsRequest {})
+            .get_pools(GetPoolsRequest::default())
             .await
             .unwrap()
             .into_inner()

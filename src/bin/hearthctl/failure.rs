@@ -21,6 +21,8 @@ pub enum Exit {
     NotFound,
     /// 5: not now; the same command may work later.
     Retry,
+    /// 130: somebody interrupted it.
+    Interrupted,
 }
 
 impl Exit {
@@ -32,6 +34,8 @@ impl Exit {
             Exit::Unreachable => 3,
             Exit::NotFound => 4,
             Exit::Retry => 5,
+            // As a shell tells SIGINT.
+            Exit::Interrupted => 130,
         }
     }
 }
@@ -55,7 +59,7 @@ pub struct Failure {
     /// What to do next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Somebody closed our stdout: nothing to say.
+    /// Somebody closed our stdout, or interrupted: nothing to say.
     #[serde(skip)]
     pub quiet: bool,
 }
@@ -72,6 +76,13 @@ impl Failure {
             hint: None,
             quiet: false,
         }
+    }
+
+    /// Somebody has seen enough.
+    pub fn interrupted() -> Self {
+        let mut failure = Failure::new(Exit::Interrupted, "interrupted");
+        failure.quiet = true;
+        failure
     }
 
     /// The command line is wrong.

@@ -43,6 +43,12 @@ impl Screen {
         text.clone_into(&mut self.text);
         print(&out)
     }
+
+    /// The end of a view that was interrupted, maybe in the middle of a drawing: lines wrap again, and the shell goes on
+    /// below.
+    fn leave(&self) -> Failure {
+        print("\x1b[?7h").err().unwrap_or_else(Failure::interrupted)
+    }
 }
 
 /// Whether a command's answer is a live view.
@@ -59,7 +65,11 @@ pub async fn keep(app: &App, mut attempt: impl AsyncFnMut(&mut Screen) -> Failur
     let mut away: Option<Instant> = None;
     loop {
         let began = Instant::now();
-        let failure = attempt(&mut screen).await;
+        let live = wanted(app);
+        let failure = tokio::select! {
+            failure = attempt(&mut screen) => failure,
+            () = interruption(), if live => return screen.leave(),
+        };
         if began.elapsed() > PAUSE {
             away = None;
         }
@@ -67,7 +77,7 @@ pub async fn keep(app: &App, mut attempt: impl AsyncFnMut(&mut Screen) -> Failur
         let passing = matches!(failure.exit, Exit::Unreachable | Exit::Retry) && !failure.quiet;
         // At first sight a wrong socket is an error, not an absence.
         let seen = screen.lines > 0;
-        if !(wanted(app) && passing && seen) || since.elapsed() > AWAY {
+        if !(live && passing && seen) || since.elapsed() > AWAY {
             return failure;
         }
         let text = std::mem::take(&mut screen.text);
@@ -82,6 +92,16 @@ pub async fn keep(app: &App, mut attempt: impl AsyncFnMut(&mut Screen) -> Failur
             return failure;
         }
         screen.text = text;
-        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = interruption() => return screen.leave(),
+        }
+    }
+}
+
+/// Ctrl-C. A signal that can't be caught ends the process by itself.
+async fn interruption() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

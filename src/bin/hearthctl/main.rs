@@ -95,8 +95,11 @@ fn main() -> ExitCode {
     terminal::restore();
     match result {
         Ok(code) => ExitCode::from(code),
-        // As a shell tells SIGPIPE.
-        Err(failure) if failure.quiet => ExitCode::from(141),
+        Err(failure) if failure.quiet => ExitCode::from(match failure.exit {
+            Exit::Interrupted => Exit::Interrupted.code(),
+            // As a shell tells SIGPIPE.
+            _ => 141,
+        }),
         Err(failure) => {
             tell(&failure, format);
             ExitCode::from(if in_exec {

@@ -218,6 +218,7 @@ pub fn stats_value(claim_id: &str, stats: &StatsResponse) -> serde_json::Value {
         "guest_processes": stats.guest_processes,
         "execs": stats.execs,
         "swap_bytes": stats.swap_bytes,
+        "compressed_bytes": stats.compressed_bytes,
         "image_bytes": stats.image_bytes,
     })
 }

@@ -20,6 +20,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+/// Instead of a table.
+pub const NONE: &str = "no pools; `hearthctl pools set -f FILE` declares some\n";
+
 /// A pool, for programs.
 #[derive(Serialize)]
 pub struct PoolRow {
@@ -36,6 +39,7 @@ pub struct PoolRow {
     frozen: u32,
     claimed: u32,
     hibernated: u32,
+    on_disk: u32,
     releasing: u32,
     waiting: u32,
     outdated: u32,
@@ -52,6 +56,18 @@ pub struct PoolRow {
     /// What policies say of the template.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     policies: Vec<String>,
+    /// What its sandboxes use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageRow>,
+}
+
+/// What a pool's sandboxes use, for programs.
+#[derive(Serialize)]
+struct UsageRow {
+    memory_bytes: u64,
+    swap_bytes: u64,
+    compressed_bytes: Option<u64>,
+    image_bytes: u64,
 }
 
 impl From<&PoolView> for PoolRow {
@@ -72,6 +88,13 @@ impl From<&PoolView> for PoolRow {
             frozen: status.frozen,
             claimed: status.claimed,
             hibernated: status.hibernated,
+            on_disk: status.on_disk,
+            usage: status.usage.map(|it| UsageRow {
+                memory_bytes: it.memory_bytes,
+                swap_bytes: it.swap_bytes,
+                compressed_bytes: it.compressed_bytes,
+                image_bytes: it.image_bytes,
+            }),
             releasing: status.releasing,
             waiting: status.waiting,
             outdated: status.outdated,
@@ -102,10 +125,36 @@ impl PoolRow {
     }
 }
 
-/// The table of pools, as `pools` and `top` show it.
-pub fn table(app: &App, pools: &[PoolView]) -> String {
+/// How a pool that has these warm members looks.
+pub fn warm(warm: u32, wanted: u32) -> Field {
+    let mood = if warm >= wanted {
+        Mood::Good
+    } else {
+        Mood::Look
+    };
+    Field::new(format!("{warm}/{wanted}"), mood)
+}
+
+/// Somebody waits.
+pub fn waiting(count: u32) -> Field {
+    let mood = if count > 0 { Mood::Look } else { Mood::Plain };
+    Field::new(count.to_string(), mood)
+}
+
+/// The state of a pool's breaker.
+pub fn breaker(status: &PoolStatus) -> Field {
+    let mood = match status.breaker() {
+        BreakerState::Open | BreakerState::Unservable => Mood::Bad,
+        BreakerState::HalfOpen => Mood::Look,
+        BreakerState::Closed | BreakerState::Unspecified => Mood::Dim,
+    };
+    Field::new(word(status.breaker().as_str_name(), "BREAKER_STATE_"), mood)
+}
+
+/// The table of pools by what their sandboxes do; those on the disk are some of those asleep.
+fn table(app: &App, pools: &[PoolView]) -> String {
     if pools.is_empty() {
-        return "no pools; `hearthctl pools set -f FILE` declares some\n".into();
+        return NONE.to_owned();
     }
     let headers = [
         "POOL",
@@ -114,6 +163,7 @@ pub fn table(app: &App, pools: &[PoolView]) -> String {
         ">CREATING",
         ">CLAIMED",
         ">ASLEEP",
+        ">ON DISK",
         ">RELEASING",
         ">WAITING",
         ">MAX",
@@ -122,38 +172,28 @@ pub fn table(app: &App, pools: &[PoolView]) -> String {
     ];
     let rows = pools.iter().map(|view| {
         let row = PoolRow::from(view);
-        let breaker = match view.status.as_ref().map(|status| status.breaker()) {
-            Some(BreakerState::Open | BreakerState::Unservable) => Mood::Bad,
-            Some(BreakerState::HalfOpen) => Mood::Look,
-            Some(BreakerState::Closed | BreakerState::Unspecified) | None => Mood::Dim,
-        };
-        let full = if row.warm >= row.min_warm {
-            Mood::Good
-        } else {
-            Mood::Look
-        };
+        let status = view.status.clone().unwrap_or_default();
         vec![
             row.name.into(),
-            Field::new(format!("{}/{}", row.warm, row.min_warm), full),
+            warm(row.warm, row.min_warm),
             row.frozen.into(),
             row.creating.into(),
             row.claimed.into(),
             row.hibernated.into(),
+            row.on_disk.into(),
             row.releasing.into(),
-            Field::new(
-                row.waiting.to_string(),
-                if row.waiting > 0 {
-                    Mood::Look
-                } else {
-                    Mood::Plain
-                },
-            ),
+            waiting(row.waiting),
             row.max_total.into(),
-            Field::new(row.breaker, breaker),
+            breaker(&status),
             row.image.into(),
         ]
     });
-    let mut text = output::table(app.style, &headers, rows.collect());
+    output::table(app.style, &headers, rows.collect()) + &remarks(app, pools)
+}
+
+/// What is wrong with pools, a line each.
+pub fn remarks(app: &App, pools: &[PoolView]) -> String {
+    let mut text = String::new();
     for row in pools
         .iter()
         .map(PoolRow::from)
@@ -211,9 +251,9 @@ pub async fn run(app: &App, args: PoolsArgs) -> Result<(), Failure> {
     }
 }
 
-/// The set and its status.
-pub async fn get(link: &Link) -> Result<GetPoolsResponse, Failure> {
-    let request = link.call(GetPoolsRequest {});
+/// The set and its status, with what the sandboxes use where that is wanted.
+pub async fn get(link: &Link, usage: bool) -> Result<GetPoolsResponse, Failure> {
+    let request = link.call(GetPoolsRequest { usage });
     Ok(link.pools().get_pools(request).await?.into_inner())
 }
 
@@ -228,7 +268,7 @@ fn names(pools: &[PoolView]) -> String {
 }
 
 async fn list(app: &App) -> Result<(), Failure> {
-    let set = get(&app.link().await?).await?;
+    let set = get(&app.link().await?, true).await?;
     output::print(&match app.format() {
         Format::Table => table(app, &set.pools),
         Format::Name => names(&set.pools),
@@ -260,7 +300,7 @@ async fn follow(app: &App, screen: &mut Screen) -> Result<(), Failure> {
 }
 
 async fn export(app: &App) -> Result<(), Failure> {
-    let set = get(&app.link().await?).await?;
+    let set = get(&app.link().await?, false).await?;
     let pools = own(&set.pools).filter_map(|view| view.pool.as_ref());
     let file = PoolsFile {
         generation: None,
@@ -288,7 +328,7 @@ async fn set(app: &App, file: &Path, dry_run: bool, wait: Option<Duration>) -> R
     let text = text.map_err(|error| Failure::local(&name, &error))?;
     let file = pools_file::parse(&name, &text)?;
     let link = app.link().await?;
-    let current = get(&link).await?;
+    let current = get(&link, false).await?;
     let pools: Vec<_> = own(&current.pools)
         .filter_map(|view| view.pool.clone())
         .collect();

@@ -1,4 +1,5 @@
-//! `top`: pools, claims and what they use, once or live.
+//! `top`: pools and claimed sandboxes, where each of them is and what it takes there, once or live. What nobody has claimed
+//! is part of its pool's figures.
 //!
 //! Owns the looks that CPU shares are counted between. Asks for the stats of a bounded number of claims at once.
 
@@ -10,7 +11,7 @@ use crate::live::{self, Screen};
 use crate::output::{self, Field, Format, Mood};
 use futures::StreamExt;
 use hearth::api::{
-    Claim, ClaimState, InfoRequest, InfoResponse, PoolView, StatsRequest, StatsResponse,
+    Claim, ClaimState, InfoRequest, InfoResponse, PoolUsage, PoolView, StatsRequest, StatsResponse,
 };
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -85,7 +86,7 @@ async fn look(link: &Link) -> Result<Look, Failure> {
         .info(link.call(InfoRequest {}))
         .await?
         .into_inner();
-    let pools = crate::pools::get(link).await?.pools;
+    let pools = crate::pools::get(link, true).await?.pools;
     let claims = link.list("").await?;
     let live = claims
         .iter()
@@ -132,17 +133,66 @@ fn cores(before: &Look, now: &Look, claim_id: &str) -> Option<f64> {
     Some(used as f64 / 1e9 / elapsed.max(0.001))
 }
 
+/// Where the sandbox of a claim is; empty: not known, or there is none.
+fn residency(claim: &Claim, stats: Option<&StatsResponse>) -> &'static str {
+    match (claim.state(), stats) {
+        (ClaimState::Claimed, _) => "running",
+        (ClaimState::Hibernated, Some(stats)) if stats.image_bytes > 0 => "on disk",
+        (ClaimState::Hibernated, Some(_)) => "frozen",
+        _ => "",
+    }
+}
+
+/// RAM, swap, what that takes compressed, and images: as cells, where there is any.
+fn figures(usage: Option<&PoolUsage>) -> [Field; 4] {
+    let bytes = |it: &PoolUsage| {
+        [
+            Some(it.memory_bytes),
+            Some(it.swap_bytes),
+            it.compressed_bytes,
+            Some(it.image_bytes),
+        ]
+    };
+    let mut cells = usage.map(bytes).unwrap_or_default().map(|bytes| {
+        let some = bytes.filter(|bytes| *bytes > 0);
+        some.map(output::bytes).unwrap_or_default()
+    });
+    // An estimate, and told as one.
+    let [_, _, compressed, _] = &mut cells;
+    if !compressed.is_empty() {
+        compressed.insert(0, '~');
+    }
+    cells.map(|cell| Field::new(cell, Mood::Plain))
+}
+
+/// The same figures of one sandbox.
+fn own(stats: &StatsResponse) -> PoolUsage {
+    PoolUsage {
+        memory_bytes: stats.memory_bytes,
+        swap_bytes: stats.swap_bytes,
+        compressed_bytes: stats.compressed_bytes,
+        image_bytes: stats.image_bytes,
+    }
+}
+
+fn usages(look: &Look) -> impl Iterator<Item = &PoolUsage> {
+    let pools = look.pools.iter();
+    pools.filter_map(|view| view.status.as_ref()?.usage.as_ref())
+}
+
 fn text(app: &App, before: &Look, now: &Look) -> String {
     let info = &now.info;
-    let memory: u64 = now.stats.values().map(|stats| stats.memory_bytes).sum();
+    let sum = |of: fn(&PoolUsage) -> u64| output::bytes(usages(now).map(of).sum());
     let mut text = format!(
-        "{} {} · {} of {} sandboxes · {} claims using {} · up {}\n\n",
+        "{} {} · {} of {} sandboxes · {} claims · RAM {}, swap {}, disk {} · up {}\n\n",
         app.style.bold("hearth"),
         info.phase,
         info.sandboxes,
         info.max_sandboxes,
         now.claims.len(),
-        output::bytes(memory),
+        sum(|it| it.memory_bytes),
+        sum(|it| it.swap_bytes),
+        sum(|it| it.image_bytes),
         output::relative(
             output::time(info.started_at.as_ref()),
             SystemTime::now(),
@@ -150,60 +200,111 @@ fn text(app: &App, before: &Look, now: &Look) -> String {
         )
         .trim_end_matches(" ago"),
     );
-    text.push_str(&crate::pools::table(app, &now.pools));
-    if now.claims.is_empty() {
-        return text;
+    text.push_str(&pools(app, &now.pools));
+    if !now.claims.is_empty() {
+        text.push('\n');
+        text.push_str(&claims(app, before, now));
     }
+    text
+}
+
+/// Pools by where their sandboxes are, and what all of these take there.
+fn pools(app: &App, pools: &[PoolView]) -> String {
+    if pools.is_empty() {
+        return crate::pools::NONE.to_owned();
+    }
+    let headers = [
+        "POOL",
+        ">WARM",
+        ">FROZEN",
+        ">CREATING",
+        ">CLAIMED",
+        ">ASLEEP",
+        ">ON DISK",
+        ">WAITING",
+        ">RAM",
+        ">SWAP",
+        ">COMPRESSED",
+        ">DISK",
+        "BREAKER",
+    ];
+    let rows = pools.iter().map(|view| {
+        let status = view.status.clone().unwrap_or_default();
+        let (name, wanted) = match &view.pool {
+            Some(pool) => (pool.name.clone(), pool.min_warm),
+            None => Default::default(),
+        };
+        let [memory, swap, compressed, images] = figures(status.usage.as_ref());
+        vec![
+            name.into(),
+            crate::pools::warm(status.warm, wanted),
+            status.frozen.into(),
+            status.creating.into(),
+            status.claimed.into(),
+            status.hibernated.into(),
+            status.on_disk.into(),
+            crate::pools::waiting(status.waiting),
+            memory,
+            swap,
+            compressed,
+            images,
+            crate::pools::breaker(&status),
+        ]
+    });
+    output::table(app.style, &headers, rows.collect()) + &crate::pools::remarks(app, pools)
+}
+
+/// Claims, those that take the most first.
+fn claims(app: &App, before: &Look, now: &Look) -> String {
     let mut claims: Vec<&Claim> = now.claims.iter().collect();
-    let used = |claim: &Claim| now.stats.get(&claim.claim_id).map_or(0, |s| s.memory_bytes);
+    let used = |claim: &Claim| {
+        let stats = now.stats.get(&claim.claim_id);
+        stats.map_or((0, 0), |it| (it.memory_bytes, it.image_bytes))
+    };
     claims.sort_by_key(|claim| std::cmp::Reverse(used(claim)));
     let rows = claims.into_iter().map(|claim| {
         let stats = now.stats.get(&claim.claim_id);
         let figure = |text: Option<String>| Field::new(text.unwrap_or_default(), Mood::Plain);
+        let inside = stats.filter(|_| claim.state() == ClaimState::Claimed);
         let state = match claim.state() {
             ClaimState::Claimed | ClaimState::Hibernated => Mood::Good,
             ClaimState::Failed => Mood::Bad,
             ClaimState::Pending | ClaimState::Unknown | ClaimState::Unspecified => Mood::Look,
         };
+        let [memory, swap, compressed, image] = figures(stats.map(own).as_ref());
         vec![
             claim.claim_id.chars().take(8).collect::<String>().into(),
             claim.pool.clone().into(),
             Field::new(word(claim.state().as_str_name(), "CLAIM_STATE_"), state),
+            residency(claim, stats).into(),
             figure(cores(before, now, &claim.claim_id).map(|c| format!("{:.0}%", c * 100.0))),
-            figure(stats.map(|s| output::bytes(s.memory_bytes))),
-            figure(
-                stats
-                    .filter(|s| s.swap_bytes > 0)
-                    .map(|s| output::bytes(s.swap_bytes)),
-            ),
-            figure(
-                stats
-                    .filter(|s| s.image_bytes > 0)
-                    .map(|s| output::bytes(s.image_bytes)),
-            ),
-            figure(stats.map(|s| s.guest_processes.to_string())),
-            figure(stats.map(|s| s.execs.to_string())),
+            memory,
+            swap,
+            compressed,
+            image,
+            figure(inside.map(|s| s.guest_processes.to_string())),
+            figure(inside.map(|s| s.execs.to_string())),
             holder_text(claim.holder.as_ref()).into(),
         ]
     });
-    text.push('\n');
-    text.push_str(&output::table(
+    output::table(
         app.style,
         &[
             "CLAIM",
             "POOL",
             "STATE",
+            "RESIDENCY",
             ">CPU",
-            ">MEMORY",
+            ">RAM",
             ">SWAP",
+            ">COMPRESSED",
             ">DISK",
             ">PROCESSES",
             ">EXECS",
             "HOLDER",
         ],
         rows.collect(),
-    ));
-    text
+    )
 }
 
 fn value(before: &Look, now: &Look) -> serde_json::Value {
@@ -214,6 +315,7 @@ fn value(before: &Look, now: &Look) -> serde_json::Value {
             let stats = now.stats.get(&claim.claim_id);
             serde_json::json!({
                 "claim": crate::claims::ClaimRow::from(claim),
+                "residency": residency(claim, stats),
                 "cpu_cores": cores(before, now, &claim.claim_id),
                 "stats": stats.map(|stats| crate::node::stats_value(&claim.claim_id, stats)),
             })

@@ -229,6 +229,8 @@ fn view(warm: u32) -> PoolView {
         creating: 0,
         claimed: 3,
         hibernated: 0,
+        on_disk: 0,
+        image_bytes: 0,
         releasing: 0,
         waiting: 0,
         outdated: 0,

@@ -58,7 +58,13 @@ fn it_is_on_the_disk_before_what_runs_goes_and_before_anyone_is_told() {
 #[test]
 fn a_use_brings_it_back_and_joins_another() {
     let (mut rig, sandbox) = on_disk();
+    let counted = |rig: &mut Rig| {
+        let pool = rig.pool("py");
+        (pool.hibernated, pool.on_disk, pool.image_bytes > 0)
+    };
+    assert_eq!(counted(&mut rig), (1, 1, true));
     let (one, two) = (rig.resume(1), rig.locate(1));
+    assert_eq!(counted(&mut rig), (0, 0, true), "it is still needed");
     assert_eq!(rig.restoring, [sandbox], "once");
     rig.restoring.clear();
     rig.send(Event::Restored(sandbox, Ok(())));
@@ -71,6 +77,7 @@ fn a_use_brings_it_back_and_joins_another() {
     let gates: Vec<_> = gates.collect();
     assert_eq!(gates, [back, back], "it runs: durable first");
     assert!(!is_recorded_on_disk(&rig, sandbox));
+    assert_eq!(counted(&mut rig), (0, 0, false));
     rig.thaw_all();
     assert_eq!(rig.ok(one), Answer::Resumed);
     assert!(matches!(rig.ok(two), Answer::Located { .. }));

@@ -51,7 +51,7 @@ async fn strangers_get_nothing_but_health_and_reflection() {
         bench
             .pools()
             .await
-            .get_pools(GetPoolsRequest {})
+            .get_pools(GetPoolsRequest::default())
             .await
             .unwrap_err(),
     );

@@ -5,6 +5,7 @@ mod claims;
 mod code;
 mod images;
 mod overload;
+mod pools;
 mod sanity;
 mod shutdown;
 mod streams;

@@ -33,7 +33,7 @@ async fn api(app: &App) -> Vec<Check> {
             .node()
             .orphans(link.call(OrphansRequest::default()))
             .await;
-        let set = crate::pools::get(&link).await;
+        let set = crate::pools::get(&link, false).await;
         Ok::<_, crate::failure::Failure>((info, orphans, set))
     };
     let (info, orphans, set) = match asked.await {
@@ -44,7 +44,7 @@ async fn api(app: &App) -> Vec<Check> {
                 .unwrap_or_else(|| "look at hearthd's log".into());
             return vec![match failure.exit {
                 Exit::Unreachable | Exit::Retry => Check::fail("hearthd", failure.message, fix),
-                Exit::Refused | Exit::Usage | Exit::NotFound => {
+                Exit::Refused | Exit::Usage | Exit::NotFound | Exit::Interrupted => {
                     Check::warn("hearthd", failure.message, fix)
                 }
             }];
