@@ -414,8 +414,8 @@ fn metric(hearth: &Hearth, name: &str, label: &str) -> u64 {
         let rest = line.strip_prefix(name).unwrap_or_default();
         rest.starts_with(['{', ' ']) && rest.contains(label)
     });
-    let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
-    series.filter_map(value).sum::<f64>() as u64
+    let value = |line: &str| line.rsplit(' ').next()?.parse::<u64>().ok();
+    series.filter_map(value).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -359,7 +359,7 @@ impl Bench {
             .encode_to_vec(),
             "Sandboxes/GetNetwork" => GetNetworkRequest { claim_id }.encode_to_vec(),
             "Pools/SetPools" => self.set.encode_to_vec(),
-            "Pools/GetPools" => GetPoolsRequest::default().encode_to_vec(),
+            "Pools/GetPools" => GetPoolsRequest { usage: true }.encode_to_vec(),
             "Pools/WatchPools" => WatchPoolsRequest {}.encode_to_vec(),
             "Node/Info" => InfoRequest {}.encode_to_vec(),
             "Node/Drain" => DrainRequest {

@@ -244,6 +244,7 @@ pub static TABLE: &[Row] = &[
     ("Pools/SetPools", Without("epoch"), Field("epoch")),
     ("Pools/SetPools", StaleEpoch("epoch"), STALE),
     ("Pools/GetPools", Valid, Ok),
+    ("Pools/GetPools", Without("usage"), Ok),
     ("Pools/WatchPools", Valid, Ok),
 
     ("Node/Info", Valid, Ok),
