@@ -52,7 +52,7 @@ impl App {
         match &common.server {
             Some(server) => {
                 let secure = secure::endpoint(server, common)?;
-                let account = common.account.token_file.as_deref();
+                let account = common.account.file(token);
                 let account = account.map(secure::TokenFile::open).transpose()?;
                 let link = Link::over_tls(server, secure, token, epoch).await?;
                 Ok(match account {
@@ -60,7 +60,7 @@ impl App {
                     None => link,
                 })
             }
-            None if common.account.token_file.is_some() => Err(Failure::usage(
+            None if common.account.file(token).is_some() => Err(Failure::usage(
                 "--token-file needs --server: on the socket callers are users of this host",
             )),
             None => Link::open(&common.socket, token, epoch).await,

@@ -16,16 +16,23 @@ const TOKEN_FILE_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Args)]
 pub struct Account {
     /// With --server: a file with a Kubernetes ServiceAccount token made for hearth, such as a projected volume's; it is
-    /// read again for each call
+    /// read again for each call. --token goes before it
     #[arg(
         long,
         global = true,
         env = "HEARTH_TOKEN_FILE",
         hide_env_values = true,
-        value_name = "FILE",
-        conflicts_with = "token"
+        value_name = "FILE"
     )]
     pub token_file: Option<PathBuf>,
+}
+
+impl Account {
+    /// The file to show, where no claim's token is given: that one opens what the account may not, and where both are given
+    /// one is often of the environment.
+    pub fn file(&self, token: Option<&str>) -> Option<&Path> {
+        self.token_file.as_deref().filter(|_| token.is_none())
+    }
 }
 
 /// A token in a file, which somebody replaces from time to time.

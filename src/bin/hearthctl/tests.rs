@@ -64,7 +64,6 @@ fn wrong_command_lines_are_refused() {
         vec!["port-forward", "7f9c"],
         vec!["pools", "--watch", "export"],
         vec!["-o", "xml", "pools"],
-        vec!["--token", "hearth_x", "--token-file", "/t", "pools"],
     ] {
         let words = std::iter::once("hearthctl").chain(line.iter().copied());
         assert!(Cli::try_parse_from(words).is_err(), "{line:?} was taken");
@@ -152,6 +151,20 @@ fn a_token_file_is_read_again_and_a_bad_moment_is_lived_through() {
     assert!(file.now().is_sensitive());
     std::fs::remove_file(&path).unwrap();
     assert_eq!(file.now(), "Bearer second");
+}
+
+#[test]
+fn a_claims_token_goes_before_the_accounts() {
+    let shown = |line: &[&str]| {
+        let words = std::iter::once("hearthctl").chain(line.iter().copied());
+        let common = Cli::try_parse_from(words).unwrap().common;
+        let file = common.account.file(common.token.as_deref());
+        file.map(std::path::Path::to_owned)
+    };
+    let file = Some(std::path::PathBuf::from("/t"));
+    assert_eq!(shown(&["--token-file", "/t", "pools"]), file);
+    let both = ["--token", "hearth_x", "--token-file", "/t", "pools"];
+    assert_eq!(shown(&both), None);
 }
 
 #[test]
