@@ -9,6 +9,7 @@ use crate::machine::event::{CheckpointFailure, Effect, Event, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::network::NetworkPolicy;
 use futures::FutureExt;
+use futures::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -47,12 +48,8 @@ impl Workers {
                 tokio::spawn(async move { residencies.drop_image(sandbox).await });
             }
             Effect::KeepImages(keep) => {
-                let runtime = self.runtime.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = runtime.keep_images(keep).await {
-                        warn!(%error, "old images were not removed; the next start does");
-                    }
-                });
+                let residencies = self.residencies.clone();
+                tokio::spawn(async move { residencies.keep_images(keep).await });
             }
             // The driver hands over no others.
             _ => {}
@@ -146,6 +143,29 @@ impl Residencies {
         quiet.map_err(|error| told(error.to_string()))?;
         sleep(SETTLE).await;
         Ok(())
+    }
+
+    /// Of the images that were there at the start only these stay. Who was silent for one that hearthd's end has cut off goes
+    /// on: by itself it would only much later.
+    async fn keep_images(&self, keep: Vec<SandboxId>) {
+        match self.runtime.keep_images(keep).await {
+            Ok(cut_off) => {
+                let told = cut_off.into_iter().map(|id| self.end_silence(id));
+                join_all(told).await;
+            }
+            Err(error) => warn!(%error, "old images were not removed; the next start does"),
+        }
+    }
+
+    async fn end_silence(&self, id: SandboxId) {
+        let slot = self.slot(id);
+        // Another image of it would be spoilt by a word.
+        let _turn = slot.turn.lock().await;
+        let wanted = slot.awake().clone();
+        tokio::select! {
+            _ = self.go_on(id) => info!(sandbox = %id, "goes on: its image was cut off"),
+            () = wanted.cancelled() => {}
+        }
     }
 
     async fn put_back(&self, id: SandboxId, asleep: bool) {

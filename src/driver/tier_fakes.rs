@@ -153,7 +153,7 @@ impl Runtime for Noting {
     async fn drop_image(&self, _: SandboxId) -> Result<(), RuntimeError> {
         unimplemented!()
     }
-    async fn keep_images(&self, _: Vec<SandboxId>) -> Result<(), RuntimeError> {
+    async fn keep_images(&self, _: Vec<SandboxId>) -> Result<Vec<SandboxId>, RuntimeError> {
         unimplemented!()
     }
     async fn take_golden(&self, _: &CreateSpec) -> Result<(), CheckpointFailure> {

@@ -209,8 +209,9 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> Result<(), RestoreFailure>;
     /// Removes a sandbox's image, if it has one.
     async fn drop_image(&self, id: SandboxId) -> Result<(), RuntimeError>;
-    /// Removes every image that was there at the start and is not of these.
-    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError>;
+    /// Removes every image that was there at the start and is not of these. Returns who of the others runs: a hearthd ended
+    /// in the middle of their images, and has left them silent, maybe.
+    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<Vec<SandboxId>, RuntimeError>;
 
     /// Takes a pool's golden image from this sandbox, which runs, whose guest has quiesced, and which nobody has claimed; it
     /// runs on. The pool's image before, if there is one, goes.

@@ -316,10 +316,9 @@ impl Runtime for SimRuntime {
         Ok(())
     }
 
-    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError> {
+    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<Vec<SandboxId>, RuntimeError> {
         self.0.world.point("keep_images").await;
-        self.0.keep_images(&keep);
-        Ok(())
+        Ok(self.0.keep_images(&keep))
     }
 
     async fn take_golden(&self, spec: &CreateSpec) -> Result<(), CheckpointFailure> {

@@ -283,8 +283,16 @@ impl Site {
         }
     }
 
-    pub fn keep_images(&self, keep: &[SandboxId]) {
-        self.state().images.retain(|id, _| keep.contains(id));
+    /// Returns who of the others runs.
+    pub fn keep_images(&self, keep: &[SandboxId]) -> Vec<SandboxId> {
+        let mut state = self.state();
+        let images = state.images.keys().copied();
+        let gone: Vec<_> = images.filter(|id| !keep.contains(id)).collect();
+        for id in &gone {
+            state.images.remove(id);
+        }
+        let runs = |id: &SandboxId| state.reals.get(id).is_some_and(|it| it.alive && !it.frozen);
+        gone.into_iter().filter(runs).collect()
     }
 
     pub fn drop_image(&self, id: SandboxId) {

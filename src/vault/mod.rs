@@ -111,7 +111,7 @@ impl std::fmt::Debug for VaultConfig {
 pub struct Vault {
     config: VaultConfig,
     room: Mutex<Room>,
-    /// Images that were there at the start and have not been spoken for.
+    /// Whose images were there at the start, whole or begun, and have not been spoken for.
     unclaimed: Mutex<BTreeSet<SandboxId>>,
 }
 
@@ -137,12 +137,10 @@ impl Vault {
             let name = entry.file_name();
             let id = name.to_str().and_then(|name| SandboxId::parse(name).ok());
             match id.filter(|_| Manifest::path(&entry.path()).exists()) {
-                Some(id) => {
-                    room.put(id, size_of(&entry.path()));
-                    unclaimed.insert(id);
-                }
+                Some(id) => room.put(id, size_of(&entry.path())),
                 None => remove_all(&entry.path())?,
             }
+            unclaimed.extend(id);
         }
         Ok(Self {
             config,
@@ -179,8 +177,8 @@ impl Vault {
         lock(&self.room).used()
     }
 
-    /// Makes room for an image of about that size, and clears whatever was there under its name. [`Self::remove`] gives
-    /// it back.
+    /// Makes room for an image of about that size, and clears whatever was there under its name; from then on the next start
+    /// finds it begun. [`Self::remove`] gives it back.
     ///
     /// # Errors
     /// `NoRoom`, `Io`.
@@ -201,6 +199,7 @@ impl Vault {
             about_bytes,
             self.config.disk_reserve_bytes,
         )?;
+        private(&self.place(id))?;
         room.put(id, about_bytes);
         Ok(())
     }
@@ -346,12 +345,12 @@ impl Vault {
         Ok(())
     }
 
-    /// Removes every image that was there at the start, is not kept, and was not asked for since; how many.
+    /// Removes every image that was there at the start, whole or begun, is not kept, and was not asked for since; whose.
     ///
     /// # Errors
     /// `Io`.
-    pub fn sweep(&self, keep: &BTreeSet<SandboxId>) -> Result<usize, VaultError> {
-        let mut removed = 0;
+    pub fn sweep(&self, keep: &BTreeSet<SandboxId>) -> Result<Vec<SandboxId>, VaultError> {
+        let mut removed = Vec::new();
         loop {
             // Held over the removal: a new image of the same sandbox waits for it in `reserve`.
             let mut unclaimed = lock(&self.unclaimed);
@@ -360,7 +359,7 @@ impl Vault {
             };
             if !keep.contains(&id) {
                 self.remove(id)?;
-                removed += 1;
+                removed.push(id);
             }
         }
     }

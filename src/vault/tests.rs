@@ -252,12 +252,17 @@ fn what_has_no_manifest_is_garbage_and_so_is_what_nobody_keeps() {
     assert!(!place.image(1).exists());
     // An image that is made anew before the sweep is not swept.
     sealed(&vault, 3);
-    assert_eq!(vault.sweep(&BTreeSet::new()).unwrap(), 1);
+    assert_eq!(vault.sweep(&BTreeSet::new()).unwrap(), [id(1), id(2)]);
     assert!(!place.image(2).exists() && place.image(3).exists());
     drop(vault);
     let vault = place.open();
-    assert_eq!(vault.sweep(&BTreeSet::from([id(3)])).unwrap(), 0);
+    assert_eq!(vault.sweep(&BTreeSet::from([id(3)])).unwrap(), []);
     vault.unseal(id(3), &here()).unwrap();
+    // One that had just begun is told as well.
+    vault.reserve(id(4), 1).unwrap();
+    drop(vault);
+    let vault = place.open();
+    assert_eq!(vault.sweep(&BTreeSet::from([id(3)])).unwrap(), [id(4)]);
 }
 
 #[test]

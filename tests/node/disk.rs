@@ -2,10 +2,10 @@
 
 use crate::hearthd::{Hearth, claim_request, eventually, factor, fresh_id, patience, pool};
 use crate::hostile::reason;
+use crate::residency::cgroup;
 use hearth::api::{
     ClaimState, HibernateReason, HibernateRequest, OnDataLoss, ResumeRequest, Source, Tier,
 };
-use hearth::cgroup::CgroupTree;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -434,9 +434,7 @@ async fn without_room_it_runs_on_and_is_told_which_bound() {
         ..HibernateRequest::default()
     };
     hearth.claims().await.hibernate(request).await.unwrap();
-    let tree = CgroupTree::detect("/sys/fs/cgroup").unwrap();
-    let cgroup = tree.find(&hearth.cgroup_parent(), &answer.sandbox_id);
-    let cgroup = cgroup.unwrap().expect("the sandbox's cgroup");
+    let cgroup = cgroup(&hearth, &answer.sandbox_id);
     let used = || cgroup.usage().unwrap().cpu_nanoseconds;
     let (asleep, before) = (cgroup.is_frozen().unwrap(), used());
     let refused = try_sink(&hearth, &claim).await.unwrap_err();
@@ -494,6 +492,49 @@ async fn kill_9_in_the_middle_of_checkpoints_and_restores_loses_nothing() {
         })
         .await;
     }
+    hearth.finish().await;
+}
+
+/// What was stopped inside for an image goes on at the next start, long before it would by itself and before anybody uses it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_silent_when_hearthd_died_goes_on_at_its_start() {
+    let armed = tempfile::tempdir().unwrap();
+    let armed = armed.path().join("point");
+    let mut hearth =
+        Hearth::start_with(&[("HEARTH_FAILPOINT_FILE", armed.to_str().unwrap())]).await;
+    hearth.set_pools(vec![pool("python", 1, 4)]).await;
+    hearth.warm("python", 1).await;
+    let (claim, answer) = hearth.claim("python").await;
+    let busy = ["sh", "-c", "while :; do :; done"];
+    hearth.start_detached(&claim, &busy).await;
+    let group = cgroup(&hearth, &answer.sandbox_id);
+    let bound = || group.usage().unwrap().memory_limit_bytes;
+    let made_with = bound();
+    let used_in = async |time: Duration| {
+        let before = group.usage().unwrap().cpu_nanoseconds;
+        tokio::time::sleep(time).await;
+        Duration::from_nanos(group.usage().unwrap().cpu_nanoseconds - before)
+    };
+    std::fs::write(&armed, "checkpoint.quiesced=1").unwrap();
+    assert!(try_sink(&hearth, &claim).await.is_err(), "hearthd has died");
+    while !hearth.has_died() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    std::fs::remove_file(&armed).unwrap();
+    let stopped = used_in(Duration::from_secs(2)).await;
+    assert!(stopped < Duration::from_millis(500), "it ran: {stopped:?}");
+    assert!(bound() > made_with, "there is room for an image");
+
+    hearth.restart().await;
+    let since = Instant::now();
+    eventually("it goes on", || async {
+        used_in(Duration::from_secs(1)).await > Duration::from_millis(250)
+    })
+    .await;
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(90), "by itself: {took:?}");
+    assert_eq!(bound(), made_with);
+    assert_eq!(hearth.get(&claim).await.state(), ClaimState::Claimed);
     hearth.finish().await;
 }
 

@@ -16,7 +16,7 @@ fn tiers(min_warm: u32, running: u32) -> Pool {
     tiers
 }
 
-fn cgroup(hearth: &Hearth, sandbox: &str) -> SandboxCgroup {
+pub fn cgroup(hearth: &Hearth, sandbox: &str) -> SandboxCgroup {
     let tree = CgroupTree::detect("/sys/fs/cgroup").unwrap();
     let found = tree.find(&hearth.cgroup_parent(), sandbox).unwrap();
     found.expect("the sandbox's cgroup")

@@ -32,6 +32,7 @@ use super::{
     client::{Call, CallError, Reason},
     fifo,
     made_with::comes_back,
+    made_with::made_bound,
     names,
     proto::{CheckpointOptions, any},
     room::filestore,
@@ -375,20 +376,46 @@ impl ContainerdRuntime {
     }
 
     /// See the trait.
-    pub(super) async fn sweep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError> {
+    pub(super) async fn sweep_images(
+        &self,
+        keep: Vec<SandboxId>,
+    ) -> Result<Vec<SandboxId>, RuntimeError> {
         let Some(tier) = self.tier.get() else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let vault = tier.vault.clone();
-        blocking("image", move || {
+        let removed = blocking("image", move || {
             let removed = vault.sweep(&keep.into_iter().collect());
-            let removed = removed.map_err(|error| error.to_string())?;
-            if removed > 0 {
-                tracing::info!(removed, "images that nobody needs were removed");
-            }
-            Ok(())
+            removed.map_err(|error| error.to_string())
         })
-        .await
+        .await?;
+        if !removed.is_empty() {
+            let removed = removed.len();
+            tracing::info!(removed, "images that nobody needs were removed");
+        }
+        let mut cut_off = Vec::new();
+        for id in removed {
+            if self.was_cut_off(id).await {
+                cut_off.push(id);
+            }
+        }
+        Ok(cut_off)
+    }
+
+    /// Whether a sandbox whose image goes runs, so it was in the middle of it. Its bound, raised for that, is put back.
+    async fn was_cut_off(&self, id: SandboxId) -> bool {
+        let Ok(container) = self.container(id).await else {
+            return false;
+        };
+        if let Err(error) = self.bound(id, made_bound(&container)).await {
+            tracing::warn!(sandbox = %id, %error, "its memory's bound was not put back");
+        }
+        let cgroup = self.cgroup_of(id);
+        let frozen = blocking("image", move || {
+            let frozen = cgroup()?.is_frozen();
+            frozen.map_err(|error| error.to_string())
+        });
+        matches!(frozen.await, Ok(false))
     }
 }
 

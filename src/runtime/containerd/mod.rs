@@ -281,7 +281,7 @@ impl Runtime for ContainerdRuntime {
         self.forget_image(id).await
     }
 
-    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<(), RuntimeError> {
+    async fn keep_images(&self, keep: Vec<SandboxId>) -> Result<Vec<SandboxId>, RuntimeError> {
         self.sweep_images(keep).await
     }
 
