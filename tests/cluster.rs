@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 #[path = "support/certificates.rs"]
 mod certificates;
 use certificates::{Authority, Issued, Wanted};
+#[path = "support/tool.rs"]
+mod tool;
+
 #[path = "cluster/pools.rs"]
 mod pools;
 // What the cluster counts for pools.
@@ -162,6 +165,12 @@ impl Cluster {
             self.state()
         );
         told
+    }
+
+    /// The image of the pools.
+    fn import_python(&self) {
+        let archive = tool::python_archive();
+        self.hearthctl(&["image", "import", archive.to_str().unwrap()]);
     }
 
     fn helm(&self, verb: &[&str], values: &[&str]) {
@@ -474,8 +483,7 @@ fn a_daemonset_lives_on_a_real_kubelet() {
     assert_eq!(cluster.versions(), std::slice::from_ref(&old));
 
     step("a pool gets warm and a sandbox is claimed");
-    let python = std::env::var("HOME").unwrap() + "/.cache/hearth/images/python.tar";
-    cluster.hearthctl(&["image", "import", &python]);
+    cluster.import_python();
     cluster.pool(2);
     let held = Held::claim(&cluster, 41);
     held.is_untouched(&cluster, 41);

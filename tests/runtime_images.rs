@@ -473,16 +473,7 @@ async fn an_image_is_pulled_from_a_registry() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_python_image_serves_http() {
     let mut node = Node::start("python").await;
-    let cache = std::env::var_os("HEARTH_CACHE").map_or_else(
-        || Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/hearth"),
-        Into::into,
-    );
-    let archive = cache.join("images/python.tar");
-    assert!(
-        archive.exists(),
-        "{} is missing: run hack/image.sh",
-        archive.display()
-    );
+    let archive = tool::python_archive();
     let began = std::time::Instant::now();
     let images = import(&node, &archive, None).await.unwrap();
     println!("import: {:?}, {images:?}", began.elapsed());

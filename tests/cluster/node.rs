@@ -114,8 +114,7 @@ fn hearthd_heeds_its_node_and_lives_without_the_api_server() {
     cluster.helm(&["install", "--create-namespace"], &values);
     eventually("the node is labelled", || label(&cluster) == "true");
     assert!(is_tainted(&cluster), "no pool was declared yet");
-    let python = std::env::var("HOME").unwrap() + "/.cache/hearth/images/python.tar";
-    cluster.hearthctl(&["image", "import", &python]);
+    cluster.import_python();
     cluster.pool(2);
     eventually("the taint is gone", || !is_tainted(&cluster));
     let mut held = Held::claim(&cluster, 41);

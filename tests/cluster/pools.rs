@@ -138,8 +138,7 @@ fn pools_come_from_the_cluster() {
         &["install", "--create-namespace"],
         &values("kubernetes.admission=audit"),
     );
-    let python = std::env::var("HOME").unwrap() + "/.cache/hearth/images/python.tar";
-    cluster.hearthctl(&["image", "import", &python]);
+    cluster.import_python();
     cluster.namespace("tenant", json!({}));
     declared_scaled_and_claimed(&cluster);
     told_apart_from_set_pools(&cluster);

@@ -143,8 +143,7 @@ fn what_pools_promise_is_reserved() {
         "kubernetes.reservation.namespace=accounts",
     ];
     cluster.helm(&["install", "--create-namespace"], &values);
-    let python = std::env::var("HOME").unwrap() + "/.cache/hearth/images/python.tar";
-    cluster.hearthctl(&["image", "import", &python]);
+    cluster.import_python();
 
     grows_in_place(&cluster);
     of_the_own_node_only(&cluster);

@@ -104,8 +104,7 @@ fn the_cluster_says_who_may_claim() {
         &allowed,
     ];
     cluster.helm(&["install"], &values);
-    let python = std::env::var("HOME").unwrap() + "/.cache/hearth/images/python.tar";
-    cluster.hearthctl(&["image", "import", &python]);
+    cluster.import_python();
     cluster.pool(2);
     for name in ["allocator", "stranger", "late"] {
         account(&cluster, name);

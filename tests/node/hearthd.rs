@@ -23,6 +23,10 @@ mod patience;
 // The benches need not all of it.
 #[allow(unused_imports)]
 pub use patience::{factor, patient};
+#[path = "../support/tool.rs"]
+mod tool;
+use tool::needed;
+pub use tool::{python_archive, tool};
 
 /// How long anything that must come may take on a busy machine.
 pub fn patience() -> Duration {
@@ -43,29 +47,6 @@ pub async fn reach(socket: &str, limit: Duration) -> Channel {
 }
 
 pub const IMAGE: &str = "hearth.local/python:3";
-
-fn cache() -> PathBuf {
-    std::env::var_os("HEARTH_CACHE").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/hearth"),
-        PathBuf::from,
-    )
-}
-
-fn needed(path: PathBuf, how: &str) -> PathBuf {
-    assert!(path.exists(), "{} is missing: {how}", path.display());
-    path
-}
-
-/// The image that `make image` builds.
-pub fn python_archive() -> PathBuf {
-    needed(cache().join("images/python.tar"), "run `make image`")
-}
-
-/// A tool that `make setup` builds.
-pub fn tool(name: &str) -> PathBuf {
-    let dir = std::env::var_os("HEARTH_BIN_DIR").map_or_else(|| cache().join("bin"), PathBuf::from);
-    needed(dir.join(name), "run `make setup`")
-}
 
 /// The static hearth-init.
 pub fn static_init() -> PathBuf {
