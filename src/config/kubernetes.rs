@@ -2,7 +2,7 @@
 
 use super::Tokens;
 use super::policy::PolicyMode;
-use super::reservation::Reservation;
+use super::reservation::{Reservation, may_be_namespace};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -91,12 +91,6 @@ impl Kubernetes {
         }
         found
     }
-}
-
-/// Is it shaped as a namespace's name, or empty?
-pub(super) fn may_be_namespace(name: &str) -> bool {
-    let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    name.len() <= 63 && name.bytes().all(label)
 }
 
 /// Is it shaped as the name of a Node object is (an RFC 1123 subdomain)?

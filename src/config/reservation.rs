@@ -46,7 +46,7 @@ impl Reservation {
     /// What is wrong with the values. `enabled`: hearthd calls the API server at all.
     pub(super) fn problems(&self, enabled: bool) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
-        if !super::kubernetes::may_be_namespace(&self.namespace) {
+        if !may_be_namespace(&self.namespace) {
             found.push((
                 "kubernetes.reservation.namespace",
                 "must be a namespace's name: at most 63 of a-z, 0-9 and '-'".into(),
@@ -81,4 +81,10 @@ impl Reservation {
         }
         found
     }
+}
+
+/// Is it shaped as a namespace's name, or empty?
+pub(super) fn may_be_namespace(name: &str) -> bool {
+    let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    name.len() <= 63 && name.bytes().all(label)
 }

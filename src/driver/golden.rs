@@ -19,13 +19,13 @@ mod metrics;
 use super::guests::Guests;
 use super::network::Networks;
 use super::ready;
-use super::work::bounded;
 use crate::failpoint::failpoint;
 use crate::guest::{GuestError, Personalization, Silence};
 use crate::machine::event::{CheckpointFailure, CreateFailure, Effect, Event};
 use crate::machine::handler::Family;
 use crate::machine::ids::SandboxId;
 use crate::machine::record::Op;
+use crate::machine::refusal::bounded;
 use crate::machine::spec::PoolSpec;
 use crate::runtime::{CreateSpec, Fit, Runtime};
 use book::{Book, Miss};
@@ -173,7 +173,7 @@ impl Goldens {
         }
         self.guests.close(spec.id);
         let gone = self.runtime.destroy(spec.id).await;
-        gone.map_err(|error| super::work::create_failure(&error))?;
+        gone.map_err(|error| ready::create_failure(&error))?;
         Ok(false)
     }
 

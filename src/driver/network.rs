@@ -9,11 +9,11 @@
 //! ```
 //! Whatever fails here closes: the sandbox is not handed out.
 
-use super::work::bounded;
 use crate::machine::event::Observed;
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::network::NetworkPolicy;
 use crate::machine::refusal::Refusal;
+use crate::machine::refusal::bounded;
 use crate::net::{Interface, NetError, NetReport, Network, Wanted};
 use crate::runtime::SandboxNetwork;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,10 +1,10 @@
 //! Making a sandbox and proving, inside, that it is ready: only then does it count as warm.
 
 use super::guests::Guests;
-use super::work::{bounded, create_failure};
 use crate::guest::{Guest, GuestError, StreamItem, v1};
 use crate::machine::event::CreateFailure;
 use crate::machine::ids::SandboxId;
+use crate::machine::refusal::bounded;
 use crate::runtime::{CreateSpec, Runtime, RuntimeError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -137,4 +137,14 @@ async fn run(guest: &dyn Guest, command: &[String]) -> Result<(), String> {
         }
     }
     Err("the channel ended before the command".into())
+}
+
+/// What a failed creation means for the pool.
+pub(super) fn create_failure(error: &RuntimeError) -> CreateFailure {
+    match error {
+        RuntimeError::Unavailable(_) => CreateFailure::RuntimeUnavailable,
+        RuntimeError::DeadlineExceeded { .. }
+        | RuntimeError::ImageMissing(_)
+        | RuntimeError::Refused { .. } => CreateFailure::Template(bounded(error.to_string())),
+    }
 }

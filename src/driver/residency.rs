@@ -7,12 +7,12 @@ pub(super) use metrics::ResidencyMetrics;
 
 use super::guests::Guests;
 use super::network::Networks;
-use super::work::bounded;
 use crate::failpoint::failpoint;
 use crate::guest::{GuestError, Silence};
 use crate::machine::event::Effect;
 use crate::machine::ids::{SandboxId, Ticket};
 use crate::machine::limits::NODE_PARALLEL_SINKS;
+use crate::machine::refusal::bounded;
 use crate::runtime::{Runtime, RuntimeError};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

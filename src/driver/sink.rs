@@ -2,12 +2,13 @@
 //! thaws and destruction.
 
 use super::residency::{Residencies, SETTLE};
-use super::work::{Workers, bounded};
+use super::work::Workers;
 use crate::failpoint::failpoint;
 use crate::guest::Silence;
 use crate::machine::event::{CheckpointFailure, Effect, Event, RestoreFailure};
 use crate::machine::ids::{PoolName, SandboxId};
 use crate::machine::network::NetworkPolicy;
+use crate::machine::refusal::bounded;
 use futures::FutureExt;
 use futures::future::join_all;
 use std::sync::Arc;

@@ -9,9 +9,9 @@ use crate::failpoint::failpoint;
 use crate::guest::{GuestError, Personalization, v1};
 use crate::machine::event::{CreateFailure, Effect, Event, ExitCause, GuestFailure, Held};
 use crate::machine::ids::{ClaimId, PoolName, SandboxId};
-use crate::machine::limits;
 use crate::machine::network::NetworkPolicy;
-use crate::runtime::{CreateSpec, Runtime, RuntimeError};
+use crate::machine::refusal::bounded;
+use crate::runtime::{CreateSpec, Runtime};
 use futures::FutureExt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -51,16 +51,6 @@ pub(super) struct Workers {
     pub(super) visits: Visits,
     pub(super) networks: Arc<Networks>,
     goldens: Arc<Goldens>,
-}
-
-/// Cuts a text at a bound, at a character's edge.
-pub(super) fn bounded(mut text: String) -> String {
-    if text.len() > limits::REASON_BYTES {
-        let cut = (0..=limits::REASON_BYTES).rev();
-        let at = cut.into_iter().find(|at| text.is_char_boundary(*at));
-        text.truncate(at.unwrap_or_default());
-    }
-    text
 }
 
 impl Workers {
@@ -324,15 +314,5 @@ fn failure(error: GuestError) -> GuestFailure {
             | v1::FailureKind::Refused
             | v1::FailureKind::Io => GuestFailure::Refused(bounded(message.clone())),
         },
-    }
-}
-
-/// What a failed creation means for the pool.
-pub(super) fn create_failure(error: &RuntimeError) -> CreateFailure {
-    match error {
-        RuntimeError::Unavailable(_) => CreateFailure::RuntimeUnavailable,
-        RuntimeError::DeadlineExceeded { .. }
-        | RuntimeError::ImageMissing(_)
-        | RuntimeError::Refused { .. } => CreateFailure::Template(bounded(error.to_string())),
     }
 }

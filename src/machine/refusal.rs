@@ -6,7 +6,7 @@ use super::limits::REASON_BYTES;
 
 /// The text, cut at [`REASON_BYTES`]: failures come from outside, what is kept of them has a bound.
 #[must_use]
-pub(super) fn bounded(mut text: String) -> String {
+pub fn bounded(mut text: String) -> String {
     let mut end = text.len().min(REASON_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
