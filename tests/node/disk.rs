@@ -508,8 +508,6 @@ async fn who_was_silent_when_hearthd_died_goes_on_at_its_start() {
     let busy = ["sh", "-c", "while :; do :; done"];
     hearth.start_detached(&claim, &busy).await;
     let group = cgroup(&hearth, &answer.sandbox_id);
-    let bound = || group.usage().unwrap().memory_limit_bytes;
-    let made_with = bound();
     let used_in = async |time: Duration| {
         let before = group.usage().unwrap().cpu_nanoseconds;
         tokio::time::sleep(time).await;
@@ -523,7 +521,6 @@ async fn who_was_silent_when_hearthd_died_goes_on_at_its_start() {
     std::fs::remove_file(&armed).unwrap();
     let stopped = used_in(Duration::from_secs(2)).await;
     assert!(stopped < Duration::from_millis(500), "it ran: {stopped:?}");
-    assert!(bound() > made_with, "there is room for an image");
 
     hearth.restart().await;
     let since = Instant::now();
@@ -533,7 +530,6 @@ async fn who_was_silent_when_hearthd_died_goes_on_at_its_start() {
     .await;
     let took = since.elapsed();
     assert!(took < Duration::from_secs(90), "by itself: {took:?}");
-    assert_eq!(bound(), made_with);
     assert_eq!(hearth.get(&claim).await.state(), ClaimState::Claimed);
     hearth.finish().await;
 }

@@ -32,7 +32,6 @@ use super::{
     client::{Call, CallError, Reason},
     fifo,
     made_with::comes_back,
-    made_with::made_bound,
     names,
     proto::{CheckpointOptions, any},
     room::filestore,
@@ -395,27 +394,17 @@ impl ContainerdRuntime {
         }
         let mut cut_off = Vec::new();
         for id in removed {
-            if self.was_cut_off(id).await {
+            let cgroup = self.cgroup_of(id);
+            let frozen = blocking("image", move || {
+                let frozen = cgroup()?.is_frozen();
+                frozen.map_err(|error| error.to_string())
+            });
+            // The bound of its memory stays raised: runsc may still be writing what was asked of it, charged to that.
+            if let Ok(false) = frozen.await {
                 cut_off.push(id);
             }
         }
         Ok(cut_off)
-    }
-
-    /// Whether a sandbox whose image goes runs, so it was in the middle of it. Its bound, raised for that, is put back.
-    async fn was_cut_off(&self, id: SandboxId) -> bool {
-        let Ok(container) = self.container(id).await else {
-            return false;
-        };
-        if let Err(error) = self.bound(id, made_bound(&container)).await {
-            tracing::warn!(sandbox = %id, %error, "its memory's bound was not put back");
-        }
-        let cgroup = self.cgroup_of(id);
-        let frozen = blocking("image", move || {
-            let frozen = cgroup()?.is_frozen();
-            frozen.map_err(|error| error.to_string())
-        });
-        matches!(frozen.await, Ok(false))
     }
 }
 

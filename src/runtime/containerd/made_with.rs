@@ -49,23 +49,14 @@ impl ContainerdRuntime {
 
     /// The hearth-init that is mounted into a sandbox: of another version than this hearthd's, maybe.
     pub(super) fn init_of(&self, container: &Container) -> PathBuf {
-        let spec = oci_spec(container);
+        let spec = container.spec.as_ref().map(|spec| spec.value.as_slice());
+        let spec = serde_json::from_slice::<serde_json::Value>(spec.unwrap_or_default());
+        let spec = spec.unwrap_or_default();
         let mounts = spec["mounts"].as_array().into_iter().flatten();
         let mut mounts = mounts.filter(|mount| mount["destination"] == spec::INIT);
         let source = mounts.next().and_then(|mount| mount["source"].as_str());
         source.map_or_else(|| self.config.init.clone(), PathBuf::from)
     }
-}
-
-/// What a sandbox was made from; nothing where that can't be read.
-fn oci_spec(container: &Container) -> serde_json::Value {
-    let spec = container.spec.as_ref().map(|spec| spec.value.as_slice());
-    serde_json::from_slice(spec.unwrap_or_default()).unwrap_or_default()
-}
-
-/// The bound of its memory. Its cgroup may have a higher one: a hearthd that died in the middle of an image leaves it raised.
-pub(super) fn made_bound(container: &Container) -> Option<u64> {
-    oci_spec(container)["linux"]["resources"]["memory"]["limit"].as_u64()
 }
 
 /// Would an image of it, made now, come back here? `Err`: what differs. One that an older hearth has made does not say; its
