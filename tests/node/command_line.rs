@@ -317,6 +317,14 @@ async fn everything_that_can_be_typed() {
     );
     let figures = json(&hearth, &["bench", "python", "-n", "3"]);
     assert_eq!((&figures["n"], &figures["failed"]), (&3.into(), &0.into()));
+    assert!(figures["first_code_seconds"].is_null());
+    let figures = json(
+        &hearth,
+        &["bench", "python", "-n", "1", "--code", "print(1)"],
+    );
+    for runs in ["first_code_seconds", "code_again_seconds"] {
+        assert!(figures[runs]["p50"].as_f64().unwrap() > 0.0, "{figures}");
+    }
 
     // Doctor finds this node well, or says what to do.
     let doctor = ctl(&hearth, &["doctor", "-o", "json"]);

@@ -8,7 +8,8 @@ use crate::failure::{Exit, Failure};
 use crate::link::{CALL_DEADLINE, Link};
 use crate::output::{self, Format};
 use futures::StreamExt;
-use hearth::api::{ClaimRequest, Holder, OnEmpty, ReleaseRequest};
+use hearth::api::run_code_response::Response as Told;
+use hearth::api::{ClaimRequest, Holder, OnEmpty, ReleaseRequest, RunCodeRequest};
 use indicatif::ProgressBar;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,12 @@ struct Sample {
     release: Duration,
     in_hearthd: Option<f64>,
     source: String,
+    /// Each run of the code, to its first answer.
+    runs: Vec<f64>,
 }
+
+/// Runs of the code in each claim, in a row.
+const RUNS: usize = 20;
 
 /// `bench`
 pub async fn run(app: &App, args: BenchArgs) -> Result<(), Failure> {
@@ -26,10 +32,10 @@ pub async fn run(app: &App, args: BenchArgs) -> Result<(), Failure> {
     let epoch = link.epoch().await?;
     let bar = ProgressBar::new(u64::from(args.count));
     let began = Instant::now();
-    let (link, pool, progress) = (&link, args.pool.as_str(), &bar);
+    let (link, progress, args) = (&link, &bar, &args);
     let results: Vec<Result<Sample, Failure>> = futures::stream::iter(0..args.count)
         .map(|_| async move {
-            let sample = once(link, pool, epoch, args.wait).await;
+            let sample = once(link, epoch, args).await;
             progress.inc(1);
             sample
         })
@@ -57,11 +63,11 @@ pub async fn run(app: &App, args: BenchArgs) -> Result<(), Failure> {
     }
 }
 
-async fn once(link: &Link, pool: &str, epoch: u64, wait: Duration) -> Result<Sample, Failure> {
+async fn once(link: &Link, epoch: u64, args: &BenchArgs) -> Result<Sample, Failure> {
     let claim_id = uuid::Uuid::new_v4().to_string();
     let request = ClaimRequest {
         claim_id: claim_id.clone(),
-        pool: pool.to_owned(),
+        pool: args.pool.clone(),
         holder: Some(Holder {
             namespace: "hearthctl".into(),
             name: "bench".into(),
@@ -72,29 +78,60 @@ async fn once(link: &Link, pool: &str, epoch: u64, wait: Duration) -> Result<Sam
         ttl: output::to_proto(Duration::from_secs(600)),
         personalization: None,
         on_empty: OnEmpty::Wait.into(),
-        wait_timeout: output::to_proto(wait),
+        wait_timeout: output::to_proto(args.wait),
         ..ClaimRequest::default()
     };
     let began = Instant::now();
     let answer = link
         .claims()
-        .claim(link.call_within(request, wait + CALL_DEADLINE))
+        .claim(link.call_within(request, args.wait + CALL_DEADLINE))
         .await;
     let claim = began.elapsed();
+    let ran = match (&answer, &args.code) {
+        (Ok(claimed), Some(code)) => {
+            runs(link, &claim_id, &claimed.get_ref().access_token, code).await
+        }
+        _ => Ok(Vec::new()),
+    };
     let began = Instant::now();
     let request = link.call(ReleaseRequest { claim_id, epoch });
     let released = link.claims().release(request).await;
     let answer = answer?.into_inner();
     released?;
+    let release = began.elapsed();
     Ok(Sample {
         claim,
-        release: began.elapsed(),
+        release,
+        runs: ran?,
         in_hearthd: answer
             .timings
             .as_ref()
             .and_then(|timings| output::duration_seconds(timings.total.as_ref())),
         source: crate::claims::source_word(answer.source()),
     })
+}
+
+/// One after the other, each to its end.
+async fn runs(link: &Link, claim_id: &str, token: &str, code: &str) -> Result<Vec<f64>, Failure> {
+    let inside = link.holding(token)?;
+    let mut took = Vec::with_capacity(RUNS);
+    for _ in 0..RUNS {
+        let request = inside.call(RunCodeRequest {
+            claim_id: claim_id.to_owned(),
+            code: code.to_owned(),
+            ..RunCodeRequest::default()
+        });
+        let began = Instant::now();
+        let mut answers = inside.sandboxes().run_code(request).await?.into_inner();
+        let mut first = None;
+        while let Some(answer) = answers.message().await? {
+            if !matches!(answer.response, Some(Told::Begun(_))) {
+                first.get_or_insert_with(|| began.elapsed());
+            }
+        }
+        took.extend(first.map(|time| time.as_secs_f64()));
+    }
+    Ok(took)
 }
 
 /// The value that this share of the samples does not exceed (nearest rank); samples sorted.
@@ -117,6 +154,24 @@ fn report(app: &App, samples: &[Sample], failed: usize, elapsed: Duration) -> Re
         (
             "in hearthd",
             sorted(samples.iter().filter_map(|s| s.in_hearthd).collect()),
+        ),
+        (
+            "first code",
+            sorted(
+                samples
+                    .iter()
+                    .flat_map(|s| s.runs.first().copied())
+                    .collect(),
+            ),
+        ),
+        (
+            "code again",
+            sorted(
+                samples
+                    .iter()
+                    .flat_map(|s| s.runs.iter().skip(1).copied())
+                    .collect(),
+            ),
         ),
         (
             "release",

@@ -432,4 +432,7 @@ pub struct BenchArgs {
     /// When the pool is dry, each claim waits for a member this long
     #[arg(long, default_value = "60s", value_parser = duration)]
     pub wait: Duration,
+    /// Before its release each runs this 20 times in its interpreter; timed to its first answer
+    #[arg(long)]
+    pub code: Option<String>,
 }
