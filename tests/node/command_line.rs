@@ -406,6 +406,14 @@ fn fetched(hearth: &Hearth, claim: &str) -> String {
     page
 }
 
+/// Sets these pools and waits for them.
+fn declare(hearth: &Hearth, pools: &str) {
+    let file = hearth.path("pools.toml");
+    std::fs::write(&file, pools).unwrap();
+    let file = file.to_str().unwrap();
+    good(hearth, &["pools", "set", "-f", file, "--wait", "60s"]);
+}
+
 /// The claim in `top -o json`.
 fn row<'a>(top: &'a serde_json::Value, claim: &str) -> &'a serde_json::Value {
     let claims = top["claims"].as_array().unwrap();
@@ -430,20 +438,8 @@ fn metric(hearth: &Hearth, name: &str, label: &str) -> u64 {
 async fn what_sleeps_is_shown_where_it_is_with_what_it_takes() {
     const BALLAST: u64 = 24 << 20;
     let hearth = Hearth::start_with(&[("memory.swap", "zram:1GiB")]).await;
-    let file = hearth.path("pools.toml");
     let pools = POOLS.replace("min_warm = 2\n", "min_warm = 2\nrunning = 1\n");
-    std::fs::write(&file, pools).unwrap();
-    good(
-        &hearth,
-        &[
-            "pools",
-            "set",
-            "-f",
-            file.to_str().unwrap(),
-            "--wait",
-            "60s",
-        ],
-    );
+    declare(&hearth, &pools);
     eventually("one member is frozen", || async {
         json(&hearth, &["pools"])["pools"][0]["frozen"] == 1
     })
@@ -594,19 +590,7 @@ fn watched(
 #[tokio::test(flavor = "multi_thread")]
 async fn live_views_show_a_change_and_leave_the_terminal_as_it_was() {
     let hearth = Hearth::start().await;
-    let file = hearth.path("pools.toml");
-    std::fs::write(&file, POOLS).unwrap();
-    good(
-        &hearth,
-        &[
-            "pools",
-            "set",
-            "-f",
-            file.to_str().unwrap(),
-            "--wait",
-            "60s",
-        ],
-    );
+    declare(&hearth, POOLS);
     let claim = || json(&hearth, &["claim", "python"])["claim_id"].clone();
     // POOL WARM FROZEN CREATING CLAIMED …
     let claimed = |look: &str| {

@@ -3,9 +3,9 @@
 use crate::hearthd::{Hearth, claim_request, eventually, fresh_id, pool};
 use crate::network::{allow, network, node_with, reaches, to};
 use crate::outside::{self, Outside};
+use crate::residency::cgroup;
 use hearth::api::run_code_response::Response as Told;
 use hearth::api::{HibernateRequest, OnEmpty, Pool, RunCodeRequest, Source, Tier};
-use hearth::cgroup::CgroupTree;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::time::{Duration, SystemTime};
@@ -184,9 +184,8 @@ async fn a_golden_image_makes_way_for_a_sandbox_that_goes_to_the_disk_and_is_tak
     let (claim, answer) = hearth.claim("python").await;
     hearth.warm("python", 1).await;
     // So much that both images have no room at once: half a golden image less than all.
-    let tree = CgroupTree::detect("/sys/fs/cgroup").unwrap();
-    let cgroup = tree.find(&hearth.cgroup_parent(), &answer.sandbox_id);
-    let mib = cgroup.unwrap().unwrap().usage().unwrap().memory_bytes >> 20;
+    let cgroup = cgroup(&hearth, &answer.sandbox_id);
+    let mib = cgroup.usage().unwrap().memory_bytes >> 20;
     hearth.hold(&claim, STAGING_MIB - 40 - mib).await;
     let request = HibernateRequest {
         claim_id: claim.clone(),
