@@ -6,6 +6,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh
 
+# What cargo keeps to build faster after the next edit is half of target/; a checkout that was never built is a CI's.
+[ -d target/debug/incremental ] || export CARGO_INCREMENTAL=0
+# From nothing: 4 for what is built, 7 for the Go modules and their objects, 2 for tools and images, the rest is the tests'.
+NEEDED=14
+free=$(df -BG --output=avail . | tail -1 | tr -dc 0-9)
+[ "$free" -ge "$NEEDED" ] || say "only $free GB are free here; from nothing, all this takes up to $NEEDED"
+
 hack/build.sh hostile
 doing "building the tests"
 run_logged cargo-test-build cargo test --locked --no-run || die "the tests do not build"
