@@ -433,6 +433,7 @@ fn thaw_label(cause: ThawCause) -> &'static str {
         ThawCause::Refill => "refill",
         ThawCause::Used => "used",
         ThawCause::Asked => "asked",
+        ThawCause::Traffic => "traffic",
     }
 }
 

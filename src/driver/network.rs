@@ -168,6 +168,24 @@ impl Networks {
         }
     }
 
+    /// Who something came in for, and how long ago; nobody, where that can't be read.
+    pub(super) async fn knocks(&self) -> BTreeMap<SandboxId, Duration> {
+        let Ok(network) = &self.network else {
+            return BTreeMap::new();
+        };
+        match timeout(LOOK, network.knocks()).await {
+            Ok(Ok(knocks)) => knocks,
+            Ok(Err(error)) => {
+                debug!(%error, "knocks were not read");
+                BTreeMap::new()
+            }
+            Err(_) => {
+                debug!("knocks were not read in time");
+                BTreeMap::new()
+            }
+        }
+    }
+
     /// To its end, also when whoever asked gives up: the next one, and with it the first creation, waits for it. Else one
     /// that is given up could take away later what was made meanwhile.
     async fn reconcile_alone(

@@ -1,4 +1,4 @@
-//! The workers of the memory tier: freeze, thaw, reclaim, and the look at what sandboxes use.
+//! The workers of the memory tier: freeze, thaw, reclaim, and the looks at what sandboxes use and at what comes in for them.
 
 use super::work::Workers;
 use crate::cgroup::memory_pressure_permille;
@@ -38,6 +38,19 @@ impl Workers {
     pub(super) fn reclaim(&self, id: SandboxId) {
         let residencies = self.residencies.clone();
         tokio::spawn(async move { residencies.reclaim(id).await });
+    }
+
+    /// Within the deadlines of the network's own calls.
+    pub(super) fn listen(&self) {
+        let networks = self.networks.clone();
+        let nothing = Event::Heard(Vec::new());
+        self.spawn(tracing::Span::none(), SAMPLE, nothing, async move {
+            let knocks = networks.knocks().await.into_iter();
+            let told = |(id, ago): (SandboxId, Duration)| {
+                (id, u64::try_from(ago.as_millis()).unwrap_or(u64::MAX))
+            };
+            Event::Heard(knocks.map(told).collect())
+        });
     }
 
     pub(super) fn sample(&self, sandboxes: Vec<SandboxId>, from_permille: u32) {

@@ -387,6 +387,7 @@ impl Driver {
                 sandboxes,
                 from_permille,
             } => self.workers.sample(sandboxes, from_permille),
+            Effect::Listen => self.workers.listen(),
             effect @ (Effect::Checkpoint { .. }
             | Effect::Shed { .. }
             | Effect::Restore { .. }

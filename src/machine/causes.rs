@@ -62,6 +62,8 @@ pub enum ThawCause {
     Used,
     /// Its caller asked for it.
     Asked,
+    /// Something came in for it over its interface.
+    Traffic,
 }
 
 /// What the guest said to a personalization.

@@ -167,6 +167,7 @@ impl Node {
         let admitted = admitted.and_then(|()| self.fencing.admit(fence, out));
         let woken = admitted.and_then(|_| {
             let sandbox = self.held_sandbox(claim)?;
+            self.listening.wanted_awake(sandbox);
             self.wake(claim, sandbox, Waker::Resume(request), out)
         });
         if let Err(refusal) = woken {
@@ -178,6 +179,7 @@ impl Node {
     pub(super) fn locate(&mut self, request: RequestId, claim: ClaimId, out: &mut Out<'_>) {
         let woken = self.held_sandbox(claim).and_then(|sandbox| {
             self.sampling.used(sandbox, out.now());
+            self.listening.wanted_awake(sandbox);
             self.drain_used(sandbox);
             self.wake(claim, sandbox, Waker::Locate(request), out)
         });

@@ -293,6 +293,7 @@ impl Node {
         let stow = self.drain.as_ref().and_then(|it| it.stowing.next_at);
         wanted.extend(stow.map(|at| (at, Timer::DrainSink)));
         wanted.extend(self.sampling.next_at.map(|at| (at, Timer::Sample)));
+        wanted.extend(self.listening.next_at.map(|at| (at, Timer::Listen)));
         wanted.extend(self.listing.next_at.map(|at| (at, Timer::Relist)));
         wanted
     }

@@ -80,6 +80,14 @@ pub const SAMPLE_GAP_MS: u64 = 3 * SAMPLE_MS;
 /// A sandbox that used less of one core than this since the last look, in thousandths, did nothing. An idle sentry with a
 /// sleeping python uses about one.
 pub const IDLE_CPU_PERMILLE: u64 = 20;
+/// From one look at what has come in for sandboxes that sleep to the next, milliseconds.
+pub const LISTEN_MS: u64 = 100;
+/// What came in for a sandbox within so long after it was to fall asleep does not wake it, milliseconds: the kernel tells
+/// times in its own ticks, and who has just used it does not want to wake it. TCP sends again what nobody answers.
+pub const KNOCK_MARGIN_MS: u64 = 10;
+/// A sandbox that only traffic has woken falls asleep again after it did nothing for so long, milliseconds, where its
+/// template sets no `idle_after`.
+pub const DROWSY_IDLE_MS: u64 = 10_000;
 /// Under memory pressure a claimed sandbox may be frozen after it did nothing for so long, milliseconds.
 pub const PRESSED_IDLE_MS: u64 = 10_000;
 /// Sandboxes frozen because of one look under memory pressure, at most.

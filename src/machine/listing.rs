@@ -96,6 +96,7 @@ impl Node {
             self.pools_changed = true;
             out.notice(recovered);
         }
+        self.listen_for_all(out.now());
     }
 
     /// Only what was known to run when the listing was asked for can be missing from it.

@@ -18,6 +18,7 @@ use super::draining::Drain;
 use super::event::{Call, Effect, Event, Step};
 use super::fence::Fencing;
 use super::ids::{ClaimId, NodeTag, Now, PoolName, RequestId, SandboxId};
+use super::listening::Listening;
 use super::listing::Listing;
 use super::out::Out;
 use super::pools::Pool;
@@ -100,6 +101,7 @@ pub struct Node {
     pub(super) listing: Listing,
     pub(super) residing: Residing,
     pub(super) sampling: Sampling,
+    pub(super) listening: Listening,
     pub(super) sinking: Sinking,
     /// The drain under way.
     pub(super) drain: Option<Drain>,
@@ -136,6 +138,7 @@ impl Node {
                 samples,
                 pressure_permille,
             } => self.sampled(&samples, pressure_permille, out),
+            Event::Heard(knocks) => self.heard(&knocks, out),
             Event::Witnessed(sandbox, held) => self.witnessed(sandbox, held, out),
             Event::Ended(sandbox, cause) => self.ended(sandbox, cause, out),
             Event::Listed { round, observed } => self.listed(round, &observed, out),
@@ -159,6 +162,7 @@ impl Node {
         self.balance_running(out);
         self.sink_the_aged(out);
         self.keep_sampling();
+        self.keep_listening();
         if std::mem::take(&mut self.pools_changed) {
             out.push(Effect::PoolsChanged);
         }
@@ -218,6 +222,7 @@ impl Node {
                 Timer::FreezeAgain => self.residing.rests_until = None,
                 Timer::Drain => self.drain_overdue(out),
                 Timer::Sample => self.sample(out),
+                Timer::Listen => self.listen(out),
                 Timer::DrainSink => self.drain_sink_due(),
                 Timer::Refill | Timer::Quiet | Timer::Sink => {}
             }

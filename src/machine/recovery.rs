@@ -21,6 +21,7 @@ use super::claims::{Askers, Assignment, Claim, Stage, Terms, expiry};
 use super::conditions::Conditions;
 use super::fence::Fencing;
 use super::ids::{Now, SandboxId, Ticket};
+use super::listening::Listening;
 use super::listing::Listing;
 use super::node::{Node, Settings};
 use super::pools::Pool;
@@ -129,6 +130,7 @@ impl Node {
             listing: Listing::default(),
             residing: Residing::default(),
             sampling: Sampling::default(),
+            listening: Listening::default(),
             sinking: Sinking::default(),
             drain: None,
             drains: records.drains,

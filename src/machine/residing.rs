@@ -82,6 +82,7 @@ impl Node {
         out.push(Effect::Freeze { sandbox: id, after });
         out.notice(Notice::FreezeStarted { cause });
         self.sampling.forget(id);
+        self.listen_for(id, out.now());
         self.show_claim_of(id, out);
     }
 

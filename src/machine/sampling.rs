@@ -5,8 +5,8 @@ use super::claims::Stage;
 use super::event::{Effect, FreezeCause, Notice, Sample};
 use super::ids::{Now, SandboxId};
 use super::limits::{
-    IDLE_CPU_PERMILLE, PRESSED_FREEZES, PRESSED_IDLE_MS, PRESSED_REST_MS, PRESSED_STEP_BYTES,
-    SAMPLE_GAP_MS, SAMPLE_MS,
+    DROWSY_IDLE_MS, IDLE_CPU_PERMILLE, PRESSED_FREEZES, PRESSED_IDLE_MS, PRESSED_REST_MS,
+    PRESSED_STEP_BYTES, SAMPLE_GAP_MS, SAMPLE_MS,
 };
 use super::node::{MemoryPolicy, Node};
 use super::out::Out;
@@ -135,7 +135,10 @@ impl Node {
     pub(super) fn keep_sampling(&mut self) {
         let sleepy = |pool: &super::pools::Pool| pool.template.idle_after_ms > 0;
         let wanted = self.conditions.may_shift()
-            && (self.watches_memory() || self.drain_looks() || self.pools.values().any(sleepy));
+            && (self.watches_memory()
+                || self.drain_looks()
+                || self.listening.any_drowsy()
+                || self.pools.values().any(sleepy));
         match (wanted, self.sampling.next_at) {
             (true, None) => {
                 let at = self.now.plus(SAMPLE_MS);
@@ -157,9 +160,10 @@ impl Node {
     /// Asks for a look at those whose use can decide something.
     pub(super) fn sample(&mut self, out: &mut Out<'_>) {
         self.sampling.next_at = None;
+        self.forget_drowsy();
         let counts = |it: &&Sandbox| match (it.owner, it.residency) {
             (Owner::Claimed(_), Residency::Running) => {
-                self.watches_memory() || self.drain_looks() || idle_after_ms(it) > 0
+                self.watches_memory() || self.drain_looks() || self.idle_after_ms(it) > 0
             }
             (_, Residency::Running | Residency::Frozen) => self.watches_memory(),
             _ => false,
@@ -170,7 +174,7 @@ impl Node {
             .filter(counts)
             .map(|it| it.id)
             .collect();
-        let sleepy = |it: &Sandbox| idle_after_ms(it) > 0;
+        let sleepy = |it: &Sandbox| self.idle_after_ms(it) > 0;
         let policy = self.settings.memory;
         let always =
             policy.budget_bytes > 0 || self.drain_looks() || self.sandboxes.iter().any(sleepy);
@@ -210,9 +214,10 @@ impl Node {
     fn freeze_idle(&mut self, samples: &[Sample], out: &mut Out<'_>) {
         for sample in samples {
             let sandbox = self.freezable(sample.id);
-            let Some(after_ms) = sandbox.filter(|it| self.is_held(it)).map(idle_after_ms) else {
+            let Some(sandbox) = sandbox.filter(|it| self.is_held(it)) else {
                 continue;
             };
+            let after_ms = self.idle_after_ms(sandbox);
             if after_ms > 0 && self.sampling.idle_ms(sample.id, out.now()) >= after_ms {
                 self.begin_freeze(sample.id, FreezeCause::Idle, out);
             }
@@ -266,8 +271,13 @@ impl Node {
         let claim = self.claims.get(&claim);
         claim.is_some_and(|it| matches!(it.stage, Stage::Held { .. }))
     }
-}
 
-fn idle_after_ms(sandbox: &Sandbox) -> u64 {
-    sandbox.template.as_ref().map_or(0, |it| it.idle_after_ms)
+    /// After how long without doing anything it falls asleep; 0: never by itself.
+    fn idle_after_ms(&self, sandbox: &Sandbox) -> u64 {
+        let template = sandbox.template.as_ref();
+        match template.map_or(0, |it| it.idle_after_ms) {
+            0 if self.listening.is_drowsy(sandbox.id) => DROWSY_IDLE_MS,
+            after_ms => after_ms,
+        }
+    }
 }

@@ -141,6 +141,9 @@ impl Node {
         self.sampling.forget(id);
         let before = self.sandboxes.get(id).map(|it| it.residency);
         let asleep = before == Some(Residency::Frozen);
+        if !asleep {
+            self.listen_for(id, out.now());
+        }
         self.set_operation(id, Operation::Checkpoint);
         self.pools_changed = true;
         let after = out.ticket();

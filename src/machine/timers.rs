@@ -24,6 +24,8 @@ pub(super) enum Timer {
     DrainSink,
     /// What sandboxes use is looked at again.
     Sample,
+    /// What came in for sandboxes that sleep is looked at again.
+    Listen,
     /// A frozen sandbox goes to the disk.
     Sink,
     /// Some pool's pause has ended: creations may start.

@@ -224,6 +224,10 @@ impl Network for PaperNetwork {
         Ok(paper.present.keys().map(|id| (*id, 0)).collect())
     }
 
+    async fn knocks(&self) -> Result<BTreeMap<SandboxId, Duration>, NetError> {
+        Ok(BTreeMap::new())
+    }
+
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {
         self.begin(Verb::Denied, None).await?;
         Ok(self.paper().denied.clone())

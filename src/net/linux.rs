@@ -181,17 +181,10 @@ impl LinuxNetwork {
     async fn make_this(&self, slot: u32) -> Result<(), NetError> {
         let made = async {
             let make = move |links: &mut Links| links.make(slot);
-            let place = self
-                .0
-                .links
-                .run("making a sandbox's link", LINKS_DEADLINE, make)
-                .await?;
+            let place = self.links("making a sandbox's link", make).await?;
             let add = move |rules: &mut Enforcer| rules.add(place);
             failpoint!("net.linked");
-            self.0
-                .rules
-                .run("making a sandbox's rules", RULES_DEADLINE, add)
-                .await
+            self.rules("making a sandbox's rules", add).await
         };
         let made = made.await;
         if made.is_err() {
@@ -226,11 +219,7 @@ impl LinuxNetwork {
             state.place(id).ok_or(NetError::NoInterface)?
         };
         let assign = move |links: &mut Links| links.assign(place, id);
-        let path = self
-            .0
-            .links
-            .run("giving a sandbox its link", LINKS_DEADLINE, assign)
-            .await?;
+        let path = self.links("giving a sandbox its link", assign).await?;
         failpoint!("net.given");
         self.enforce(id, policy, compiled).await?;
         Ok(path)
@@ -243,10 +232,7 @@ impl LinuxNetwork {
         compiled: Arc<Compiled>,
     ) -> Result<(), NetError> {
         let apply = move |rules: &mut Enforcer| rules.apply(id, &policy, &compiled);
-        self.0
-            .rules
-            .run("putting a policy in force", RULES_DEADLINE, apply)
-            .await?;
+        self.rules("putting a policy in force", apply).await?;
         failpoint!("net.enforced");
         Ok(())
     }
@@ -254,23 +240,14 @@ impl LinuxNetwork {
     /// Takes a slot away and gives its number back. May be repeated.
     pub(super) async fn remove(&self, slot: u32, id: Option<SandboxId>) -> Result<(), NetError> {
         let delete = move |rules: &mut Enforcer| rules.delete(slot);
-        self.0
-            .rules
-            .run("deleting a sandbox's rules", RULES_DEADLINE, delete)
-            .await?;
+        self.rules("deleting a sandbox's rules", delete).await?;
         failpoint!("net.unruled");
         let remove = move |links: &mut Links| links.remove(slot, id);
-        self.0
-            .links
-            .run("removing a sandbox's link", LINKS_DEADLINE, remove)
-            .await?;
+        self.links("removing a sandbox's link", remove).await?;
         failpoint!("net.unlinked");
         // Once more for a sandbox found at start whose rules nobody has read: the next transaction is a whole one.
         let forget = move |rules: &mut Enforcer| rules.forget_flows(slot);
-        self.0
-            .rules
-            .run("forgetting a sandbox's flows", RULES_DEADLINE, forget)
-            .await?;
+        self.rules("forgetting a sandbox's flows", forget).await?;
         lock(&self.0.state).forget(slot);
         Ok(())
     }
@@ -328,12 +305,7 @@ impl LinuxNetwork {
         };
         let restore = move |links: &mut Links| links.restore(place, id);
         let restored = match ready {
-            true => {
-                self.0
-                    .links
-                    .run("putting addresses back", LINKS_DEADLINE, restore)
-                    .await
-            }
+            true => self.links("putting addresses back", restore).await,
             false => Err(NetError::NoInterface),
         };
         match restored {
@@ -360,12 +332,25 @@ impl LinuxNetwork {
             Some(place) => self.remove(place.slot, Some(id)).await,
             None => {
                 let remove = move |links: &mut Links| links.remove_space(&id.to_string());
-                self.0
-                    .links
-                    .run("removing a namespace", LINKS_DEADLINE, remove)
-                    .await
+                self.links("removing a namespace", remove).await
             }
         }
+    }
+
+    async fn links<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut Links) -> Result<T, NetError> + Send + 'static,
+    ) -> Result<T, NetError> {
+        self.0.links.run(what, LINKS_DEADLINE, work).await
+    }
+
+    async fn rules<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut Enforcer) -> Result<T, NetError> + Send + 'static,
+    ) -> Result<T, NetError> {
+        self.0.rules.run(what, RULES_DEADLINE, work).await
     }
 }
 
@@ -425,22 +410,19 @@ impl Network for LinuxNetwork {
 
     async fn report(&self, id: SandboxId) -> Result<NetReport, NetError> {
         let read = move |rules: &mut Enforcer| rules.report(id, DENIED);
-        self.0
-            .rules
-            .run("reading what is in force", RULES_DEADLINE, read)
-            .await
+        self.rules("reading what is in force", read).await
     }
 
     async fn packets(&self) -> Result<BTreeMap<SandboxId, u64>, NetError> {
-        let links = &self.0.links;
-        let count = |links: &mut Links| links.packets();
-        links.run("counting packets", LINKS_DEADLINE, count).await
+        self.links("counting packets", Links::packets).await
+    }
+
+    async fn knocks(&self) -> Result<BTreeMap<SandboxId, Duration>, NetError> {
+        self.rules("reading knocks", Enforcer::knocks).await
     }
 
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {
-        let read = |rules: &mut Enforcer| rules.denied();
-        let rules = &self.0.rules;
-        let denied = rules.run("reading what was denied", RULES_DEADLINE, read);
+        let denied = self.rules("reading what was denied", Enforcer::denied);
         let denied = denied.await?;
         self.0.metrics.denied(&denied);
         Ok(denied)

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 mod conntrack;
 mod enforce;
@@ -143,6 +144,11 @@ pub trait Network: Send + Sync + 'static {
 
     /// Packets over each sandbox's interface so far, both ways.
     async fn packets(&self) -> Result<BTreeMap<SandboxId, u64>, NetError>;
+
+    /// Sandboxes that something came in for which their policy lets in and somebody inside may wait for, with how long ago
+    /// the last of it came: a connection to a published port, data on a TCP connection, a UDP packet. What came long ago
+    /// (a minute) is not told.
+    async fn knocks(&self) -> Result<BTreeMap<SandboxId, Duration>, NetError>;
 
     /// Packets denied so far, per pool. For metrics; never waits on the kernel longer than its deadline.
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError>;

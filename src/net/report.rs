@@ -1,9 +1,10 @@
 //! What is in force, and what was denied: read from the kernel.
 
 use super::enforce::{Enforcer, lock};
+use super::netlink::ne32;
 use super::nft::Shown;
 use super::plan::link_name;
-use super::table::{name, read_address};
+use super::table::{KNOCKS_FOR, name, read_address};
 use super::worker::refused;
 use super::{NetError, NetReport};
 use crate::machine::ids::{PoolName, SandboxId};
@@ -73,6 +74,27 @@ impl Enforcer {
             Some((protocol, read_address(address)?, port, shown.packets))
         };
         seen.into_iter().filter_map(read).take(bound).collect()
+    }
+
+    /// Who was knocked for, and how long ago.
+    pub(super) fn knocks(&mut self) -> Result<BTreeMap<SandboxId, Duration>, NetError> {
+        let knocks = self.inner.elements(self.table.name(), "knocks");
+        let knocks = knocks.map_err(|refusal| refused("reading knocks", refusal.errno))?;
+        if knocks.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let state = lock(&self.state);
+        let holders = state.slots.values().filter_map(|slot| {
+            let holder = slot.holder.as_ref()?;
+            Some((slot.place.link, holder.id))
+        });
+        let holders: BTreeMap<u32, SandboxId> = holders.collect();
+        let of = knocks.into_iter().filter_map(|knock| {
+            let id = holders.get(&ne32(&knock.key)?)?;
+            let ago = KNOCKS_FOR.saturating_sub(knock.expires?);
+            Some((*id, ago))
+        });
+        Ok(of.collect())
     }
 
     /// Packets denied per pool, since hearth counts.

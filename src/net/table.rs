@@ -2,18 +2,21 @@
 //!
 //! ```text
 //! prerouting guard   a slot's link, MAC and address belong together, or the packet goes; who passes is marked
-//! forward            flow of the policy in force (link . mark in `gens`) ─▶ accept
+//! forward            flow of the policy in force (link . mark in `gens`) ─▶ accept, or arrive where it comes to a slot
 //!                    from a slot to the uplink ─▶ out-N     from the uplink to a slot ─▶ in-N      else drop
 //! out-N, in-N ─▶ judge-N (never, deny, allow, names, internet) ─▶ pass-N (flows at once) ─▶ admit: the flow gets its mark
 //!            └─▶ no-N (counted, remembered, refused)
+//! arrive             what somebody inside may be waiting for is noted in `knocks`, and accepted
 //! input              the resolver, for slots only; else drop
 //! ```
 //! One lookup by link or by (link, mark) decides a packet's way, however many slots there are. A policy is nothing but
 //! elements: `apply` makes no chain. Its flows carry its generation in the mark of conntrack, which in this namespace nobody
 //! else uses; when the generation changes every flow is judged again, in both directions.
 
+mod arriving;
 mod slot;
 
+pub(super) use arriving::KNOCKS_FOR;
 pub(super) use slot::pin;
 
 use super::nft::expr::{Base, Ct, ESTABLISHED, Expr, FIRST, Meta, RELATED, Verdict};
@@ -241,6 +244,7 @@ impl Table {
             ("to", links_to(Data::Verdict)),
             ("refuse", links_to(Data::Verdict)),
             ("spoofs", links_to(Data::Counter)),
+            ("knocks", arriving::KNOCKS),
         ] {
             batch.set(name, &kind);
         }
@@ -317,13 +321,15 @@ impl Table {
     }
 
     fn forward(&self, batch: &mut Batch) {
+        arriving::rules(batch);
         batch.chain("admit", None);
-        for link in [Meta::Iif, Meta::Oif] {
+        let (accept, arrive) = (Verdict::Accept, Verdict::Goto("arrive"));
+        for (link, verdict) in [(Meta::Iif, accept), (Meta::Oif, arrive)] {
             let marked = [
                 Expr::Meta(link, FIRST),
                 Expr::Value("marks"),
                 Expr::MarkFlow,
-                Expr::Then(Verdict::Accept),
+                Expr::Then(verdict),
             ];
             batch.rule("admit", &marked);
         }
@@ -335,11 +341,11 @@ impl Table {
         };
         batch.chain("forward", Some(&hook));
         let uplink = self.uplink.to_ne_bytes();
-        let ways = [
-            (Meta::Oif, Meta::Iif, ESTABLISHED, "from"),
-            (Meta::Iif, Meta::Oif, ESTABLISHED | RELATED, "to"),
+        let known = [
+            (Meta::Oif, Meta::Iif, ESTABLISHED, accept),
+            (Meta::Iif, Meta::Oif, ESTABLISHED | RELATED, arrive),
         ];
-        for (node, slot, states, _) in ways {
+        for (node, slot, states, verdict) in known {
             let known = [
                 Expr::Meta(node, FIRST),
                 Expr::Is(&uplink),
@@ -348,11 +354,12 @@ impl Table {
                 Expr::Meta(slot, FIRST),
                 Expr::Ct(Ct::Mark, FIRST + 1),
                 Expr::In("gens"),
-                Expr::Then(Verdict::Accept),
+                Expr::Then(verdict),
             ];
             batch.rule("forward", &known);
         }
-        for (node, slot, _, map) in ways {
+        let ways = [(Meta::Oif, Meta::Iif, "from"), (Meta::Iif, Meta::Oif, "to")];
+        for (node, slot, map) in ways {
             let judged = [
                 Expr::Meta(node, FIRST),
                 Expr::Is(&uplink),

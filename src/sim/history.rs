@@ -136,7 +136,7 @@ async fn ended(driver: JoinHandle<()>) -> Option<String> {
     driver.await.err().map(|error| error.to_string())
 }
 
-/// Sandboxes end by themselves, containerd goes and comes back, interfaces vanish, the disk fills up.
+/// Sandboxes end by themselves, containerd goes and comes back, interfaces vanish, something comes in, the disk fills up.
 async fn chaos(site: Arc<Site>, hearth: Arc<Hearth>) {
     let world = &site.world;
     loop {
@@ -147,6 +147,7 @@ async fn chaos(site: Arc<Site>, hearth: Arc<Hearth>) {
         match world.below(8) {
             0 | 1 => site.end_one(),
             3 => site.lose_interface(),
+            5 => site.network.knock(),
             4 => {
                 hearth.reserve(true).await;
                 world.pause("full disk", 50..5_000).await;

@@ -8,7 +8,7 @@ use crate::net::{Interface, NetError, NetReport, Network, Wanted};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -18,23 +18,44 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub struct SimNetwork {
     pub paper: PaperNetwork,
     pub world: Arc<World>,
+    /// When something last came in for a sandbox.
+    knocks: Mutex<BTreeMap<SandboxId, u64>>,
 }
 
 impl SimNetwork {
+    pub fn new(paper: PaperNetwork, world: Arc<World>) -> Self {
+        let knocks = Mutex::default();
+        Self {
+            paper,
+            world,
+            knocks,
+        }
+    }
+
+    /// Somebody outside sends something to one that has an interface.
+    pub fn knock(&self) {
+        let present = self.paper.present();
+        if !present.is_empty() {
+            let id = present[self.world.index(present.len())];
+            self.world.note(format!("something comes in for {id}"));
+            self.knocks().insert(id, self.world.now_ms());
+        }
+    }
+
+    fn knocks(&self) -> MutexGuard<'_, BTreeMap<SandboxId, u64>> {
+        self.knocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// One call: some time before, some time after, and whatever may go wrong.
     async fn act<T>(
         &self,
         what: &'static str,
         deed: impl Future<Output = Result<T, NetError>>,
     ) -> Result<T, NetError> {
-        let refused = || NetError::Refused {
-            what,
-            detail: "the simulation says no".to_owned(),
-        };
         let fate = self.world.fate();
         self.world.pause(what, 0..5).await;
         match fate {
-            Fate::Before => return Err(refused()),
+            Fate::Before => return Err(refused(what)),
             Fate::Hang => {
                 sleep(DEADLINE).await;
                 let seconds = DEADLINE.as_secs();
@@ -45,9 +66,16 @@ impl SimNetwork {
         let done = deed.await;
         self.world.pause(what, 0..5).await;
         match fate {
-            Fate::After => Err(refused()),
+            Fate::After => Err(refused(what)),
             _ => done,
         }
+    }
+}
+
+fn refused(what: &'static str) -> NetError {
+    NetError::Refused {
+        what,
+        detail: "the simulation says no".to_owned(),
     }
 }
 
@@ -91,6 +119,16 @@ impl Network for SimNetwork {
 
     async fn packets(&self) -> Result<BTreeMap<SandboxId, u64>, NetError> {
         self.paper.packets().await
+    }
+
+    async fn knocks(&self) -> Result<BTreeMap<SandboxId, Duration>, NetError> {
+        // Ten times a second: not one of the moments at which hearthd may die, for there would be few others.
+        if self.world.once_in(8) {
+            return Err(refused("knocks"));
+        }
+        let (knocks, now) = (self.knocks(), self.world.now_ms());
+        let ago = |(id, at): (&SandboxId, &u64)| (*id, Duration::from_millis(now - at));
+        Ok(knocks.iter().map(ago).collect())
     }
 
     async fn denied(&self) -> Result<BTreeMap<PoolName, u64>, NetError> {

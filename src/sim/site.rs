@@ -123,10 +123,7 @@ impl Site {
             reachable: true,
             ..State::default()
         };
-        let network = SimNetwork {
-            paper: PaperNetwork::new(),
-            world: Arc::clone(&world),
-        };
+        let network = SimNetwork::new(PaperNetwork::new(), Arc::clone(&world));
         let golden = world.once_in(2);
         Arc::new(Self {
             golden,

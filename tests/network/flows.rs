@@ -3,7 +3,10 @@
 use crate::world::{Outcome, World, allowlist, id, internet, on_a_node, pool, talk, tcp};
 use hearth::machine::network::NetworkPolicy;
 use hearth::net::Network;
-use std::net::SocketAddr;
+use nix::sys::socket::{setsockopt, sockopt};
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 const PUBLIC: &str = "93.184.216.34";
 const OTHER: &str = "151.101.1.69";
@@ -71,6 +74,79 @@ fn a_published_port_is_the_only_way_in() {
         assert_eq!(world.far.run(move || far(443)), Outcome::Silence);
         net.apply(id(1), &published(&[])).await.unwrap();
         assert_eq!(world.node.run(move || far(80)), Outcome::Silence);
+    });
+}
+
+#[test]
+fn what_comes_in_is_a_knock_where_somebody_inside_may_wait_for_it() {
+    on_a_node(async |world: &World| {
+        let net = world.network(|_| {}).await;
+        let policy = NetworkPolicy {
+            publish: vec![80],
+            ..internet()
+        };
+        let interface = net.furnish(id(1), &pool("a"), &policy).await.unwrap();
+        let quiet = net.furnish(id(2), &pool("a"), &policy).await.unwrap();
+        let (sandbox, _quiet) = (world.sandbox(&interface), world.sandbox(&quiet));
+        let address = interface.ipv4.into();
+        crate::world::serve(&sandbox.space, vec![address]);
+        let began = Instant::now();
+        let heard = async || net.knocks().await.unwrap().get(&id(1)).copied();
+        // Is what came in since then a knock? The kernel tells times in its own ticks.
+        let since = async |at: Instant| {
+            let ago = heard().await;
+            ago.is_some_and(|ago| ago < at.elapsed() + Duration::from_millis(5))
+        };
+        let pause = async || {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Instant::now()
+        };
+        assert_eq!(net.knocks().await.unwrap(), BTreeMap::new());
+        // Nobody is let in there.
+        let node = |port| {
+            let to = SocketAddr::new(address, port);
+            world.node.run(move || tcp(to))
+        };
+        assert_eq!(node(443), Outcome::Silence);
+        assert_eq!(heard().await, None);
+        // What it says itself is none; an answer is.
+        let connect = move || TcpStream::connect(SocketAddr::new(address, 80)).unwrap();
+        let mut visitor = world.node.run(connect);
+        assert!(since(began).await, "who connects");
+        let mut at = pause().await;
+        assert!(!since(at).await);
+        assert_eq!(talk(&mut visitor), Outcome::Reached);
+        assert!(since(at).await, "who goes on");
+        // Kept alive once a second: a packet comes in that says nothing.
+        setsockopt(&visitor, sockopt::KeepAlive, &true).unwrap();
+        setsockopt(&visitor, sockopt::TcpKeepIdle, &1).unwrap();
+        at = pause().await;
+        let packets = async || net.packets().await.unwrap()[&id(1)];
+        let before = packets().await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(packets().await > before, "it is kept alive");
+        assert!(!since(at).await);
+        at = pause().await;
+        drop(visitor);
+        pause().await;
+        assert!(!since(at).await, "who hangs up");
+        let mut flow = sandbox.connect(PUBLIC, 80);
+        at = pause().await;
+        assert!(!since(at).await, "that connects");
+        assert_eq!(talk(&mut flow), Outcome::Reached);
+        assert!(since(at).await, "the answer of a server");
+        at = pause().await;
+        assert_eq!(sandbox.udp(PUBLIC, 80), Outcome::Reached);
+        assert!(since(at).await, "the same over UDP");
+        // It is told of the one that it came in for, and of nobody else; a change of policy changes nothing about that.
+        net.apply(id(1), &internet()).await.unwrap();
+        let knocks = net.knocks().await.unwrap();
+        assert_eq!(knocks.keys().collect::<Vec<_>>(), [&id(1)]);
+        at = pause().await;
+        assert_eq!(node(80), Outcome::Silence);
+        assert!(!since(at).await);
+        net.release(id(1)).await.unwrap();
+        assert_eq!(net.knocks().await.unwrap(), BTreeMap::new());
     });
 }
 

@@ -35,4 +35,5 @@ mod soak;
 mod spans;
 mod streams;
 mod torture;
+mod traffic;
 mod vitals;

@@ -154,7 +154,7 @@ async fn templates_open_what_they_say_and_nothing_else() {
     hearth.finish().await;
 }
 
-async fn sleep(hearth: &Hearth, claim: &str, tier: Tier) {
+pub async fn sleep(hearth: &Hearth, claim: &str, tier: Tier) {
     let request = HibernateRequest {
         claim_id: claim.to_owned(),
         epoch: 1,

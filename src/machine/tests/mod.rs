@@ -9,6 +9,7 @@ mod failures;
 mod fixtures;
 mod handlers;
 mod histories;
+mod listening;
 mod networking;
 mod pools;
 mod promises;

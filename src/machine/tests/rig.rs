@@ -34,6 +34,7 @@ pub struct Rig {
     pub kept: Option<Vec<SandboxId>>,
     /// What the latest look is to show.
     pub sampling: Vec<SandboxId>,
+    pub listening: u32,
     /// Frozen outside.
     pub asleep: BTreeSet<SandboxId>,
     /// The latest question.
@@ -87,6 +88,7 @@ impl Rig {
             dropped: Vec::new(),
             kept: None,
             sampling: Vec::new(),
+            listening: 0,
             asleep: BTreeSet::new(),
             round: 0,
             replies: BTreeMap::new(),
@@ -194,6 +196,7 @@ impl Rig {
             Effect::DropImage { sandbox, .. } => self.dropped.push(sandbox),
             Effect::KeepImages(keep) => self.kept = Some(keep),
             Effect::Sample { sandboxes, .. } => self.sampling = sandboxes,
+            Effect::Listen => self.listening += 1,
             Effect::List { round } => self.round = round,
             Effect::ClaimChanged { view, removed, .. } => self.changes.push((*view, removed)),
             Effect::Notice(notice) => self.notices.push(notice),

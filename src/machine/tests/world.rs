@@ -100,6 +100,7 @@ pub enum Work {
     Shed(SandboxId),
     Restore(SandboxId, Arc<NetworkPolicy>),
     Sample(Vec<SandboxId>),
+    Listen,
     /// With what a listing that began at once saw.
     /// After a restart networks are reconciled before it is told.
     List(u64, Vec<Observed>, Option<Policies>),
@@ -347,6 +348,7 @@ impl World {
             }
             Effect::KeepImages(keep) => self.images.retain(|id, _| keep.contains(id)),
             Effect::Sample { sandboxes, .. } => self.work.push(Work::Sample(sandboxes)),
+            Effect::Listen => self.work.push(Work::Listen),
             Effect::Witness { sandbox } => self.work.push(Work::Witness(sandbox)),
             Effect::List { round } => {
                 let seen = self.look();
@@ -575,6 +577,15 @@ impl World {
                     samples,
                     pressure_permille: 0,
                 });
+            }
+            Work::Listen => {
+                let knocked =
+                    |id: &SandboxId| (id.sequence() + u64::from(outcome)).is_multiple_of(5);
+                let ids = self.outside.keys().chain(self.images.keys());
+                let knocks = ids.copied().filter(knocked);
+                let ago_ms = u64::from(outcome) * 20;
+                let knocks = knocks.map(|id| (id, ago_ms)).collect();
+                self.tell(Event::Heard(knocks));
             }
             Work::Witness(sandbox) => {
                 self.set_frozen(sandbox, false);

@@ -103,6 +103,9 @@ impl Table {
         for map in ["from", "to", "refuse", "spoofs"] {
             batch.take(map, std::slice::from_ref(&link));
         }
+        // Packets put it there, or have not: what is put in can be taken out.
+        batch.put("knocks", std::slice::from_ref(&link));
+        batch.take("knocks", std::slice::from_ref(&link));
         for (set, element) in self.sources(place) {
             batch.take(set, &[element]);
         }
