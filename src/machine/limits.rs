@@ -81,7 +81,7 @@ pub const SAMPLE_GAP_MS: u64 = 3 * SAMPLE_MS;
 /// sleeping python uses about one.
 pub const IDLE_CPU_PERMILLE: u64 = 20;
 /// From one look at what has come in for sandboxes that sleep to the next, milliseconds.
-pub const LISTEN_MS: u64 = 100;
+pub const LISTEN_MS: u64 = 50;
 /// What came in for a sandbox within so long after it was to fall asleep does not wake it, milliseconds: the kernel tells
 /// times in its own ticks, and who has just used it does not want to wake it. TCP sends again what nobody answers.
 pub const KNOCK_MARGIN_MS: u64 = 10;

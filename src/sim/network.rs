@@ -122,7 +122,7 @@ impl Network for SimNetwork {
     }
 
     async fn knocks(&self) -> Result<BTreeMap<SandboxId, Duration>, NetError> {
-        // Ten times a second: not one of the moments at which hearthd may die, for there would be few others.
+        // Twenty times a second: not one of the moments at which hearthd may die, for there would be few others.
         if self.world.once_in(8) {
             return Err(refused("knocks"));
         }

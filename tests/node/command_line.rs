@@ -325,6 +325,10 @@ async fn everything_that_can_be_typed() {
     for runs in ["first_code_seconds", "code_again_seconds"] {
         assert!(figures[runs]["p50"].as_f64().unwrap() > 0.0, "{figures}");
     }
+    let failing = ctl(&hearth, &["bench", "python", "-n", "1", "--code", "1 / 0"]);
+    assert_eq!(failing.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&failing.stderr).into_owned();
+    assert!(told.contains("CODE_STATUS_ERROR"), "{told}");
 
     // Doctor finds this node well, or says what to do.
     let doctor = ctl(&hearth, &["doctor", "-o", "json"]);

@@ -9,7 +9,7 @@ use crate::link::{CALL_DEADLINE, Link};
 use crate::output::{self, Format};
 use futures::StreamExt;
 use hearth::api::run_code_response::Response as Told;
-use hearth::api::{ClaimRequest, Holder, OnEmpty, ReleaseRequest, RunCodeRequest};
+use hearth::api::{ClaimRequest, CodeStatus, Holder, OnEmpty, ReleaseRequest, RunCodeRequest};
 use indicatif::ProgressBar;
 use std::time::{Duration, Instant};
 
@@ -125,8 +125,16 @@ async fn runs(link: &Link, claim_id: &str, token: &str, code: &str) -> Result<Ve
         let mut answers = inside.sandboxes().run_code(request).await?.into_inner();
         let mut first = None;
         while let Some(answer) = answers.message().await? {
-            if !matches!(answer.response, Some(Told::Begun(_))) {
-                first.get_or_insert_with(|| began.elapsed());
+            match answer.response {
+                Some(Told::Begun(_)) => {}
+                // How quickly nothing came of it is no figure.
+                Some(Told::Ended(ended)) if ended.status() != CodeStatus::Ok => {
+                    let status = ended.status().as_str_name();
+                    let hint = "see what it says with `hearthctl run`";
+                    let failed = Failure::new(Exit::Refused, "the code does not run to its end");
+                    return Err(failed.detail("status", status).hint(hint));
+                }
+                _ => drop(first.get_or_insert_with(|| began.elapsed())),
             }
         }
         took.extend(first.map(|time| time.as_secs_f64()));
