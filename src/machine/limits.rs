@@ -82,9 +82,9 @@ pub const SAMPLE_GAP_MS: u64 = 3 * SAMPLE_MS;
 pub const IDLE_CPU_PERMILLE: u64 = 20;
 /// From one look at what has come in for sandboxes that sleep to the next, milliseconds.
 pub const LISTEN_MS: u64 = 50;
-/// What came in for a sandbox within so long after it was to fall asleep does not wake it, milliseconds: the kernel tells
-/// times in its own ticks, and who has just used it does not want to wake it. TCP sends again what nobody answers.
-pub const KNOCK_MARGIN_MS: u64 = 10;
+/// What came in for a sandbox so long before it was to fall asleep wakes it yet, milliseconds: the kernel tells times in its
+/// own ticks (10 ms at most), and what nobody inside has read any more must not wait for the next packet.
+pub const KNOCK_EARLY_MS: u64 = 10;
 /// A sandbox that only traffic has woken falls asleep again after it did nothing for so long, milliseconds, where its
 /// template sets no `idle_after`.
 pub const DROWSY_IDLE_MS: u64 = 10_000;

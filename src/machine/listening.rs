@@ -6,12 +6,12 @@
 //!                     ▲                         │ none
 //!                     └─────────────────────────┘
 //! ```
-//! A knock that is missed is no loss: TCP sends again. What traffic alone has woken falls asleep again by itself once it
+//! A knock wakes too many rather than too few: what the sandbox's own TCP has acknowledged nobody sends again. What traffic alone has woken falls asleep again by itself once it
 //! does nothing: whoever put it to sleep meant it to sleep.
 
 use super::event::{Effect, ThawCause};
 use super::ids::{Now, SandboxId};
-use super::limits::{KNOCK_MARGIN_MS, LISTEN_MS};
+use super::limits::{KNOCK_EARLY_MS, LISTEN_MS};
 use super::node::Node;
 use super::out::Out;
 use super::record::Owner;
@@ -33,7 +33,7 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    /// It falls asleep: what came before does not wake it.
+    /// It falls asleep: what came long before does not wake it.
     fn attend(&mut self, id: SandboxId, now: Now) {
         self.since.insert(id, now);
         self.drowsy.remove(&id);
@@ -118,7 +118,7 @@ impl Node {
         let now = out.now();
         for (id, ago_ms) in knocks {
             let since = self.listening.since.get(id);
-            let counts = since.is_some_and(|since| now.since(*since) > ago_ms + KNOCK_MARGIN_MS);
+            let counts = since.is_some_and(|since| now.since(*since) + KNOCK_EARLY_MS >= *ago_ms);
             if counts {
                 self.knocked(*id, out);
             }

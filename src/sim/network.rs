@@ -6,7 +6,7 @@ use crate::machine::network::NetworkPolicy;
 use crate::net::fakes::PaperNetwork;
 use crate::net::{Interface, NetError, NetReport, Network, Wanted};
 use async_trait::async_trait;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,16 +20,29 @@ pub struct SimNetwork {
     pub world: Arc<World>,
     /// When something last came in for a sandbox.
     knocks: Mutex<BTreeMap<SandboxId, u64>>,
+    /// Those that were to be restored at some time.
+    refurnished: Mutex<BTreeSet<SandboxId>>,
 }
 
 impl SimNetwork {
     pub fn new(paper: PaperNetwork, world: Arc<World>) -> Self {
-        let knocks = Mutex::default();
         Self {
             paper,
             world,
-            knocks,
+            knocks: Mutex::default(),
+            refurnished: Mutex::default(),
         }
+    }
+
+    /// It may have its interface for a restore, which does not look again whether that is still there.
+    pub fn was_refurnished(&self, id: SandboxId) -> bool {
+        self.refurnished().contains(&id)
+    }
+
+    fn refurnished(&self) -> MutexGuard<'_, BTreeSet<SandboxId>> {
+        self.refurnished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Somebody outside sends something to one that has an interface.
@@ -97,6 +110,7 @@ impl Network for SimNetwork {
         pool: &PoolName,
         policy: &NetworkPolicy,
     ) -> Result<Interface, NetError> {
+        self.refurnished().insert(id);
         self.act("refurnish", self.paper.refurnish(id, pool, policy))
             .await
     }

@@ -29,3 +29,10 @@ fn a_golden_image_whose_taking_failed() {
 fn a_clone_that_comes_late() {
     holds(51_462_472_120_606);
 }
+
+/// An interface went between its refurnishing and the restore it was for: the sandbox came back without one. The book took
+/// what is on the disk for out of harm's way.
+#[test]
+fn an_interface_that_goes_during_a_restore() {
+    holds(161_860_207_273_341);
+}

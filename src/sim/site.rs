@@ -385,10 +385,11 @@ impl Site {
         paper.present().into_iter().for_each(|id| paper.lose(id));
     }
 
-    /// What runs of it is of no use any more. One that is its image lives on.
+    /// What runs of it is of no use any more. One that is its image lives on, if it is not coming back just now.
     fn lost(&self, id: SandboxId) {
         let record = self.disk.sandbox(id);
-        if !record.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_))) {
+        let on_disk = record.is_some_and(|it| matches!(it.residency, Residency::OnDisk(_)));
+        if !on_disk || self.network.was_refurnished(id) {
             self.state().ended.insert(id);
         }
     }

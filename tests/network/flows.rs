@@ -3,12 +3,15 @@
 use crate::world::{Outcome, World, allowlist, id, internet, on_a_node, pool, talk, tcp};
 use hearth::machine::network::NetworkPolicy;
 use hearth::net::Network;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 const PUBLIC: &str = "93.184.216.34";
+/// `MSG_MORE` of linux/socket.h, which nix has no name for.
+const MORE: MsgFlags = MsgFlags::from_bits_retain(0x8000);
 const OTHER: &str = "151.101.1.69";
 
 #[test]
@@ -117,6 +120,12 @@ fn what_comes_in_is_a_knock_where_somebody_inside_may_wait_for_it() {
         assert!(!since(at).await);
         assert_eq!(talk(&mut visitor), Outcome::Reached);
         assert!(since(at).await, "who goes on");
+        // One whole segment, and what follows is held back: it ends nothing, so the other side is not told to read.
+        at = pause().await;
+        send(visitor.as_raw_fd(), &[b'x'; 2000], MORE).unwrap();
+        assert!(since(at).await, "who has not said all");
+        // The rest follows by itself; then nothing does.
+        tokio::time::sleep(Duration::from_millis(500)).await;
         // Kept alive once a second: a packet comes in that says nothing.
         setsockopt(&visitor, sockopt::KeepAlive, &true).unwrap();
         setsockopt(&visitor, sockopt::TcpKeepIdle, &1).unwrap();

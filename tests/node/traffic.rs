@@ -3,7 +3,7 @@
 use crate::hearthd::{Hearth, eventually};
 use crate::network::{allow, mode, network, node, sleep, to, with_policy};
 use crate::outside::{self, Outside, within};
-use hearth::api::{ClaimState, NetworkMode, NetworkPolicy, Pool, Tier};
+use hearth::api::{ClaimState, NetworkMode, NetworkPolicy, Pool, ResumeRequest, Tier};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -61,6 +61,16 @@ async fn talk(stream: &mut TcpStream) {
     assert_eq!(&said.await.unwrap(), b"word");
 }
 
+/// To sleep, once it is awake: a visitor is answered before hearthd has seen the end of the thaw.
+async fn sleep_again(hearth: &Hearth, claim: &str, tier: Tier) {
+    let request = ResumeRequest {
+        claim_id: claim.to_owned(),
+        epoch: 1,
+    };
+    hearth.claims().await.resume(request).await.unwrap();
+    sleep(hearth, claim, tier).await;
+}
+
 async fn state(hearth: &Hearth, claim: &str) -> ClaimState {
     hearth.get(claim).await.state()
 }
@@ -85,6 +95,7 @@ async fn a_visitor_wakes_who_sleeps() {
         try_visit(&outside, &address).is_ok()
     })
     .await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     sleep(&hearth, &claim, Tier::Memory).await;
     // Who was there before it was put to sleep does not wake it.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -94,7 +105,6 @@ async fn a_visitor_wakes_who_sleeps() {
     let mut visitor = visit(&outside, &address);
     talk(&mut visitor).await;
     println!("answered from memory after {:?}", began.elapsed());
-    assert_eq!(state(&hearth, &claim).await, ClaimState::Claimed);
     assert!(woken(&hearth));
     // Nobody else uses it: it sleeps again, its visitor's connection with it, which goes on when that says something.
     eventually("it sleeps again", || async {
@@ -103,12 +113,12 @@ async fn a_visitor_wakes_who_sleeps() {
     .await;
     talk(&mut visitor).await;
     // The same over a death of hearthd, and from the disk.
-    sleep(&hearth, &claim, Tier::Memory).await;
+    sleep_again(&hearth, &claim, Tier::Memory).await;
     hearth.kill();
     hearth.restart().await;
     talk(&mut visitor).await;
     drop(visitor);
-    sleep(&hearth, &claim, Tier::Disk).await;
+    sleep_again(&hearth, &claim, Tier::Disk).await;
     let began = Instant::now();
     talk(&mut visit(&outside, &address)).await;
     println!("answered from the disk after {:?}", began.elapsed());
@@ -139,6 +149,7 @@ async fn the_answer_that_somebody_inside_waits_for_wakes_them() {
     let (mut asked, _) = asked.unwrap();
     asked.set_nonblocking(false).unwrap();
     asked.read_exact(&mut [0; 10]).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
     sleep(&hearth, &claim, Tier::Memory).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(state(&hearth, &claim).await, ClaimState::Hibernated);

@@ -65,10 +65,9 @@ fn looks_for(rig: &mut Rig, millis: u64) {
 fn what_comes_in_wakes_and_what_came_before_does_not() {
     let (mut rig, sandbox) = asleep();
     // It answered somebody, and was then put to sleep.
-    hear(&mut rig, sandbox, LISTEN_MS + 1);
-    hear(&mut rig, sandbox, 2 * LISTEN_MS - KNOCK_MARGIN_MS);
+    hear(&mut rig, sandbox, LISTEN_MS + KNOCK_EARLY_MS + 1);
     assert!(rig.thawing.is_empty());
-    hear(&mut rig, sandbox, LISTEN_MS / 2);
+    hear(&mut rig, sandbox, 2 * LISTEN_MS);
     assert_eq!(rig.thawing, [sandbox]);
     rig.thaw_all();
     assert_eq!(rig.state(1), Some(ClaimState::Claimed));
@@ -171,7 +170,7 @@ fn it_comes_back_from_the_disk_and_what_fails_waits_for_the_next_knock() {
     let unavailable = RestoreFailure::Unavailable("containerd is away".into());
     rig.send(Event::Restored(sandbox, Err(unavailable)));
     assert_eq!(rig.state(1), Some(ClaimState::Hibernated));
-    hear(&mut rig, sandbox, LISTEN_MS);
+    hear(&mut rig, sandbox, LISTEN_MS + KNOCK_EARLY_MS + 1);
     assert!(rig.restoring.is_empty(), "the same knock");
     hear(&mut rig, sandbox, 0);
     assert_eq!(rig.restoring, [sandbox]);

@@ -18,6 +18,8 @@ pub(in crate::net) enum Verdict<'a> {
 /// What is known of a packet without looking into it.
 #[derive(Clone, Copy)]
 pub(in crate::net) enum Meta {
+    /// Bytes, from the network header on.
+    Length = 0,
     Mark = 3,
     Iif = 4,
     Oif = 5,

@@ -18,6 +18,8 @@ pub(super) const KNOCKS: SetKind = SetKind {
 /// Bits of TCP's flags: a connection begins (SYN), or there is something to be read now (PSH, which ends what a program has
 /// written). What keeps a connection alive, acknowledges or ends it has neither.
 const SOMETHING_NEW: u8 = 0x02 | 0x08;
+/// Headers alone are never so long: the middle of something long, which may be all that TCP sends again.
+const LONG: u32 = !127;
 
 /// The chain `arrive`.
 pub(super) fn rules(batch: &mut Batch) {
@@ -30,6 +32,8 @@ pub(super) fn rules(batch: &mut Batch) {
         Expr::IsNot(&[0]),
     ];
     batch.rule("arrive", &[&speaks(&[6])[..], &flags, &note].concat());
+    let long = [Expr::Meta(Meta::Length, FIRST), Expr::AnyBit(LONG)];
+    batch.rule("arrive", &[&speaks(&[6])[..], &long, &note].concat());
     batch.rule("arrive", &[&speaks(&[17])[..], &note].concat());
     batch.rule("arrive", &[Expr::Then(Verdict::Accept)]);
 }

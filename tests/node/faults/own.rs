@@ -201,7 +201,7 @@ async fn unread(hearth: &Hearth, claim: &str) -> tonic::Streaming<ExecResponse> 
 async fn short_of_memory_hearthd_outlives_a_flood() {
     /// What it may take beyond its own. An import by itself takes some 8 MiB, and the archive's pages, which the kernel
     /// takes back, are more than all of it.
-    const MORE: u64 = 16 << 20;
+    const MORE: u64 = 20 << 20;
     let mut hearth = Hearth::start().await;
     hearth.set_pools(vec![pool("python", 2, 8)]).await;
     hearth.warm("python", 2).await;
