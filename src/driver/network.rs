@@ -140,50 +140,26 @@ impl Networks {
 
     /// Has the network bring its counters of denied packets up to date, for a scrape.
     pub(super) async fn count_denied(&self) {
-        let Ok(network) = &self.network else {
-            return;
-        };
-        match timeout(SCRAPE, network.denied()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => debug!(%error, "denied packets were not counted"),
-            Err(_) => debug!("denied packets were not counted in time"),
+        if let Ok(network) = &self.network {
+            seen("denied packets", SCRAPE, network.denied()).await;
         }
     }
 
     /// Packets over each sandbox's interface so far; who has none is not named. `None`: they could not be counted.
     pub(super) async fn packets(&self) -> Option<BTreeMap<SandboxId, u64>> {
-        let Ok(network) = &self.network else {
-            return Some(BTreeMap::new());
-        };
-        match timeout(LOOK, network.packets()).await {
-            Ok(Ok(packets)) => Some(packets),
-            Ok(Err(error)) => {
-                debug!(%error, "packets were not counted");
-                None
-            }
-            Err(_) => {
-                debug!("packets were not counted in time");
-                None
-            }
+        match &self.network {
+            Ok(network) => seen("packets", LOOK, network.packets()).await,
+            Err(_) => Some(BTreeMap::new()),
         }
     }
 
     /// Who something came in for, and how long ago; nobody, where that can't be read.
     pub(super) async fn knocks(&self) -> BTreeMap<SandboxId, Duration> {
-        let Ok(network) = &self.network else {
-            return BTreeMap::new();
-        };
-        match timeout(LOOK, network.knocks()).await {
-            Ok(Ok(knocks)) => knocks,
-            Ok(Err(error)) => {
-                debug!(%error, "knocks were not read");
-                BTreeMap::new()
-            }
-            Err(_) => {
-                debug!("knocks were not read in time");
-                BTreeMap::new()
-            }
+        match &self.network {
+            Ok(network) => seen("knocks", LOOK, network.knocks()).await,
+            Err(_) => None,
         }
+        .unwrap_or_default()
     }
 
     /// To its end, also when whoever asked gives up: the next one, and with it the first creation, waits for it. Else one
@@ -211,6 +187,25 @@ impl Networks {
     fn network(&self) -> Result<&Arc<dyn Network>, String> {
         let absent = |why: &String| format!("this node gives sandboxes no network: {why}");
         self.network.as_ref().map_err(absent)
+    }
+}
+
+/// What the kernel shows, in time; `None`: it did not, and whoever looks does without.
+async fn seen<T>(
+    what: &'static str,
+    limit: Duration,
+    look: impl Future<Output = Result<T, NetError>>,
+) -> Option<T> {
+    match timeout(limit, look).await {
+        Ok(Ok(seen)) => Some(seen),
+        Ok(Err(error)) => {
+            debug!(what, %error, "not read from the kernel");
+            None
+        }
+        Err(_) => {
+            debug!(what, "not read from the kernel in time");
+            None
+        }
     }
 }
 

@@ -85,8 +85,7 @@ impl Node {
         ensure(claimed || !on_disk, 15, "on the disk for nobody", id)?;
         let closed = sandbox.owner == Owner::Pool && self.lacks_interface(id);
         ensure(!closed, 17, "a member without an interface", id)?;
-        let sleeps = matches!(sandbox.residency, Residency::Frozen | Residency::OnDisk(_))
-            || sandbox.operation.is_shift();
+        let sleeps = sandbox.residency.is_asleep() || sandbox.operation.is_shift();
         ensure(sandbox.can_freeze() || !sleeps, 18, "asleep", id)?;
         let declared = self.pools.contains_key(&sandbox.pool);
         let pool_less = sandbox.owner == Owner::Pool && !declared && !self.conditions.recovering;

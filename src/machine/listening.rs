@@ -6,8 +6,8 @@
 //!                     ▲                         │ none
 //!                     └─────────────────────────┘
 //! ```
-//! A knock wakes too many rather than too few: what the sandbox's own TCP has acknowledged nobody sends again. What traffic alone has woken falls asleep again by itself once it
-//! does nothing: whoever put it to sleep meant it to sleep.
+//! A knock wakes too many rather than too few: what the sandbox's own TCP has acknowledged nobody sends again. What traffic
+//! alone has woken falls asleep again by itself once it does nothing: whoever put it to sleep meant it to sleep.
 
 use super::event::{Effect, ThawCause};
 use super::ids::{Now, SandboxId};
@@ -68,7 +68,7 @@ impl Node {
 
     /// Those that were found asleep: after a start, and whoever was missed.
     pub(super) fn listen_for_all(&mut self, now: Now) {
-        let asleep = self.sandboxes.iter().filter(|it| sleeps(it.residency));
+        let asleep = self.sandboxes.iter().filter(|it| it.residency.is_asleep());
         let new = asleep.filter(|it| !self.listening.since.contains_key(&it.id));
         let new: Vec<_> = new.map(|it| it.id).collect();
         for id in new {
@@ -81,18 +81,9 @@ impl Node {
         let listening = &mut self.listening;
         let wanted =
             self.conditions.may_shift() && !listening.since.is_empty() && !listening.looking;
-        match (wanted, listening.next_at) {
-            (true, None) => {
-                let at = self.now.plus(LISTEN_MS);
-                listening.next_at = Some(at);
-                self.timers.set(at, Timer::Listen);
-            }
-            (false, Some(at)) => {
-                listening.next_at = None;
-                self.timers.clear(at, Timer::Listen);
-            }
-            _ => {}
-        }
+        let held = &mut listening.next_at;
+        let at = wanted.then(|| held.unwrap_or(self.now.plus(LISTEN_MS)));
+        self.timers.keep(Timer::Listen, held, at);
     }
 
     /// Asks for a look.
@@ -108,7 +99,7 @@ impl Node {
         let sandboxes = &self.sandboxes;
         self.listening.since.retain(|id, _| {
             sandboxes.get(*id).is_some_and(|it| {
-                let asleep = sleeps(it.residency) || it.operation.is_shift();
+                let asleep = it.residency.is_asleep() || it.operation.is_shift();
                 matches!(it.owner, Owner::Claimed(_)) && asleep
             })
         });
@@ -153,8 +144,4 @@ impl Node {
         self.listening.since.insert(id, out.now());
         self.listening.drowsy.insert(id);
     }
-}
-
-fn sleeps(residency: Residency) -> bool {
-    matches!(residency, Residency::Frozen | Residency::OnDisk(_))
 }

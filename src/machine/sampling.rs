@@ -139,18 +139,9 @@ impl Node {
                 || self.drain_looks()
                 || self.listening.any_drowsy()
                 || self.pools.values().any(sleepy));
-        match (wanted, self.sampling.next_at) {
-            (true, None) => {
-                let at = self.now.plus(SAMPLE_MS);
-                self.sampling.next_at = Some(at);
-                self.timers.set(at, Timer::Sample);
-            }
-            (false, Some(at)) => {
-                self.sampling.next_at = None;
-                self.timers.clear(at, Timer::Sample);
-            }
-            _ => {}
-        }
+        let held = &mut self.sampling.next_at;
+        let at = wanted.then(|| held.unwrap_or(self.now.plus(SAMPLE_MS)));
+        self.timers.keep(Timer::Sample, held, at);
     }
 
     fn watches_memory(&self) -> bool {

@@ -30,6 +30,13 @@ pub(super) enum Residency {
     Gone,
 }
 
+impl Residency {
+    /// In memory or on the disk.
+    pub(super) fn is_asleep(self) -> bool {
+        matches!(self, Self::Frozen | Self::OnDisk(_))
+    }
+}
+
 /// What goes on with a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Operation {

@@ -80,15 +80,8 @@ impl Node {
             .then(|| self.sinking.oldest().map(due))
             .flatten();
         let due = due.filter(|at| *at > out.now());
-        if due != self.sinking.next_at {
-            if let Some(at) = self.sinking.next_at.take() {
-                self.timers.clear(at, Timer::Sink);
-            }
-            if let Some(at) = due {
-                self.timers.set(at, Timer::Sink);
-            }
-            self.sinking.next_at = due;
-        }
+        let held = &mut self.sinking.next_at;
+        self.timers.keep(Timer::Sink, held, due);
     }
 
     /// Memory is short and nobody is left to be frozen: the longest asleep goes to the disk.

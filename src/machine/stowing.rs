@@ -102,15 +102,8 @@ impl Node {
         };
         let retries = drain.stowing.left.values().filter_map(|it| it.again_at);
         let next = retries.filter(|at| *at > out.now()).min();
-        if next != drain.stowing.next_at {
-            if let Some(at) = drain.stowing.next_at {
-                self.timers.clear(at, Timer::DrainSink);
-            }
-            if let Some(at) = next {
-                self.timers.set(at, Timer::DrainSink);
-            }
-            drain.stowing.next_at = next;
-        }
+        let held = &mut drain.stowing.next_at;
+        self.timers.keep(Timer::DrainSink, held, next);
     }
 
     fn next_to_stow(&self, now: Now) -> Option<SandboxId> {

@@ -49,6 +49,20 @@ impl Timers {
         self.due.remove(&(at, timer));
     }
 
+    /// Has a timer be due at `wanted` and at no other time. `held`: when it is due so far, kept by whoever it is for.
+    pub(super) fn keep(&mut self, timer: Timer, held: &mut Option<Now>, wanted: Option<Now>) {
+        if *held == wanted {
+            return;
+        }
+        if let Some(at) = held.take() {
+            self.clear(at, timer);
+        }
+        if let Some(at) = wanted {
+            self.set(at, timer);
+        }
+        *held = wanted;
+    }
+
     /// Takes the earliest timer that is due.
     pub(super) fn pop_due(&mut self, now: Now) -> Option<Timer> {
         let first = *self.due.first().filter(|(at, _)| *at <= now)?;

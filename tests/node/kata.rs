@@ -29,6 +29,20 @@ fn configure(hearth: &Hearth, place: &Path) {
     std::fs::write(place.join("configuration.toml"), text.to_string()).unwrap();
 }
 
+/// Where the recording shim has what Kata has in /run, which is where hearthd looks: what is left of a machine whose creation
+/// was cut off stays here, and is taken down at the end, however the test ends.
+struct Place(tempfile::TempDir);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|it| Path::new(it).starts_with(self.0.path())) {
+            let _gone = nix::mount::umount(point);
+        }
+    }
+}
+
 /// The fields that a set is refused for.
 async fn refused(hearth: &Hearth, pool: Pool) -> Vec<(String, String)> {
     let request = SetPoolsRequest {
@@ -46,9 +60,9 @@ async fn refused(hearth: &Hearth, pool: Pool) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_of_machines_is_warm_is_claimed_outlives_hearthd_and_never_sleeps() {
-    let place = tempfile::tempdir().unwrap();
+    let place = Place(tempfile::tempdir().unwrap());
     let shim = tool("containerd-shim-kata-recording-v2");
-    let config = place.path().join("configuration.toml");
+    let config = place.0.path().join("configuration.toml");
     let kata = format!(
         "{HANDLER}={}:{},kata-absent",
         shim.display(),
@@ -59,7 +73,7 @@ async fn a_pool_of_machines_is_warm_is_claimed_outlives_hearthd_and_never_sleeps
         ("hibernation.golden_images", "auto"),
     ])
     .await;
-    configure(&hearth, place.path());
+    configure(&hearth, place.0.path());
 
     let info = hearth.node().await.info(InfoRequest {}).await.unwrap();
     let handlers = info.into_inner().runtime_handlers;
@@ -132,7 +146,7 @@ async fn a_pool_of_machines_is_warm_is_claimed_outlives_hearthd_and_never_sleeps
         hearth.state()["sandboxes"].as_array().unwrap().is_empty()
     })
     .await;
-    let calls = std::fs::read_to_string(place.path().join("calls")).unwrap();
+    let calls = std::fs::read_to_string(place.0.path().join("calls")).unwrap();
     let said = |word: &str| calls.matches(&format!("\"call\":\"{word}\"")).count();
     assert!(said("create") >= 3, "{calls}");
     assert_eq!(said("create"), said("delete"));

@@ -43,7 +43,7 @@ async fn hibernate(hearth: &Hearth, claim: &str) {
     hearth.claims().await.hibernate(request).await.unwrap();
 }
 
-async fn resume(hearth: &Hearth, claim: &str) {
+pub async fn resume(hearth: &Hearth, claim: &str) {
     let request = ResumeRequest {
         claim_id: claim.to_owned(),
         epoch: 1,

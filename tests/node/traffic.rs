@@ -3,7 +3,8 @@
 use crate::hearthd::{Hearth, eventually};
 use crate::network::{allow, mode, network, node, sleep, to, with_policy};
 use crate::outside::{self, Outside, within};
-use hearth::api::{ClaimState, NetworkMode, NetworkPolicy, Pool, ResumeRequest, Tier};
+use crate::residency::resume;
+use hearth::api::{ClaimState, NetworkMode, NetworkPolicy, Pool, Tier};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -63,11 +64,7 @@ async fn talk(stream: &mut TcpStream) {
 
 /// To sleep, once it is awake: a visitor is answered before hearthd has seen the end of the thaw.
 async fn sleep_again(hearth: &Hearth, claim: &str, tier: Tier) {
-    let request = ResumeRequest {
-        claim_id: claim.to_owned(),
-        epoch: 1,
-    };
-    hearth.claims().await.resume(request).await.unwrap();
+    resume(hearth, claim).await;
     sleep(hearth, claim, tier).await;
 }
 

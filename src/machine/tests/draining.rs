@@ -47,21 +47,8 @@ fn served() -> Rig {
 
 /// A look that finds claim 1's sandbox busy, or not.
 fn sampled(rig: &mut Rig, busy: bool) {
-    rig.advance(SAMPLE_MS);
-    let samples = std::mem::take(&mut rig.sampling).into_iter();
-    let samples = samples.map(|id| Sample {
-        id,
-        cpu_nanoseconds: 0,
-        memory_bytes: 0,
-        busy,
-        packets: Some(0),
-    });
-    let samples: Vec<_> = samples.collect();
-    assert!(!samples.is_empty(), "nobody looked");
-    rig.send(Event::Sampled {
-        samples,
-        pressure_permille: 0,
-    });
+    rig.look(0, |idle| Sample { busy, ..idle });
+    assert!(!rig.sampling.is_empty(), "nobody looked");
 }
 
 #[test]

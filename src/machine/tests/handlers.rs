@@ -3,7 +3,6 @@
 use super::fixtures::*;
 use super::rig::Rig;
 use crate::machine::event::*;
-use crate::machine::limits::*;
 use crate::machine::node::MemoryPolicy;
 use crate::machine::refusal::Refusal;
 use crate::machine::spec::*;
@@ -24,19 +23,9 @@ fn virtual_machines(min_warm: u32) -> PoolSpec {
 }
 
 fn look(rig: &mut Rig) {
-    rig.sampling.clear();
-    rig.advance(SAMPLE_MS);
-    let samples = rig.sampling.iter().map(|id| Sample {
-        id: *id,
-        cpu_nanoseconds: 0,
+    rig.look(1000, |idle| Sample {
         memory_bytes: 1 << 30,
-        busy: false,
-        packets: Some(0),
-    });
-    let samples = samples.collect();
-    rig.send(Event::Sampled {
-        samples,
-        pressure_permille: 1000,
+        ..idle
     });
 }
 

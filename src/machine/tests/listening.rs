@@ -35,29 +35,12 @@ fn hear(rig: &mut Rig, sandbox: SandboxId, ago_ms: u64) {
     rig.send(Event::Heard(vec![(sandbox, ago_ms)]));
 }
 
-/// A look at what it does: nothing.
-fn look(rig: &mut Rig) {
-    rig.sampling.clear();
-    rig.advance(SAMPLE_MS);
-    // The look that was out when it woke.
-    rig.send(Event::Heard(Vec::new()));
-    let samples = rig.sampling.iter().map(|id| Sample {
-        id: *id,
-        cpu_nanoseconds: 0,
-        memory_bytes: 100,
-        busy: false,
-        packets: Some(0),
-    });
-    let samples = samples.collect();
-    rig.send(Event::Sampled {
-        samples,
-        pressure_permille: 0,
-    });
-}
-
+/// Looks at what it does for so long: nothing.
 fn looks_for(rig: &mut Rig, millis: u64) {
     for _ in 0..=millis / SAMPLE_MS {
-        look(rig);
+        // The look at what came in that was out when it woke.
+        rig.send(Event::Heard(Vec::new()));
+        rig.look(0, |idle| idle);
     }
 }
 

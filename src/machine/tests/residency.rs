@@ -274,19 +274,11 @@ fn look(rig: &mut Rig, cpu_ms: u64, busy: bool) {
 
 /// The same, with packets over its interface.
 fn look_at(rig: &mut Rig, cpu_ms: u64, busy: bool, packets: Option<u64>) {
-    rig.sampling.clear();
-    rig.advance(SAMPLE_MS);
-    let samples = rig.sampling.iter().map(|id| Sample {
-        id: *id,
+    rig.look(0, |idle| Sample {
         cpu_nanoseconds: cpu_ms * 1_000_000,
-        memory_bytes: 100,
         busy,
         packets,
-    });
-    let samples = samples.collect();
-    rig.send(Event::Sampled {
-        samples,
-        pressure_permille: 0,
+        ..idle
     });
 }
 

@@ -5,6 +5,7 @@ use super::store::Store;
 use crate::machine::admission::Rules;
 use crate::machine::event::*;
 use crate::machine::ids::*;
+use crate::machine::limits::SAMPLE_MS;
 use crate::machine::node::Node;
 use crate::machine::record::{Op, Owner, Residency};
 use crate::machine::refusal::Refusal;
@@ -275,6 +276,25 @@ impl Rig {
             self.now = self.now.plus(500);
             self.send(Event::Created(sandbox, Ok(())));
         }
+    }
+
+    /// The next look at what sandboxes use. `found` tells how each differs from one that does nothing; the pressure is in
+    /// thousandths.
+    pub fn look(&mut self, pressure_permille: u32, found: impl Fn(Sample) -> Sample) {
+        self.sampling.clear();
+        self.advance(SAMPLE_MS);
+        let idle = |id: &SandboxId| Sample {
+            id: *id,
+            cpu_nanoseconds: 0,
+            memory_bytes: 100,
+            busy: false,
+            packets: Some(0),
+        };
+        let samples = self.sampling.iter().map(idle).map(found).collect();
+        self.send(Event::Sampled {
+            samples,
+            pressure_permille,
+        });
     }
 
     /// Every freeze that is out succeeds, and those asked for because of it.

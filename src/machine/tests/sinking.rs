@@ -365,19 +365,7 @@ fn when_memory_is_short_and_all_are_frozen_the_longest_asleep_sinks() {
     rig.freeze_all();
     rig.advance(0);
     for _ in 0..2 {
-        rig.advance(SAMPLE_MS);
-        let samples = rig.sampling.iter().map(|id| Sample {
-            id: *id,
-            cpu_nanoseconds: 0,
-            memory_bytes: 100,
-            busy: false,
-            packets: Some(0),
-        });
-        let samples = samples.collect();
-        rig.send(Event::Sampled {
-            samples,
-            pressure_permille: 0,
-        });
+        rig.look(0, |idle| idle);
         rig.freeze_all();
     }
     assert_eq!(rig.checkpointing, [sandbox]);
